@@ -1,0 +1,15 @@
+"""One frozen image codec, adapted to each picture and to whatever will look at it."""
+
+from importlib.metadata import distributions
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# In a checkout's root, `python -m lora_comp.run` finds this folder before the installed package. The compiled _C is
+# then missing unless the install is editable, and tasks/ stands beside the package instead of inside it. So a
+# checkout's package looks for lora_comp.tasks in the checkout's root, and for _C in the installed package.
+_here = Path(__file__).resolve().parent
+if (_here.parent / "csrc" / "bindings.cpp").is_file():
+    __path__.append(str(_here.parent))
+    _installed = (Path(str(d.locate_file("lora_comp"))) for d in distributions(name="lora_comp"))
+    __path__.extend(str(folder) for folder in _installed if any(folder.glob("_C.*")) and folder != _here)
