@@ -1,0 +1,1 @@
+"""What a run showed: rate differences (bdrate), tables (summary), plots, and classic codecs beside it (codecs)."""

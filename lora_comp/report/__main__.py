@@ -1,0 +1,160 @@
+"""`python -m lora_comp.report codecs FOLDER [--codec tic-s] [--out FILE.json]`: classic codecs and ours on a folder."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from lora_comp.data import load_data
+from lora_comp.errors import ImageError, LoraCompError
+from lora_comp.report.bdrate import Point, bd_rate
+from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
+
+QUALITIES = (1, 2, 3, 4)
+Coder = Callable[[Tensor], tuple[int, float]]  # a picture to its bytes and PSNR
+
+console = Console()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one sub-command; returns the exit code: 0, 2 for a mistake in the input, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m lora_comp.report", description="Compare what has been measured.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    codecs = commands.add_parser("codecs", help="JPEG, WebP, AVIF and JPEG 2000 on a folder of pictures")
+    codecs.add_argument("folder", type=Path, help="the pictures")
+    codecs.add_argument("--codec", help="one of our codecs to set beside them, such as tic-s")
+    codecs.add_argument("--out", type=Path, help="JSON file for the curves and the figures of every picture")
+    options = parser.parse_args(arguments)
+    try:
+        compare_codecs(options.folder, options.codec, options.out)
+    except LoraCompError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = None) -> dict:
+    """Print and return the curves of the classic codecs, and of `codec`, over the readable pictures of a folder.
+
+    Returns "pictures" and "skipped" (counts), "curves" (per codec a list of setting, bpp, psnr: means over pictures),
+    "bd_rate" (per codec and anchor, percent), "gain_db" (per point of `codec`, dB above each anchor at equal bpp) and
+    "records" (codec, setting, image, bytes, bpp, psnr). Raises LoraCompError for a folder or codec that is not there.
+    """
+    if out and not out.parent.is_dir():  # said now, not after minutes of coding
+        raise LoraCompError(f"cannot write {out}: there is no folder {out.parent}")
+    data = load_data("folder", path=folder)
+    through: dict[tuple[str, int], Coder] = {
+        (name, setting): partial(measure, name, setting) for name in classic_codecs() for setting in settings(name)}
+    if codec:
+        through |= {(codec, quality): _ours(codec, quality) for quality in QUALITIES}
+    records, skipped = [], 0
+    for i in track(range(len(data)), "coding", console=console, transient=True):
+        try:
+            sample = data[i]
+        except ImageError as error:
+            skipped += 1
+            console.print(f"skipped: {error}", highlight=False, markup=False)
+            continue
+        for (name, setting), code in through.items():
+            size, quality = code(sample.image)
+            bpp = 8 * size / sample.image[0].numel()
+            records.append(
+                {"codec": name, "setting": setting, "image": sample.name, "bytes": size, "bpp": bpp, "psnr": quality})
+    if not records:
+        raise LoraCompError(f"none of the {skipped} pictures in {folder} can be read")
+    curves = _curves(records)
+    points = {name: [(row["bpp"], row["psnr"]) for row in rows] for name, rows in curves.items()}
+    anchors = {name: curve for name, curve in points.items() if name != codec}
+    report = {
+        "pictures": len(data) - skipped, "skipped": skipped, "curves": curves,
+        "bd_rate": {test: {name: bd_rate(anchors[name], curve) for name in anchors} for test, curve in points.items()},
+        "gain_db": gains(points[codec], anchors) if codec else [],
+        "records": records,
+    }
+    if out:
+        _write_json(out, report)
+    _print(report, codec)
+    return report
+
+
+def _ours(name: str, quality: int) -> Coder:
+    import lora_comp as lc
+    codec = lc.load_codec(name, quality=quality)
+
+    def code(picture: Tensor) -> tuple[int, float]:
+        data = lc.encode(picture, codec, None, method="none").data
+        return len(data), psnr(to_bytes(picture), to_bytes(lc.decode(data)))
+    return code
+
+
+def _curves(records: list[dict]) -> dict[str, list[dict]]:
+    """Means over the pictures, per codec a list that follows its settings."""
+    groups: dict[tuple[str, int], list[Point]] = {}
+    for record in records:
+        groups.setdefault((record["codec"], record["setting"]), []).append((record["bpp"], record["psnr"]))
+    curves: dict[str, list[dict]] = {}
+    for (name, setting), points in groups.items():
+        bpp, quality = mean_point(points)
+        curves.setdefault(name, []).append({"setting": setting, "bpp": bpp, "psnr": quality})
+    return curves
+
+
+def _print(report: dict, codec: str | None) -> None:
+    anchors = list(next(iter(report["bd_rate"].values())))
+    table = Table("codec", "setting", "bpp", "PSNR dB", *[f"dB over {name}" for name in anchors if codec],
+                  title=f"means over {report['pictures']} pictures", box=box.SIMPLE_HEAD, padding=0)
+    for name, rows in report["curves"].items():
+        for i, row in enumerate(rows):
+            above = [_signed(report["gain_db"][i][anchor], 2) for anchor in anchors] if name == codec else []
+            table.add_row(name, str(row["setting"]), f"{row['bpp']:.3f}", f"{row['psnr']:.2f}", *above,
+                          end_section=row is rows[-1])
+    console.print(table)
+    differences = Table("BD-rate", *[f"over {name}" for name in anchors], title="rate at equal PSNR, percent",
+                        box=box.SIMPLE_HEAD, padding=0)
+    for name, values in report["bd_rate"].items():
+        differences.add_row(name, *[_signed(values[anchor], 1) for anchor in anchors])
+    console.print(differences)
+    if report["skipped"]:
+        console.print(f"{report['skipped']} unreadable pictures skipped")
+
+
+def _signed(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _finite(value):
+    """The same structure with None for inf and nan, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise LoraCompError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

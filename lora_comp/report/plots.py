@@ -1,0 +1,164 @@
+"""Plots of a run: score over rate, and one picture original, plain and adapted side by side."""
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import ScalarFormatter
+from torch import Tensor
+
+from lora_comp.errors import LoraCompError
+from lora_comp.report.summary import LOWER_IS_BETTER, PLAIN, score_name
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell the lines apart in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LABELS = {
+    "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM", "top1": "top-1 accuracy", "agreement": "agreement with the original",
+    "feature_distance": "feature distance", "score": "score"}
+_TINT = "#555555"
+
+
+def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
+    """Score over rate, a line per method, from the rows of `summary`; the format follows the suffix.
+
+    Beside it the feature distance if the rows have it, else MS-SSIM or PSNR, whichever is not the score.
+    Raises LoraCompError when the file cannot be written.
+    """
+    score = score_name(rows)
+    second = next((name for name in ("feature_distance", "ms_ssim", "psnr")
+                   if name != score and any(name in row for row in rows)), None)
+    panels = [("score", score)] + ([(second, second)] if second else [])
+    figure = Figure(figsize=(5.2 * len(panels), 4.1), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    for i, (key, name) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        _lines(axes, rows, key)
+        label = _LABELS.get(name, name.replace("_", " "))
+        axes.set_ylabel(f"{label}, {'lower' if name in LOWER_IS_BETTER else 'higher'} is better")
+    tasks = ", ".join(dict.fromkeys(f"task {row['task']}, codec {row['codec']}" for row in rows))
+    count = max(row["count"] for row in rows)
+    figure.suptitle(f"{tasks}: mean of {count} picture{'s' if count > 1 else ''}", fontsize=11)
+    _save(figure, path, dpi=150)
+
+
+def _lines(axes: Axes, rows: Sequence[dict], key: str) -> None:
+    """One figure of the rows over rate."""
+    several = len({(row["task"], row["codec"]) for row in rows}) > 1
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        method = "plain codec" if row["method"] == PLAIN else row["method"]
+        name = f"{row['task']} {row['codec']} {method}" if several else method
+        lines.setdefault(name, [])
+        if key in row and math.isfinite(row[key]):
+            lines[name].append((row["bpp"], row[key]))
+    for i, (name, points) in enumerate(lines.items()):
+        if points:
+            axes.plot(*zip(*sorted(points), strict=True), label=name, color=_COLOURS[i % 7], marker=_MARKERS[i % 7],
+                      markersize=6, linewidth=1.8, markeredgecolor="white", markeredgewidth=0.7)
+    values = [value for points in lines.values() for _, value in points]
+    if values and max(values) - min(values) < 1e-3 * max(1e-9, *map(abs, values)):
+        middle = (max(values) + min(values)) / 2  # equal scores would be drawn on a scale of rounding errors
+        axes.set_ylim(middle - 0.05 * max(1, abs(middle)), middle + 0.05 * max(1, abs(middle)))
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.margins(0.1)
+    axes.set_xlabel("rate (bits per pixel)")
+    axes.grid(color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def caption(record: dict, answer: str | None = None) -> str:
+    """What stands under a coded picture: bytes, bpp, PSNR, and the answer of the task network (or the score)."""
+    last = f"answer: {answer}" if answer is not None else f"score {record['score']:.3f}"
+    return f"{record['bytes']:,} bytes, {record['bpp']:.3f} bpp\nPSNR {record['psnr']:.2f} dB\n{last}"
+
+
+def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Sequence[str],
+                 path: str | os.PathLike) -> None:
+    """Original, plain and adapted beside each other, and under the coded ones where they differ from the original.
+
+    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture.
+    Pictures that are much wider than high stand under each other. Raises LoraCompError when the file cannot be written.
+    """
+    shapes = [tuple(picture.shape) for picture in (original, plain, adapted)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3 or len(captions) != 3:
+        raise ValueError(f"three pictures (3, H, W) of one size and three captions are needed, not {shapes}")
+    _, height, width = shapes[0]
+    pictures = [picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+                for picture in (original, plain, adapted)]  # (H, W, 3) each
+    errors = [255 * np.abs(picture - pictures[0]).mean(axis=2) for picture in pictures[1:]]  # (H, W) each
+    brightest = max(1.0, float(np.quantile(errors, 0.995)))  # one scale for both, or they could not be compared
+    titles = ("original", "plain codec", "adapted")
+    cell = _cell_size(height, width)
+    stacked = width > 2 * height
+    layout = _Sheet(cell, columns=2 if stacked else 3, rows=3 if stacked else 2)
+    for i, picture in enumerate(pictures):
+        layout.show(picture, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
+    for i, error in enumerate(errors, start=1):
+        layout.show(error / brightest, *((i, 1) if stacked else (1, i)), f"error, {titles[i]}",
+                    f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more")
+    _save(layout.figure, path, dpi=layout.dpi)
+
+
+def _cell_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width in pixels to show a picture at: whole multiples of small ones, at most 768 of large ones.
+
+    A strip thinner than 1:12 is shown 1:12, or nothing could be seen of it.
+    """
+    longest = max(height, width)
+    scale: float = max(1, 512 // longest) if longest < 768 else 768 / longest
+    shown = max(height * scale, width * scale / 12), max(width * scale, height * scale / 12)
+    return round(shown[0]), round(shown[1])
+
+
+class _Sheet:
+    """A grid of pictures of one size, each with a title above and a caption below, placed to the pixel."""
+
+    dpi = 100
+    gap = 24
+    title = 30
+    text = 72
+
+    def __init__(self, cell: tuple[int, int], columns: int, rows: int):
+        self.cell = cell
+        self.step = max(cell[1], 270) + self.gap  # a caption needs its room under a small picture too
+        self.row = cell[0] + self.title + self.text
+        self.size = (rows * self.row + self.gap, columns * self.step + self.gap)  # (H, W)
+        self.figure = Figure(figsize=(self.size[1] / self.dpi, self.size[0] / self.dpi), dpi=self.dpi)
+
+    def show(self, picture: np.ndarray, row: int, column: int, title: str, caption: str) -> None:
+        height, width = self.size
+        left, top = self.gap + column * self.step, self.gap / 2 + row * self.row + self.title
+        box = (left / width, 1 - (top + self.cell[0]) / height, self.cell[1] / width, self.cell[0] / height)
+        axes = self.figure.add_axes(box)
+        axes.imshow(picture, aspect="auto", vmin=0, vmax=1, cmap="gray", interpolation="auto")
+        axes.set_axis_off()
+        self.figure.text(left / width, 1 - (top - 8) / height, title, fontsize=11, fontweight="bold", va="bottom")
+        letters = (self.step - self.gap) // 8  # of 10 points at 100 dots an inch, on average
+        lines = [textwrap.shorten(line, letters, placeholder="...") for line in caption.splitlines()]
+        self.figure.text(left / width, 1 - (top + self.cell[0] + 8) / height, "\n".join(lines), fontsize=10, va="top",
+                         color=_TINT, linespacing=1.25, parse_math=False)
+
+
+def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
+    """Write the figure; it appears under its name only when it is complete."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    FigureCanvasAgg(figure)
+    try:
+        try:
+            figure.savefig(temporary, dpi=dpi, facecolor="white")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise LoraCompError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,154 @@
+"""The records of a run in a few rows: means per method and rate point, adapted beside plain, and BD-rates.
+
+A record is what `results.json` holds per picture and setting; a row is the mean of the records of one task, codec,
+method and quality.
+"""
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from lora_comp.report.bdrate import bd_rate
+
+PLAIN = "none"
+GROUP = ("task", "codec", "method", "quality")
+# What a record tells that is no figure of merit of the task, in table order where it is shown at all.
+_BOOKKEEPING = (
+    "image", "height", "width", "count", *GROUP, "bytes", "bpp", "psnr", "score", "loss_before", "loss_after",
+    "seconds_encode", "seconds_decode", "label",
+    "file", "bytes_adapter", "adapted", "threads")
+LOWER_IS_BETTER = ("feature_distance",)
+
+
+def summary(records: Sequence[dict]) -> list[dict]:
+    """A row per task, codec, method and quality: `count`, and the mean of every number that its records hold.
+
+    The mean of bpp is the mean over pictures of each one's bpp, as the field reports it. A figure that some records
+    lack (None or absent: a picture without label has no top-1) is the mean over those that have it. Plain rows come
+    first, then methods as they appear, each by rising quality.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in GROUP), []).append(record)
+    methods = [PLAIN, *dict.fromkeys(record["method"] for record in records)]
+    ordered = sorted(groups, key=lambda group: (*group[:2], methods.index(group[2]), group[3]))
+    rows = []
+    for group in ordered:
+        row = dict(zip(GROUP, group, strict=True)) | {"count": len(groups[group])}
+        for key in dict.fromkeys(key for record in groups[group] for key in record):
+            values = [record[key] for record in groups[group] if isinstance(record.get(key), (int, float))]
+            if values and key not in (*GROUP, "height", "width", "label"):
+                row[key] = sum(values) / len(values)
+        rows.append(row)
+    return rows
+
+
+def metric_names(rows: Sequence[dict]) -> list[str]:
+    """The task's own figures in the rows, without the one that is the score (or PSNR) under its own name."""
+    names = dict.fromkeys(key for row in rows for key in row if key not in _BOOKKEEPING)
+    return [name for name in names if name != score_name(rows)]
+
+
+def score_name(rows: Sequence[dict]) -> str:
+    """The figure that equals the score in every row, the first if several do; "score" if none does."""
+    names = dict.fromkeys(key for row in rows for key in row if key == "psnr" or key not in _BOOKKEEPING)
+    return next((name for name in names if all(row.get(name) == row["score"] for row in rows)), "score")
+
+
+def bd_rates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
+    """Per adapting method: BD-rate in percent against the plain codec at equal score, feature distance and PSNR.
+
+    Only those that can be told (see `bd_rate`). The rows must be of one task and one codec.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for name in ("score", *LOWER_IS_BETTER, "psnr"):
+            sign = -1 if name in LOWER_IS_BETTER else 1
+            anchor, test = (
+                [(row["bpp"], sign * row[name]) for row in rows if row["method"] == which and name in row]
+                for which in (PLAIN, method))
+            rate = bd_rate(anchor, test)
+            if method != PLAIN and not math.isnan(rate):
+                found.setdefault(method, {})[name] = rate
+    return found
+
+
+def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
+    """Key, heading and digits of the columns with figures."""
+    score = score_name(rows)
+    columns = [("bytes", "bytes", 0), ("bpp", "bpp", 3)]
+    if score != "psnr":
+        columns.append(("psnr", "PSNR dB", 2))
+    columns.append(("score", {"score": "score", "psnr": "score: PSNR dB"}.get(score, f"score: {_words(score)}"), 3))
+    return columns + [(name, _words(name), 3) for name in metric_names(rows)]
+
+
+def _words(name: str) -> str:
+    return {"ms_ssim": "MS-SSIM", "top1": "top-1", "psnr": "PSNR"}.get(name, name.replace("_", " "))
+
+
+def _cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: plain and adapted under each other at equal quality, with what adaptation changed."""
+    columns = _columns(rows)
+    adapted = any(row["method"] != PLAIN for row in rows)
+    headings = ["quality", "method", *[heading for _, heading, _ in columns]]
+    headings += ["Δ bytes", "Δ score"] if adapted else []
+    plain = {(row["task"], row["codec"], row["quality"]): row for row in rows if row["method"] == PLAIN}
+    several = len({(row["task"], row["codec"]) for row in rows}) > 1
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["task"], row["codec"], row["quality"])):  # stable: plain comes first
+        method = f"{row['task']} {row['codec']} {row['method']}" if several else row["method"]
+        cells = [str(row["quality"]), method]
+        cells += [f"{row[key]:,.{digits}f}" if key in row else "" for key, _, digits in columns]
+        if adapted:
+            cells += _differences(row, plain.get((row["task"], row["codec"], row["quality"])))
+        lines.append(cells)
+    return headings, lines
+
+
+def _differences(row: dict, plain: dict | None) -> list[str]:
+    if plain is None or row["method"] == PLAIN:
+        return ["", ""]
+    return [f"{100 * (row['bytes'] / plain['bytes'] - 1):+.1f} %", f"{row['score'] - plain['score']:+.3f}"]
+
+
+def bd_rate_lines(rows: Sequence[dict]) -> list[str]:
+    """A sentence per method whose BD-rate against the plain codec can be told."""
+    lines = []
+    for task, codec in dict.fromkeys((row["task"], row["codec"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["codec"]) == (task, codec)]
+        score = _words(score_name(own))
+        for method, rates in bd_rates(own).items():
+            told = {("score" if score == "score" else f"score ({score})") if name == "score" else _words(name): rate
+                    for name, rate in rates.items() if not (name == "psnr" and score == "PSNR")}
+            figures = ", ".join(f"{rate:+.1f} % at equal {name}" for name, rate in told.items())
+            lines.append(f"BD-rate of {method} against the plain {codec}, task {task}: {figures}")
+    return lines
+
+
+def _pictures(rows: Sequence[dict]) -> str:
+    fewest, most = min(row["count"] for row in rows), max(row["count"] for row in rows)
+    return f"{most} picture{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} pictures"
+
+
+def table(rows: Sequence[dict]) -> Table:
+    """The rows for the terminal, with the BD-rates under them."""
+    headings, lines = _cells(rows)
+    shown = Table(
+        title=f"means over {_pictures(rows)}", caption="\n".join(bd_rate_lines(rows)) or None, caption_justify="left",
+        box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for i, heading in enumerate(headings):
+        shown.add_column(heading, justify="left" if i == 1 else "right")
+    for i, cells in enumerate(lines):
+        shown.add_row(*cells, end_section=i + 1 < len(lines) and lines[i + 1][0] != cells[0])
+    return shown
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """The rows as a Markdown table, with the BD-rates under it."""
+    headings, lines = _cells(rows)
+    marks = ["---" if i == 1 else "---:" for i in range(len(headings))]
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
+    return "\n\n".join([f"Means over {_pictures(rows)}.", text, *bd_rate_lines(rows)]) + "\n"
