@@ -39,8 +39,11 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DLORA_COMP_CUDA={cuda}",
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build)], check=True)
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run([cmake, "--build", str(build)], check=True)
+        except subprocess.CalledProcessError:
+            raise SystemExit("lora_comp._C could not be built; what CMake says about it stands above") from None
 
 
 packages = find_packages(include=["lora_comp", "lora_comp.*"])

@@ -12,4 +12,4 @@ _here = Path(__file__).resolve().parent
 if (_here.parent / "csrc" / "bindings.cpp").is_file():
     __path__.append(str(_here.parent))
     _installed = (Path(str(d.locate_file("lora_comp"))) for d in distributions(name="lora_comp"))
-    __path__.extend(str(folder) for folder in _installed if any(folder.glob("_C.*")) and folder != _here)
+    __path__.extend(str(folder) for folder in _installed if any(folder.glob("_C.*.so")) and folder != _here)

@@ -18,6 +18,8 @@ The stream holds no count and no tables: the decoder must be given the same inde
 BitstreamError or returns other symbols.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,6 +29,7 @@ except ImportError as error:
     raise ImportError(f"lora_comp's compiled part is missing ({error}): run `pip install .` in the checkout") from None
 
 _INT32 = np.iinfo(np.int32)
+_Ints: TypeAlias = npt.NDArray[np.int32]
 
 
 def encode(
@@ -73,11 +76,11 @@ def decode(
     """
     indexes = _int32("indexes", indexes)
     symbols = np.empty(indexes.shape, np.int32)
-    _C.rans_decode(bytes(data), indexes, *_tables(cdfs, sizes, offsets), symbols)
+    _C.rans_decode(data, indexes, *_tables(cdfs, sizes, offsets), symbols)
     return symbols
 
 
-def _tables(cdfs: npt.ArrayLike, sizes: npt.ArrayLike, offsets: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], ...]:
+def _tables(cdfs: npt.ArrayLike, sizes: npt.ArrayLike, offsets: npt.ArrayLike) -> tuple[_Ints, _Ints, _Ints]:
     cdfs, sizes, offsets = _int32("cdfs", cdfs), _int32("sizes", sizes), _int32("offsets", offsets)
     if cdfs.ndim != 2 or sizes.shape != cdfs.shape[:1] or offsets.shape != cdfs.shape[:1]:
         raise ValueError(
@@ -87,7 +90,7 @@ def _tables(cdfs: npt.ArrayLike, sizes: npt.ArrayLike, offsets: npt.ArrayLike) -
     return cdfs, sizes, offsets
 
 
-def _int32(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+def _int32(name: str, values: npt.ArrayLike) -> _Ints:
     array = np.asarray(values)
     if array.dtype == np.int32:
         return np.ascontiguousarray(array).reshape(array.shape)

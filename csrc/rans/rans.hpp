@@ -17,7 +17,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace lora_comp::rans {
 
