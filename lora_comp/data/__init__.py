@@ -1,0 +1,58 @@
+"""Pictures to compress, with what is known about them: generated scenes, bundled photographs, a user's folders."""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from lora_comp.data.folders import Folder, ImageNet, Photos
+from lora_comp.data.images import read_image, write_image
+from lora_comp.data.sample import Sample
+from lora_comp.data.scenes import Scenes
+from lora_comp.errors import LoraCompError
+
+__all__ = ["Dataset", "Folder", "ImageNet", "Photos", "Sample", "Scenes", "load_data", "read_image", "write_image"]
+
+
+class Dataset(Protocol):
+    """A sequence of samples. `d[i]` raises ImageError when picture i cannot be read; the others stay readable."""
+
+    name: str
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+_DATASETS: dict[str, Callable[..., Dataset]] = {
+    "scenes": Scenes, "photos": Photos, "folder": Folder, "imagenet": ImageNet,
+}
+
+
+def load_data(name: str, path: str | os.PathLike | None = None, split: str = "val", limit: int | None = None,
+              **options) -> Dataset:
+    """A data set by name: "scenes", "photos", "folder" (needs `path`) or "imagenet" (needs `path`).
+
+    split: "train", "val" or "test"; "photos" has none and ignores it. limit: at most so many pictures; of files these
+    are spread evenly over the whole set, so that every class keeps its share. options: `size` and `seed` of "scenes".
+
+    Raises LoraCompError for an unknown name or option, and for a missing or empty folder.
+    """
+    if name not in _DATASETS:
+        raise LoraCompError(f"unknown data set {name!r}; known are {', '.join(_DATASETS)}")
+    if limit is not None and limit < 1:
+        raise LoraCompError(f"limit must be at least 1, not {limit}")
+    if options and name != "scenes":
+        raise LoraCompError(f"the data set {name!r} takes no {', '.join(options)}")
+    if name in ("folder", "imagenet"):
+        if path is None:
+            raise LoraCompError(f"the data set {name!r} needs the path of its folder (data.path=FOLDER)")
+        return _DATASETS[name](path, split=split, limit=limit)
+    if path is not None:
+        raise LoraCompError(f"the data set {name!r} takes no path; to read a folder use 'folder'")
+    if name == "photos":
+        return Photos(limit=limit)
+    unknown = sorted(set(options) - {"size", "seed"})
+    if unknown:
+        raise LoraCompError(f"the data set 'scenes' takes size and seed, not {', '.join(unknown)}")
+    return Scenes(split=split, **({} if limit is None else {"count": limit}), **options)

@@ -1,0 +1,103 @@
+"""Pictures that exist already: a user's folder, ImageNet, and the photographs that scikit-image ships."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+
+from lora_comp.data.images import read_image
+from lora_comp.data.sample import Sample
+from lora_comp.errors import LoraCompError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+
+# In scikit-image's wheel, so they load without a network; `shepp_logan`, `retina` and the like are no photographs.
+PHOTOS = ("astronaut", "brick", "camera", "chelsea", "clock", "coffee", "coins", "grass", "gravel",
+          "hubble_deep_field", "moon", "rocket", "stereo_motorcycle")
+
+
+def photograph(name: str) -> np.ndarray:
+    """One of scikit-image's bundled photographs, uint8 (H, W, 3)."""
+    picture = getattr(skimage.data, name)()
+    picture = picture[0] if isinstance(picture, tuple) else picture  # a stereo pair: the left one
+    return np.ascontiguousarray(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2))
+
+
+def _spread(items: list, limit: int | None) -> list:
+    """At most `limit` items, evenly spaced: the first ones of a sorted folder would all be of one class."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _pictures_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*")
+                  if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+
+
+class Folder:
+    """A folder of pictures.
+
+    With sub-folders that hold pictures, each is a class (ImageFolder's layout) and labels follow their sorted names.
+    Without, the labels are None. Where `path` has a sub-folder called like the split, that one is read.
+    Raises LoraCompError when the folder is missing or holds no picture.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
+        root = Path(path)
+        if not root.is_dir():
+            raise LoraCompError(f"{root} is not a folder; give the folder that holds the pictures")
+        if (root / split).is_dir():
+            root = root / split
+        self.name = root.name if root.name != split else root.parent.name
+        self.root = root
+        by_class = {folder.name: _pictures_under(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+        by_class = {name: paths for name, paths in by_class.items() if paths}
+        loose = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        if loose and by_class:
+            raise LoraCompError(f"{root} holds pictures both beside and inside sub-folders; sub-folders are classes, "
+                                "so move the loose pictures into one")
+        self.classes = list(by_class)
+        files: list[tuple[Path, int | None]] = [(path, None) for path in loose]
+        files += [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
+        if not files:
+            raise LoraCompError(f"{root} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        self.files = _spread(files, limit)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.files[index]
+        return Sample(path.relative_to(self.root).as_posix(), read_image(path), label)
+
+
+class ImageNet(Folder):
+    """ILSVRC 2012 in its usual layout, ROOT/val/<wnid>/*.JPEG; class index by sorted wnid, as torchvision counts."""
+
+    def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
+        if not (Path(path) / split).is_dir():
+            raise LoraCompError(f"{path} has no folder {split!r}; ImageNet's layout is {path}/{split}/<wnid>/*.JPEG")
+        super().__init__(path, split, limit)
+        self.name = "imagenet"
+        if not self.classes:
+            raise LoraCompError(f"{self.root} has no class folders; sort its pictures into {self.root}/<wnid>/")
+
+
+class Photos:
+    """scikit-image's bundled photographs, as they are and without labels."""
+
+    def __init__(self, limit: int | None = None):
+        self.name = "photos"
+        self.classes: list[str] = []
+        self.names = _spread(list(PHOTOS), limit)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        picture = photograph(name).astype(np.float32).transpose(2, 0, 1) / 255
+        return Sample(name, torch.from_numpy(np.ascontiguousarray(picture)))

@@ -1,0 +1,30 @@
+"""One picture and what is known about it."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its annotations; those that a data set does not know are None or empty.
+
+    name: unique in the data set, "/"-separated where pictures lie in folders
+    image: float32 (3, H, W) in [0, 1]
+    label: the class of the picture, an index into the data set's `classes`, or None
+    boxes: float32 (n, 4), x1 y1 x2 y2 in pixels, right and lower edge exclusive, of the n objects
+    labels: int64 (n,), classes of the objects
+    masks: bool (n, H, W), the visible pixels of each object
+    """
+
+    name: str
+    image: Tensor
+    label: int | None = None
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    masks: Tensor | None = None
+
+    def __post_init__(self):
+        if self.masks is None:
+            object.__setattr__(self, "masks", torch.zeros(0, *self.image.shape[1:], dtype=torch.bool))

@@ -1,0 +1,192 @@
+"""`scenes`: pictures made from a seed, with exact labels, boxes and masks, for classification, detection, segmentation.
+
+A scene is a photograph as background, one dominant object of twelve kinds that gives the picture its label, and up to
+four smaller objects of other kinds. An object is filled with another photograph, tinted to stand out from the
+background by a little or a lot. Light, scale, rotation, blur and noise vary. Objects that stand out by a little, and
+kinds that differ only in their outline's detail, are what heavy compression loses.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from lora_comp.data.folders import photograph
+from lora_comp.data.sample import Sample
+from lora_comp.data.shapes import KINDS, OUTLINES, coverage
+from lora_comp.errors import LoraCompError
+
+# PNGs only: their pixels are the same on every machine, a JPEG's depend on the decoder.
+TEXTURES = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "stereo_motorcycle")
+SPLITS = ("train", "val", "test")
+ODD = (161, 351)  # range of each side when size="odd"
+MAX_LESSER = 4
+
+
+@dataclass
+class _Object:
+    """One object placed in a scene: its kind, and its coverage of the pixels from (top, left) on."""
+
+    kind: int
+    top: int
+    left: int
+    alpha: np.ndarray  # (h, w) float32 in [0, 1]
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        height, width = self.alpha.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+@cache
+def _texture(name: str) -> Image.Image:
+    return Image.fromarray(photograph(name))
+
+
+def _crop(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
+    """A random part of a random photograph, resampled to (height, width, 3), float32 in [0, 1]."""
+    texture = _texture(TEXTURES[rng.randint(len(TEXTURES))])
+    zoom = min(texture.width / width, texture.height / height, 2.0) * rng.uniform(0.45, 1.0)
+    left = rng.uniform(0, texture.width - width * zoom)
+    top = rng.uniform(0, texture.height - height * zoom)
+    box = (left, top, left + width * zoom, top + height * zoom)
+    part = np.asarray(texture.resize((width, height), Image.Resampling.BILINEAR, box))
+    part = part[:, ::-1] if rng.randint(2) else part
+    return part.astype(np.float32) / 255
+
+
+def _place(rng: np.random.RandomState, kind: int, centre: np.ndarray, radius: float, height: int,
+           width: int) -> _Object:
+    """An object of a kind, turned and slightly squeezed at random; what lies outside the picture is cut off."""
+    angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
+    cos, sin = np.cos(angle) * radius, np.sin(angle) * radius
+    turn = np.array([[cos, sin], [-sin, cos]]) * np.array([[1.0], [squeeze]])
+    points = [outline @ turn + centre for outline in OUTLINES[KINDS[kind]]]
+    low = np.floor(points[0].min(axis=0)).clip(0).astype(int)
+    high = np.ceil(points[0].max(axis=0)).clip(None, (width, height)).astype(int)
+    if (high - low).min() < 1:
+        return _Object(kind, 0, 0, np.zeros((1, 1), np.float32))
+    alpha = coverage([p - low for p in points], high[1] - low[1], high[0] - low[0])
+    return _Object(kind, int(low[1]), int(low[0]), alpha)
+
+
+def _arrange(rng: np.random.RandomState, label: int, height: int, width: int) -> list[_Object]:
+    """The objects of a scene, the lowest first. The dominant one is on top, the largest, and wholly inside."""
+    side = min(height, width)
+    radius = side * rng.uniform(0.14, 0.32)
+    size = np.array([width, height])
+    centre = rng.uniform(1.15 * radius, size - 1.15 * radius)
+    others = rng.permutation([kind for kind in range(len(KINDS)) if kind != label])[:rng.randint(MAX_LESSER + 1)]
+    objects = []
+    for kind in others:
+        spot = rng.uniform(0.05, 0.95, size=(6, 2)) * size
+        spot = spot[np.argmax(((spot - centre) ** 2).sum(axis=1))]
+        objects.append(_place(rng, int(kind), spot, radius * rng.uniform(0.3, 0.55), height, width))
+    return [*objects, _place(rng, label, centre, radius, height, width)]
+
+
+def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[_Object], np.ndarray]:
+    """The objects that show (at least 12 pixels and a third of themselves), and their visible masks (n, H, W).
+
+    The others are left out of the scene, so that there is nothing in the picture that the annotations do not name.
+    """
+    while True:
+        covered = np.zeros((height, width), bool)
+        kept, masks = [], []
+        for item in reversed(objects):
+            mask = np.zeros((height, width), bool)
+            mask[item.window] = item.alpha >= 0.5
+            whole = mask.sum()
+            mask &= ~covered
+            covered |= mask
+            if mask.sum() >= max(12, whole / 3):
+                kept.append(item)
+                masks.append(mask)
+        if len(kept) == len(objects):
+            return kept[::-1], np.stack(masks[::-1])
+        objects = kept[::-1]
+
+
+def _paint(rng: np.random.RandomState, picture: np.ndarray, item: _Object) -> None:
+    """Fill an object with a tinted photograph whose mean differs from what it covers by a random amount."""
+    height, width = item.alpha.shape
+    under = picture[item.window]
+    fill = _crop(rng, height, width)
+    direction = rng.uniform(-1, 1, size=3)
+    step = direction / np.abs(direction).max() * rng.uniform(0.08, 0.32)
+    colour = under.mean(axis=(0, 1)) + step
+    colour = np.where((colour < 0.05) | (colour > 0.95), colour - 2 * step, colour)  # turn back from black and white
+    fill = (fill - fill.mean(axis=(0, 1))) * rng.uniform(0.15, 0.75) + colour
+    under += item.alpha[..., None] * (fill.astype(np.float32) - under)
+
+
+def _finish(rng: np.random.RandomState, picture: np.ndarray) -> np.ndarray:
+    """Uneven coloured light, blur and noise; float32 (H, W, 3) to uint8."""
+    height, width, _ = picture.shape
+    slope = rng.uniform(-0.3, 0.3, size=2)
+    light = (1 + slope[0] * np.linspace(-1, 1, height)[:, None] + slope[1] * np.linspace(-1, 1, width))
+    tint = rng.uniform(0.7, 1.15) * rng.uniform(0.9, 1.1, size=3)
+    picture = picture * light[..., None].astype(np.float32) * tint.astype(np.float32)
+    picture = np.clip(picture * 255, 0, 255).astype(np.uint8)
+    if rng.randint(2):
+        blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
+        picture = np.asarray(blurred)
+    noise = np.frombuffer(rng.bytes(2 * picture.size), np.uint8).reshape(2, *picture.shape)
+    noise = noise[0].astype(np.float32) + noise[1] - 255  # triangular, standard deviation 104
+    return np.clip(picture + noise * np.float32(rng.uniform(0, 6) / 104), 0, 255).round().astype(np.uint8)
+
+
+class Scenes:
+    """A sequence of generated scenes; scene i depends on seed, split and i alone, on any machine and in any process.
+
+    split: "train", "val" or "test", whose scenes differ (the photographs behind them are the same eight).
+    size: the side, or (height, width), at least 32; or "odd": each side drawn between 161 and 351.
+    seed: from 0 to 2**32 - 1.
+
+    Each sample has `label` (the dominant object's kind), and of all objects, the dominant one last, `boxes`, `labels`
+    and `masks` (visible pixels; boxes are those of the masks).
+    """
+
+    def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 256, seed: int = 0):
+        if split not in SPLITS:
+            raise LoraCompError(f"unknown split {split!r} of scenes; known are {', '.join(SPLITS)}")
+        self.name, self.classes = "scenes", list(KINDS)
+        self.split, self.count, self.seed = split, count, seed
+        self.size: tuple[int, int] | None = None
+        if size != "odd":
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
+                raise LoraCompError(f"the size of scenes is a side or (height, width) from 32 on, or 'odd', not {size}")
+            self.size = sides
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        # RandomState, because numpy promises that its numbers never change.
+        rng = np.random.RandomState([self.seed, SPLITS.index(self.split), index])
+        height, width = self.size or tuple(int(side) for side in rng.randint(ODD[0], ODD[1] + 1, size=2))
+        label = int(rng.randint(len(KINDS)))
+        objects, masks = _visible(_arrange(rng, label, height, width), height, width)
+        picture = _crop(rng, height, width) * np.float32(rng.uniform(0.6, 1.0)) + np.float32(rng.uniform(0, 0.2))
+        for item in objects:
+            _paint(rng, picture, item)
+        pixels = np.ascontiguousarray(_finish(rng, picture).transpose(2, 0, 1))
+        return Sample(
+            name=f"scene-{self.split}-{self.seed}-{index:06d}",
+            image=torch.from_numpy(pixels).float() / 255,
+            label=label,
+            boxes=torch.from_numpy(np.stack([_box(mask) for mask in masks])),
+            labels=torch.tensor([item.kind for item in objects]),
+            masks=torch.from_numpy(masks),
+        )
+
+
+def _box(mask: np.ndarray) -> np.ndarray:
+    """The smallest box x1, y1, x2, y2 around a mask, right and lower edge exclusive."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
