@@ -1,0 +1,37 @@
+"""What must survive compression: one file per task.
+
+A task has
+    name                            str
+    key                             name and network, by which pre-trained adapters are found: "cls-scenes"
+    metrics                         names of what it measures, the score first; higher is better for the score
+    to(device)                      itself, its network moved
+    targets(original)               what is kept of the originals (B, 3, H, W), computed once, without gradient
+    distortion(decoded, targets)    (B,), differentiable in decoded (B, 3, H, W)
+    loss(decoded, original)         scalar, the mean of the distortion
+    weight(quality)                 float: the objective of a picture is weight(quality) * distortion + bpp
+    answer(picture)                 what the network says of (3, H, W) in a word or two, or None
+    measure(decoded, sample)        metric -> float, for one decoded picture (3, H, W) in [0, 1]; "score" is always
+                                    among them
+"""
+
+import inspect
+
+from lora_comp.errors import LoraCompError
+from lora_comp.tasks.cls import Classification
+from lora_comp.tasks.human import Human
+
+TASKS = {"human": Human, "cls": Classification}
+
+
+def load_task(name: str, **options) -> Human | Classification:
+    """A task by name, ready to use: "human" or "cls" (options network, weights).
+
+    Raises LoraCompError for an unknown task, option or network.
+    """
+    if name not in TASKS:
+        raise LoraCompError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
+    known = list(inspect.signature(TASKS[name]).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise LoraCompError(f"the task {name!r} takes {' and '.join(known) or 'no options'}, not {', '.join(unknown)}")
+    return TASKS[name](**options)

@@ -1,0 +1,84 @@
+"""For a classifier: distance between the features of the decoded and the original picture.
+
+After LoRA_comp (CVPR 2025): the mean over the network's stages of the squared error between features, weighted by
+1000 lambda against bits per pixel.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+from lora_comp.data.sample import Sample
+from lora_comp.networks import load_network
+from lora_comp.tasks.rate import rate_lambda
+
+LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006)
+PUBLISHED = "torchvision/resnet50"  # the network for which the lambdas were published
+
+# Other networks' features have other magnitudes. Their errors are divided by the stages' variances and multiplied by
+# this, so that weight x distortion is of the order of bpp at the usual rate points, as it is with the published one.
+SCALE = 1.0
+
+
+class Classification:
+    """Distortion is the feature distance; the score is top-1 where a label is known, else agreement with the network's
+    own answer on the original.
+
+    network, weights: as for `lora_comp.networks.load_network`. Labels count only if they index the network's classes.
+    """
+
+    name = "cls"
+    metrics = ("score", "agreement", "feature_distance")
+
+    def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
+        self.network = load_network(network, weights)
+        self.key = f"cls-{network}"
+        self.published = network == PUBLISHED and weights == "default"
+
+    def to(self, device: torch.device) -> "Classification":
+        self.network.to(device)
+        return self
+
+    def targets(self, original: Tensor) -> list[Tensor]:
+        """The features of the originals at each stage."""
+        with torch.no_grad():
+            return self.network.stages(original)
+
+    def _distance(self, features: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """Mean over the stages of the squared error, in units of the stage's variance: (B,)."""
+        total = torch.zeros(len(targets[0]), device=targets[0].device)  # (B,)
+        for stage, (feature, target) in enumerate(zip(features, targets, strict=True)):
+            error = (feature - target).square().flatten(1).mean(dim=1)  # (B,)
+            if not self.published:
+                known = self.network.stage_variance
+                variance = known[stage] if known else target.flatten(1).var(dim=1).clamp_min(1e-8)
+                error = error * SCALE / variance
+            total = total + error / len(targets)
+        return total
+
+    def distortion(self, decoded: Tensor, targets: list[Tensor]) -> Tensor:
+        return self._distance(self.network.stages(decoded.clamp(0, 1)), targets)
+
+    def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
+        return self.distortion(decoded, self.targets(original)).mean()
+
+    @torch.no_grad()
+    def answer(self, picture: Tensor) -> str:
+        """What the network sees in a picture (3, H, W): the name of its first class, or its number."""
+        index = int(self.network(picture[None]).argmax())
+        return self.network.classes[index] if self.network.classes else f"class {index}"
+
+    def weight(self, quality: int) -> float:
+        return 1000 * rate_lambda(LAMBDAS, quality)
+
+    @torch.no_grad()
+    def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
+        pair = torch.stack([decoded.clamp(0, 1), sample.image])
+        stages, logits = self.network.stages_and_logits(pair)
+        answer, answer_on_original = logits.argmax(dim=1).tolist()
+        distance = self._distance([stage[:1] for stage in stages], [stage[1:] for stage in stages])
+        measured = {"agreement": float(answer == answer_on_original), "feature_distance": float(distance)}
+        if sample.label is not None:
+            measured["top1"] = float(answer == sample.label)
+        return {"score": measured.get("top1", measured["agreement"]), **measured}

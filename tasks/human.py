@@ -1,0 +1,57 @@
+"""For a person's eyes: squared error, told as PSNR and MS-SSIM."""
+
+import torch
+from pytorch_msssim import ms_ssim
+from torch import Tensor
+
+from lora_comp.data.sample import Sample
+from lora_comp.tasks.rate import rate_lambda
+
+LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # CompressAI's for MSE in 8-bit units
+MS_SSIM_SIDE = 161  # the least that its five scales with a window of 11 can measure
+
+
+def psnr(decoded: Tensor, original: Tensor) -> float:
+    """In dB, of pictures (3, H, W) in [0, 1]; 100 where they are the same to within 1e-5."""
+    return float(-10 * torch.log10((decoded - original).square().mean().clamp_min(1e-10)))
+
+
+def multi_scale_ssim(decoded: Tensor, original: Tensor) -> float:
+    """MS-SSIM of pictures (3, H, W) in [0, 1].
+
+    Where a side is below 161, pixels are repeated along it, as often as the five scales need; such values tell smaller
+    pictures apart, but do not compare with those of larger ones.
+    """
+    rows, columns = (-(-MS_SSIM_SIDE // side) for side in original.shape[1:])
+    pair = torch.stack([decoded, original]).repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+    return float(ms_ssim(pair[:1], pair[1:], data_range=1.0))
+
+
+class Human:
+    """Distortion is the mean squared error in [0, 1]; the score is PSNR in dB."""
+
+    name = key = "human"
+    metrics = ("psnr", "ms_ssim")
+
+    def to(self, device: torch.device) -> "Human":
+        return self
+
+    def targets(self, original: Tensor) -> Tensor:
+        return original.detach()
+
+    def distortion(self, decoded: Tensor, targets: Tensor) -> Tensor:
+        return (decoded - targets).square().mean(dim=(1, 2, 3))
+
+    def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
+        return self.distortion(decoded, self.targets(original)).mean()
+
+    def weight(self, quality: int) -> float:
+        return 255 ** 2 * rate_lambda(LAMBDAS, quality)
+
+    def answer(self, picture: Tensor) -> None:
+        """A person is not asked."""
+
+    def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
+        decoded = decoded.detach().clamp(0, 1)
+        value = psnr(decoded, sample.image)
+        return {"score": value, "psnr": value, "ms_ssim": multi_scale_ssim(decoded, sample.image)}
