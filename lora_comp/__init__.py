@@ -1,5 +1,6 @@
 """One frozen image codec, adapted to each picture and to whatever will look at it."""
 
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -13,3 +14,20 @@ if (_here.parent / "csrc" / "bindings.cpp").is_file():
     __path__.append(str(_here.parent))
     _installed = (Path(str(d.locate_file("lora_comp"))) for d in distributions(name="lora_comp"))
     __path__.extend(str(folder) for folder in _installed if any(folder.glob("_C.*.so")) and folder != _here)
+
+_EXPORTS = {
+    "load_codec": "codecs", "load_task": "tasks", "load_data": "data", "load_method": "methods", "encode": "api",
+    "decode": "api", "info": "api", "from_reference": "reference", "LoraCompError": "errors",
+    "BitstreamError": "errors", "ImageError": "errors",
+}
+_MODULES = ("ops", "rans", "bitstream", "zoo")
+__all__ = [*_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str):
+    """The public names, imported when they are first used: `lora-comp info` need not wait for torch."""
+    if name in _EXPORTS:
+        return getattr(import_module(f"lora_comp.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"lora_comp.{name}")
+    raise AttributeError(f"module 'lora_comp' has no attribute {name!r}")

@@ -1,0 +1,63 @@
+"""The backbones by name, and how a frozen one is loaded."""
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lora_comp.codecs.tic import TIC
+from lora_comp.entropy.tables import bottleneck_tables, gaussian_tables
+from lora_comp.errors import LoraCompError
+from lora_comp.zoo import codec_path, read_weights
+
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "tic": TIC,
+    "tic-s": partial(TIC, N=64, M=96, depths=(0, 2, 4, 2), heads=(4, 4, 4, 6), hyper_heads=4),
+}
+QUALITIES = (1, 2, 3, 4)
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """A new codec with seeded random weights, in training mode. Raises LoraCompError for an unknown name."""
+    if name not in ARCHITECTURES:
+        raise LoraCompError(f"there is no codec {name!r}; known are {', '.join(ARCHITECTURES)}")
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return ARCHITECTURES[name]().to(memory_format=torch.channels_last)
+
+
+def load_codec(name: str, quality: int, weights: str | Path | None = "default") -> nn.Module:
+    """A frozen codec in evaluation mode, with attributes `name`, `quality` and `hash` (4 bytes, of its weights).
+
+    Args:
+        name: "tic-s" or "tic".
+        quality: rate point, 1 (fewest bits) to 4.
+        weights: "default" for those that ship, a path to a safetensors file, or None for seeded random ones.
+    Raises:
+        LoraCompError: unknown name or quality, or weights that are missing or do not fit.
+    """
+    if quality not in QUALITIES:
+        raise LoraCompError(f"quality must be {QUALITIES[0]} to {QUALITIES[-1]}, not {quality}")
+    codec = build(name)
+    if weights is not None:
+        path = codec_path(name, quality) if weights == "default" else Path(weights)
+        state, _ = read_weights(path, f"codec {name} quality {quality}")
+        missing, unexpected = codec.load_state_dict(state, strict=False)
+        missing = [key for key in missing if key in dict(codec.named_parameters())]
+        if missing or unexpected:
+            raise LoraCompError(f"{path} does not hold the weights of {name}: see {(missing + unexpected)[0]}")
+    codec.eval().requires_grad_(False)
+    codec.name, codec.quality, codec.hash = name, quality, weights_hash(codec)
+    return codec
+
+
+def weights_hash(codec: nn.Module) -> bytes:
+    """The start of the SHA-256 of a codec's parameters and of the tables its files are coded with: 4 bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(codec.named_parameters()):
+        digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())
+    for table in (*bottleneck_tables(codec.entropy_bottleneck), *gaussian_tables()):
+        digest.update(table.tobytes())
+    return digest.digest()[:4]

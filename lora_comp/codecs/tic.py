@@ -1,0 +1,96 @@
+"""TIC with a mean-scale hyperprior: the base codec of TransTIC and of LoRA_comp.
+
+Lu et al., "Transformer-based Image Compression", DCC 2022; the variant without a context model is that of Chen et al.,
+"TransTIC: Transferring Transformer-based Image Compression from Human Perception to Machine Perception", ICCV 2023.
+
+    x (B, 3, H, W) --g_a--> y (B, M, H/16, W/16) --h_a--> z (B, N, H/64, W/64)
+    z_hat = round(z) --h_s--> scales, means          y_hat = round(y - means) + means --g_s--> x_hat (B, 3, H, W)
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lora_comp.codecs.swin import RSTB, init_weights
+from lora_comp.entropy.models import (
+    GDN, EntropyBottleneck, add_noise, bottleneck_likelihood, gaussian_likelihood, round_ste)
+
+STRIDE = 64  # pixels of the picture to a position of z, along each side
+
+
+def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2)
+
+
+def deconv(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, output_padding=1, padding=kernel // 2)
+
+
+class TIC(nn.Module):
+    """The transforms g_a, g_s, h_a, h_s and the probability models of y and z.
+
+    Args:
+        N: channels of the transforms and of z.
+        M: channels of y.
+        depths: Swin blocks at strides 2, 4, 8, 16 of g_a (g_s mirrors them). A stage of depth 0 is a GDN layer
+            (Balle et al., ICLR 2017), lest two convolutions meet with nothing between them.
+        heads: attention heads at the same strides.
+        hyper_heads: attention heads in h_a and h_s, whose stages hold two blocks each.
+    """
+
+    def __init__(
+        self, N: int = 128, M: int = 192, depths: Sequence[int] = (2, 4, 6, 2), heads: Sequence[int] = (8, 8, 8, 16),
+        hyper_heads: int = 16,
+    ):
+        super().__init__()
+        self.N, self.M = N, M
+        dims = (N, N, N, M)
+
+        def stage(i: int, inverse: bool = False) -> nn.Module:
+            if depths[i] == 0:
+                return GDN(dims[i], inverse=inverse)
+            return RSTB(dims[i], depths[i], heads[i], window=8, shifts=True)
+
+        self.g_a = nn.Sequential(
+            conv(3, N, 5), stage(0), conv(N, N, 3), stage(1), conv(N, N, 3), stage(2), conv(N, M, 3), stage(3))
+        self.g_s = nn.Sequential(
+            stage(3), deconv(M, N, 3), stage(2), deconv(N, N, 3), stage(1), deconv(N, N, 3), stage(0, inverse=True),
+            deconv(N, 3, 5))
+        hyper = dict(dim=N, depth=2, heads=hyper_heads, window=4)
+        self.h_a = nn.Sequential(
+            conv(M, N, 3), RSTB(**hyper, shifts=True), conv(N, N, 3), RSTB(**hyper, shifts=False))
+        self.h_s = nn.Sequential(
+            RSTB(**hyper, shifts=False), deconv(N, N, 3), RSTB(**hyper, shifts=True), deconv(N, 2 * M, 3))
+        self.entropy_bottleneck = EntropyBottleneck(N)
+        self.apply(init_weights)
+
+    def forward(self, x: Tensor) -> dict:
+        """Code a picture without making a file.
+
+        x is (B, 3, H, W), H and W multiples of 64. y and z are rounded, with straight-through gradients; in training
+        mode their likelihoods are taken under uniform noise instead (Minnen and Singh, "Channel-wise Autoregressive
+        Entropy Models", ICIP 2020).
+        Returns x_hat, y, z, y_hat, z_hat, scales, means and likelihoods {y, z}; nothing is clamped.
+        """
+        if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
+            raise ValueError(f"the sides of x must be multiples of {STRIDE}, not {tuple(x.shape)}")
+        y = self.g_a(x.contiguous(memory_format=torch.channels_last)).float()  # (B, M, H/16, W/16)
+        z = self.h_a(y).float()  # (B, N, H/64, W/64)
+        medians = self.medians[:, None, None]
+        z_hat = round_ste(z - medians) + medians
+        scales, means = self.h_s(z_hat).float().chunk(2, 1)
+        y_hat = round_ste(y - means) + means
+        noisy = self.training
+        likelihoods = {
+            "y": gaussian_likelihood(add_noise(y) if noisy else y_hat, scales, means),
+            "z": bottleneck_likelihood(self.entropy_bottleneck, add_noise(z) if noisy else z_hat),
+        }
+        return {
+            "x_hat": self.g_s(y_hat), "y": y, "z": z, "y_hat": y_hat, "z_hat": z_hat, "scales": scales, "means": means,
+            "likelihoods": likelihoods,
+        }
+
+    @property
+    def medians(self) -> Tensor:
+        """The values that z is rounded about: (N,)."""
+        return self.entropy_bottleneck.quantiles[:, 0, 1].detach()

@@ -1,0 +1,193 @@
+"""SVD-LoRA test-time fine-tuning, and plain LoRA beside it.
+
+"Test-Time Fine-Tuning of Image Compression Models for Multi-Task Adaptability", CVPR 2025: every attention layer W of
+g_a and g_s becomes W + (alpha / r) U diag(S) V^T (`ops.svd_lora`). Before shipping all of U, S and V are trained for a
+task. For each picture the encoder trains all of its own and only S of the decoder; the file carries the decoder's
+change of S. Plain LoRA (Hu et al., ICLR 2022) keeps S at 1, and its U and V travel.
+"""
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lora_comp import ops
+from lora_comp.codecs.swin import SwinBlock
+from lora_comp.entropy import deltas
+from lora_comp.errors import BitstreamError, LoraCompError
+
+SEEDED = 0  # first byte of the identity of an adapter that is made from a seed; the other three tell how
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to a codec before any picture is seen: pre-trained, or made from a seed.
+
+    `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r).
+    """
+
+    tensors: Mapping[str, Tensor]
+    rank: int
+    alpha: float
+    identity: bytes  # four bytes by which a file names its adapter
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def layers(codec: nn.Module, mlp: bool = False) -> dict[str, nn.Linear]:
+    """The linear layers that are adapted, by name: qkv and proj of every Swin block of g_a and g_s."""
+    found = {}
+    for side in ("g_a", "g_s"):
+        for name, block in codec.get_submodule(side).named_modules(prefix=side):
+            if isinstance(block, SwinBlock):
+                found[f"{name}.attn.qkv"], found[f"{name}.attn.proj"] = block.attn.qkv, block.attn.proj
+                if mlp:
+                    found[f"{name}.mlp.fc1"], found[f"{name}.mlp.fc2"] = block.mlp.fc1, block.mlp.fc2
+    return found
+
+
+def seeded(codec: nn.Module, method: str, rank: int = 4, alpha: int = 8, mlp: bool = False, seed: int = 0) -> Adapter:
+    """An adapter that changes nothing yet: columns of signs of unit length, the same on every machine.
+
+    SVD-LoRA starts from S = 0, plain LoRA from S = 1 and U = 0. Raises LoraCompError for a rank outside 1 to 255.
+    """
+    if not (1 <= rank <= 255 and 1 <= alpha <= 255 and 0 <= seed <= 127):
+        raise LoraCompError("an adapter needs a rank and an alpha from 1 to 255 and a seed from 0 to 127")
+    rng, tensors = np.random.Generator(np.random.PCG64(seed)), {}
+
+    def signs(rows: int) -> Tensor:
+        return torch.from_numpy((2 * rng.integers(0, 2, (rows, rank)) - 1).astype(np.float32) / np.float32(rows ** 0.5))
+
+    for name, layer in layers(codec, mlp).items():
+        u, v = signs(layer.out_features), signs(layer.in_features)
+        tensors[f"{name}.U"] = u if method == "svd_lora" else torch.zeros_like(u)
+        tensors[f"{name}.S"] = torch.zeros(rank) if method == "svd_lora" else torch.ones(rank)
+        tensors[f"{name}.V"] = v
+    return Adapter(tensors, rank, alpha, bytes([SEEDED, rank, alpha, 2 * seed + mlp]))
+
+
+def from_identity(codec: nn.Module, method: str, identity: bytes) -> Adapter | None:
+    """The seeded adapter that a file names, or None where it names a pre-trained one."""
+    if identity[0] != SEEDED:
+        return None
+    return seeded(codec, method, identity[1], identity[2], bool(identity[3] & 1), identity[3] >> 1)
+
+
+def identify(tensors: Mapping[str, Tensor]) -> bytes:
+    """The four bytes that name a pre-trained adapter: the start of the SHA-256 of its tensors, never `SEEDED`."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().float().numpy().tobytes())
+    start = digest.digest()[:4]
+    return bytes([start[0] | 0x80]) + start[1:]
+
+
+class LowRankLinear(nn.Module):
+    """A frozen linear layer with its update. x (..., in) to (..., out).
+
+    Tensors named in `travels` are used as a decoder will have them: `step` times whole numbers off the adapter's.
+    """
+
+    def __init__(self, layer: nn.Linear, tensors: Mapping[str, Tensor], scale: float, travels: str = "",
+                 step: float = 1.0):
+        super().__init__()
+        self.layer, self.scale, self.travels, self.step = layer, scale, travels, step
+        for name, value in tensors.items():
+            setattr(self, name, nn.Parameter(value.clone()))
+            self.register_buffer(f"{name}_base", value.clone())
+
+    def steps(self, name: str) -> Tensor:
+        """How many steps a travelling tensor is off the adapter's, with straight-through gradients."""
+        base = getattr(self, f"{name}_base")
+        return deltas.round_ste((getattr(self, name) - base) / self.step)
+
+    def value(self, name: str) -> Tensor:
+        if name not in self.travels:
+            return getattr(self, name)
+        return getattr(self, f"{name}_base") + self.step * self.steps(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, s, v = self.value("U"), self.value("S"), self.value("V")
+        return ops.svd_lora_linear(x, self.layer.weight, self.layer.bias, u, s, v, self.scale)
+
+
+class Adapted(nn.Module):
+    """A codec with low-rank layers in place, to be trained: see `LowRank.prepare`."""
+
+    def __init__(self, codec: nn.Module, adapter: Adapter, travels: str, exponent: int):
+        super().__init__()
+        self.exponent = exponent
+        self.codec = copy.deepcopy(codec).requires_grad_(False)
+        mlp = any(name.endswith("mlp.fc1.S") for name in adapter.tensors)
+        for name, layer in layers(self.codec, mlp).items():
+            tensors = {k: adapter.tensors[f"{name}.{k}"] for k in "USV"}
+            decoder = name.startswith("g_s")
+            low_rank = LowRankLinear(layer, tensors, adapter.scale, travels if decoder else "", 2.0 ** -exponent)
+            for k in "USV":
+                getattr(low_rank, k).requires_grad_(k in travels if decoder else travels == "S" or k in travels)
+            parent, child = name.rsplit(".", 1)
+            setattr(self.codec.get_submodule(parent), child, low_rank)
+
+    def forward(self, x: Tensor) -> dict:
+        return self.codec(x)
+
+    def travelling(self) -> Iterator[Tensor]:
+        """Each travelling tensor of the decoder in whole steps, in the order of the file."""
+        for module in self.codec.g_s.modules():
+            if isinstance(module, LowRankLinear):
+                yield from (module.steps(name).flatten() for name in module.travels)
+
+    def bits(self) -> Tensor:
+        """Rate of what travels: a scalar in bits, differentiable."""
+        return deltas.bits(torch.cat(list(self.travelling())))
+
+    def payload(self) -> bytes:
+        """What the file carries."""
+        k = torch.cat(list(self.travelling())).detach().cpu().numpy()
+        return deltas.encode(np.rint(k).astype(np.int32), self.exponent)
+
+
+class LowRank:
+    """SVD-LoRA (`name` "svd_lora") or plain LoRA ("lora") with a given adapter.
+
+    Args:
+        exponent: the decoder's changes are whole multiples of 2^-exponent.
+    """
+
+    def __init__(self, name: str, adapter: Adapter, exponent: int = 8):
+        self.name, self.adapter, self.exponent = name, adapter, exponent
+        self.travels = {"svd_lora": "S", "lora": "UV"}[name]
+
+    def prepare(self, codec: nn.Module) -> Adapted:
+        """A copy of `codec` to fit to a picture; `codec` itself is left alone."""
+        return Adapted(codec, self.adapter, self.travels, self.exponent)
+
+    @torch.no_grad()
+    def restore(self, codec: nn.Module, payload: bytes) -> nn.Sequential:
+        """The synthesis transform that `payload` describes, its weights merged: as fast as the plain one.
+
+        Raises:
+            BitstreamError: the payload is damaged, or made for a codec of another shape.
+        """
+        g_s = copy.deepcopy(codec.g_s)
+        tensors = {k: v for k, v in self.adapter.tensors.items() if k.startswith("g_s.")}
+        names = sorted({k.rsplit(".", 1)[0] for k in tensors}, key=list(layers(codec, mlp=True)).index)
+        travelling = [f"{name}.{k}" for name in names for k in self.travels]
+        changes, step = deltas.decode(payload, sum(tensors[t].numel() for t in travelling))
+        at = 0
+        for t in travelling:
+            size = tensors[t].numel()
+            tensors[t] = tensors[t] + step * torch.from_numpy(changes[at:at + size]).float().view_as(tensors[t])
+            at += size
+        for name in names:
+            layer = g_s.get_submodule(name.removeprefix("g_s."))
+            u, s, v = (tensors[f"{name}.{k}"] for k in "USV")
+            layer.weight.copy_(ops.merge(layer.weight, u, s, v, self.adapter.scale))
+        if not all(p.isfinite().all() for p in g_s.parameters()):
+            raise BitstreamError("the adapter's part of the file is damaged")
+        return g_s

@@ -1,0 +1,39 @@
+"""Where weights lie, and how they are read and written: safetensors, bfloat16 on disk, float32 in use."""
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_comp.errors import LoraCompError
+
+ROOT = Path(__file__).parent
+
+
+def codec_path(name: str, quality: int) -> Path:
+    return ROOT / "codecs" / f"{name}-q{quality}.safetensors"
+
+
+def adapter_path(codec: str, quality: int, method: str, task: str) -> Path:
+    return ROOT / "adapters" / f"{codec}-q{quality}-{method}-{task}.safetensors"
+
+
+def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
+    """The tensors of a file, as float32, and its metadata. Raises LoraCompError where there are none."""
+    if not path.exists():
+        raise LoraCompError(f"there are no weights for {what}: {path} is missing")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            return tensors, json.loads((file.metadata() or {}).get("card", "{}"))
+    except SafetensorError as error:
+        raise LoraCompError(f"{path} is not a safetensors file of weights: {error}") from None
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
+    """Write tensors as bfloat16 with a card: how they were made and what they reach."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {name: t.detach().to(torch.bfloat16).contiguous() for name, t in tensors.items()}
+    save_file(half, path, {"card": json.dumps(card)})

@@ -1,0 +1,54 @@
+"""Published checkpoints give in our modules what the published code computed (see shared/golden)."""
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import lora_comp as lc
+
+SYSTEMS = ["tic", "tic_svdlora"]
+
+
+def golden(shared, system):
+    """The system's state dict as `fill.py` makes it, the input picture, and the expected outputs."""
+    folder = shared / "golden"
+    spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    expected = dict(np.load(folder / f"{system}.npz"))
+    keys = json.loads((folder / f"{system}.keys.json").read_text())
+    values = {k: fill.value(k, tuple(shape), float(expected["gain"])) for k, shape in keys.items()}
+    state = {k: torch.from_numpy(v) for k, v in values.items() if v is not None}
+    return state, torch.from_numpy(fill.image(256, 256)), expected
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_published_checkpoint_computes_the_same(shared, system):
+    state, x, expected = golden(shared, system)
+    out = lc.from_reference(system, state)(x)
+    for name in ("y", "scales", "means", "x_hat"):
+        error = np.abs(out[name].numpy() - expected[name]).max()
+        assert error <= 1e-4 * expected[name].std(), name
+    for name in ("y_hat", "z_hat"):  # a value on a boundary may round the other way
+        differ = np.abs(out[name].numpy() - expected[name]) > 1e-3
+        assert differ.mean() <= 1e-3, name
+    bits = -out["likelihoods"]["y"].double().log2().sum().item()
+    assert bits == pytest.approx(float(expected["bits_y"]), rel=1e-3)
+
+
+@pytest.mark.data
+def test_a_state_dict_of_another_system_is_refused(shared):
+    state, _, _ = golden(shared, "tic")
+    with pytest.raises(lc.LoraCompError, match="not a checkpoint of tic_svdlora"):
+        lc.from_reference("tic_svdlora", state)
+    state.pop("g_a0.weight")
+    with pytest.raises(lc.LoraCompError, match=r"lacks g_a\.0\.weight"):
+        lc.from_reference("tic", state)
+
+
+def test_an_unknown_system_is_named():
+    with pytest.raises(lc.LoraCompError, match="known are tic"):
+        lc.from_reference("jpeg", {})

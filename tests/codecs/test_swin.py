@@ -1,0 +1,76 @@
+"""Window attention on maps of any size."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_comp.codecs import swin
+
+
+def slow_attention(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Tensor:
+    """The definition, token by token: a token attends to those of its own window that are in the map and that are
+    its neighbours in the picture, not strangers that the cyclic shift brought together."""
+    _, height, width, dim = x.shape
+    window, shift, heads = attention.window, attention.shift, attention.heads
+    rows, columns = (-(-side // window) * window for side in (height, width))
+    table, out = attention.relative_position_bias_table, torch.zeros_like(x)
+    q, k, v = attention.qkv(x[0]).view(height, width, 3, heads, dim // heads).unbind(2)
+
+    def place(at: int, size: int) -> tuple[int, int, int]:
+        """Window, place in it, and side of the seam, of a row or column."""
+        moved = (at - shift) % size
+        return moved // window, moved % window, int(at < shift)
+
+    for i in range(height):
+        for j in range(width):
+            (wi, pi, si), (wj, pj, sj) = place(i, rows), place(j, columns)
+            logits, values = [], []
+            for a in range(height):
+                for b in range(width):
+                    (wa, pa, sa), (wb, pb, sb) = place(a, rows), place(b, columns)
+                    if (wa, wb, sa, sb) == (wi, wj, si, sj):
+                        row = (pi - pa + window - 1) * (2 * window - 1) + pj - pb + window - 1
+                        logits.append((q[i, j] * k[a, b]).sum(-1) * (dim // heads) ** -0.5 + table[row])
+                        values.append(v[a, b])
+            weights = torch.stack(logits).softmax(0)  # (tokens, heads)
+            out[0, i, j] = attention.proj((weights[..., None] * torch.stack(values)).sum(0).flatten())
+    return out
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), shift=st.sampled_from([0, 2]), seed=st.integers(0, 99))
+def test_every_size_gives_every_token_its_own_window(height, width, shift, seed):
+    torch.manual_seed(seed)
+    attention = swin.WindowAttention(dim=6, heads=2, window=4, shift=shift).double()
+    torch.nn.init.normal_(attention.relative_position_bias_table)
+    x = torch.randn(1, height, width, 6, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x), slow_attention(attention, x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_pictures_of_a_batch_do_not_see_each_other(shift):
+    attention = swin.WindowAttention(dim=16, heads=2, window=8, shift=shift)
+    x = torch.randn(3, 20, 12, 16)
+    with torch.no_grad():
+        together, alone = attention(x), torch.cat([attention(picture[None]) for picture in x])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_windows_taken_in_chunks_give_the_same(monkeypatch, shift):
+    attention = swin.WindowAttention(dim=16, heads=2, window=8, shift=shift)
+    x = torch.randn(1, 40, 30, 16)
+    with torch.no_grad():
+        whole = attention(x)
+        monkeypatch.setattr(swin, "CHUNK", 3)
+        torch.testing.assert_close(attention(x), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_the_bias_is_computed_once_while_frozen_and_anew_when_the_weights_change():
+    attention = swin.WindowAttention(dim=16, heads=2, window=8, shift=0).requires_grad_(False)
+    bias = attention.bias(16, 16, torch.float32)
+    assert attention.bias(16, 16, torch.float32) is bias
+    with torch.no_grad():
+        attention.relative_position_bias_table.add_(1)
+    torch.testing.assert_close(attention.bias(16, 16, torch.float32), bias + 1)
