@@ -1,0 +1,173 @@
+"""encode and decode: a picture to the bytes of a file, and back."""
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_comp import bitstream, ttft
+from lora_comp.codecs import load_codec
+from lora_comp.codecs.tic import STRIDE
+from lora_comp.entropy.latents import CodedLatents, LatentCoder
+from lora_comp.errors import BitstreamError, LoraCompError
+from lora_comp.methods import LowRank, load_method, method_of_file
+
+_coders: weakref.WeakKeyDictionary[nn.Module, LatentCoder] = weakref.WeakKeyDictionary()
+_loaded = lru_cache(maxsize=8)(load_codec)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A coded picture.
+
+    data: the whole file. bpp: its bits over the picture's pixels. method: "none" where adapting did not pay.
+    loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded; None without
+    a task.
+    """
+
+    data: bytes
+    bpp: float
+    method: str
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+def coder_of(codec: nn.Module) -> LatentCoder:
+    if codec not in _coders:
+        _coders[codec] = LatentCoder(codec)
+    return _coders[codec]
+
+
+def pad(image: Tensor) -> Tensor:
+    """(3, H, W) to (1, 3, H', W') with sides that are multiples of 64, the border repeated below and to the right."""
+    _, height, width = image.shape
+    return F.pad(image[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+def encode(
+    image: Tensor, codec: nn.Module, task=None, method: str | LowRank | None = "svd_lora", steps: int = 20,
+    lr: float = 5e-3, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
+) -> Coded:
+    """Code a picture, adapted to itself and to a task.
+
+    Never worse than not adapting: both files are decoded, and the one of lower objective is returned.
+
+    Args:
+        image: float32 (3, H, W) in [0, 1].
+        codec: from `load_codec`.
+        task: from `load_task`; may be None with the method "none".
+        method: "svd_lora", "lora", "none", or a method from `load_method`.
+        steps, lr, seed, on_step: see `ttft.fit`.
+    Raises:
+        LoraCompError: an image of another shape or type, or a method without a task.
+    """
+    if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
+        raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
+    if isinstance(method, str):
+        method = load_method(method, codec, task and task.key)
+    device = next(codec.parameters()).device
+    image = image.to(device, torch.float32)
+    x, size = pad(image), (image.shape[1], image.shape[2])
+    plain = write(codec, codec, x, size)
+    if task is None:
+        if method is not None:
+            raise LoraCompError("adapting needs a task: give one, or method='none'")
+        return Coded(plain, bpp(plain, size), "none")
+    targets, weight = task.targets(image[None]), task.weight(codec.quality)
+
+    def distortion(decoded: Tensor) -> Tensor:
+        return task.distortion(decoded, targets)
+
+    def objective(data: bytes) -> float:
+        decoded = decode(data, codec, method=method).to(device)
+        with torch.no_grad():
+            return weight * distortion(decoded[None]).item() + bpp(data, size)
+
+    before = objective(plain)
+    if method is None:
+        return Coded(plain, bpp(plain, size), "none", before, before)
+    adapted = method.prepare(codec)
+    ttft.fit(adapted, x, size, distortion, weight, steps, lr, seed, on_step)
+    data = write(codec, adapted.codec, x, size, method, adapted.payload())
+    after = objective(data)
+    if after < before:
+        return Coded(data, bpp(data, size), method.name, before, after)
+    return Coded(plain, bpp(plain, size), "none", before, before)
+
+
+def bpp(data: bytes, size: tuple[int, int]) -> float:
+    return 8 * len(data) / (size[0] * size[1])
+
+
+@torch.no_grad()
+def write(
+    codec: nn.Module, analysis: nn.Module, x: Tensor, size: tuple[int, int], method: LowRank | None = None,
+    payload: bytes = b"",
+) -> bytes:
+    """The file of x (1, 3, H', W') as the transforms of `analysis`, plain or adapted, see it."""
+    y = analysis.g_a(x.contiguous(memory_format=torch.channels_last))
+    latents = coder_of(codec).compress(y, codec.h_a(y))
+    header = bitstream.Header(
+        *size, codec.name, codec.quality, codec.hash, latents.symbols_crc, method.name if method else "none",
+        method.adapter.identity if method else None)
+    return bitstream.write(header, [latents.z, latents.y] + ([payload] if method else []))
+
+
+@torch.no_grad()
+def decode(
+    data: bytes, codec: nn.Module | None = None, method: LowRank | None = None, adapter: str | Path | None = None,
+) -> Tensor:
+    """The picture in a file: float32 (3, H, W) in [0, 1].
+
+    Args:
+        codec: the codec that wrote the file, where it is not one that ships.
+        method: the method that wrote it, where it is at hand already.
+        adapter: path of a pre-trained adapter that does not ship.
+    Raises:
+        BitstreamError: the file is not whole, or was written with weights that are not at hand.
+    """
+    header, sections = bitstream.read(data)
+    codec = codec_of_file(header, codec)
+    height, width = (-(-side // STRIDE) for side in (header.height, header.width))
+    y_hat = coder_of(codec).decompress(
+        CodedLatents(sections[0], sections[1], header.symbols_crc), height, width)
+    g_s = codec.g_s
+    if header.method != "none":
+        if header.adapter_hash is None:
+            raise BitstreamError("the file is adapted but names no adapter")
+        if method is None or method.adapter.identity != header.adapter_hash:
+            method = method_of_file(header.method, header.adapter_hash, codec, adapter)
+        g_s = method.restore(codec, sections[2])
+    device = next(codec.parameters()).device
+    x_hat = g_s(y_hat.to(device).contiguous(memory_format=torch.channels_last))
+    return x_hat[0, :, :header.height, :header.width].clamp(0, 1).contiguous()
+
+
+def codec_of_file(header: bitstream.Header, codec: nn.Module | None) -> nn.Module:
+    if codec is None:
+        try:
+            codec = _loaded(header.codec, header.quality)
+        except LoraCompError as error:
+            raise BitstreamError(f"the file's codec cannot be loaded: {error}") from None
+    if codec.hash != header.codec_hash:
+        raise BitstreamError(
+            f"the file was written with other weights of {header.codec} quality {header.quality} "
+            f"({header.codec_hash.hex()}) than are here ({codec.hash.hex()})")
+    return codec
+
+
+def info(data: bytes) -> dict:
+    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp."""
+    header, sections = bitstream.read(data)
+    named = dict(zip(("bytes_z", "bytes_y", "bytes_adapter"), map(len, sections)))
+    return {
+        "height": header.height, "width": header.width, "codec": header.codec, "quality": header.quality,
+        "method": header.method, "codec_hash": header.codec_hash.hex(),
+        "adapter": header.adapter_hash.hex() if header.adapter_hash else None, "bytes": len(data),
+        "bpp": bpp(data, (header.height, header.width)), **named,
+        "bytes_header": len(data) - sum(map(len, sections)),
+    }

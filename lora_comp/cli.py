@@ -1,0 +1,106 @@
+"""lora-comp encode, decode, info: one picture, one file."""
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lora_comp.errors import LoraCompError
+
+USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=20] ...
+       lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH]
+       lora-comp info FILE.lcz"""
+
+
+def report_errors(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
+    """A command as a program: a mistake of the user's is one line and exit code 2, Ctrl-C is exit code 130."""
+    @functools.wraps(command)
+    def program(words: Sequence[str]) -> int:
+        try:
+            command(words)
+        except LoraCompError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+            return 130
+        return 0
+    return program
+
+
+def encode(picture: str, file: str, words: Sequence[str]) -> None:
+    from rich.progress import track
+
+    from lora_comp import api
+    from lora_comp.codecs import load_codec
+    from lora_comp.config import load_config, start_engine
+    from lora_comp.data import read_image
+    from lora_comp.files import write_file
+    from lora_comp.methods import load_method
+    from lora_comp.tasks import load_task
+
+    config = load_config("encode", words)
+    image = read_image(picture)
+    device, engine = start_engine(config.engine), config.engine
+    codec = load_codec(config.codec.name, config.quality, config.codec.weights).to(device)
+    task = load_task(**config.task).to(device)
+    method = load_method(codec=codec, task=task.key, **config.method)
+    bar = iter(track(range(engine.steps + 1), "adapting", transient=True, disable=method is None))
+    coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed, lambda *_: next(bar, None))
+    write_file(file, coded.data)
+    print(f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
+          f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here")
+
+
+def decode(file: str, picture: str, words: Sequence[str]) -> None:
+    from lora_comp import api, bitstream
+    from lora_comp.codecs import load_codec
+    from lora_comp.data import write_image
+
+    options = dict(word.partition("=")[::2] for word in words)
+    if unknown := set(options) - {"adapter", "weights"}:
+        raise LoraCompError(f"decode takes adapter=PATH and weights=PATH, not {min(unknown)}")
+    data = read(file)
+    codec = None
+    if "weights" in options:
+        header, _ = bitstream.read(data)
+        codec = load_codec(header.codec, header.quality, options["weights"])
+    write_image(picture, api.decode(data, codec, adapter=options.get("adapter")))
+
+
+def info(file: str) -> None:
+    from lora_comp import api
+    for name, value in api.info(read(file)).items():
+        print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
+
+
+def read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise LoraCompError(f"cannot read {file}: {error.strerror}") from None
+
+
+@report_errors
+def command(words: Sequence[str]) -> None:
+    match list(words):
+        case ["encode", picture, file, *rest]:
+            encode(picture, file, rest)
+        case ["decode", file, picture, *rest]:
+            decode(file, picture, rest)
+        case ["info", file]:
+            info(file)
+        case ["--help"] | ["-h"]:
+            print(USAGE)
+        case _:
+            raise LoraCompError(f"the words do not fit\n{USAGE}")
+
+
+def main() -> None:
+    sys.exit(command(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""A method over a data set: every picture to files, every file decoded and scored.
+
+The folder gets files/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start goes on),
+results.json, and what `report` draws of it. Every `bytes` is the size of a file that was decoded for its record.
+"""
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from lora_comp import api
+from lora_comp.data import Sample
+from lora_comp.errors import ImageError
+from lora_comp.files import make_folder, write_file
+from lora_comp.methods import LowRank
+from lora_comp.report.summary import summary
+from lora_comp.tasks.human import psnr
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a record depends on beside its picture, its codec and its method."""
+
+    steps: int
+    lr: float
+    seed: int
+
+
+class Records:
+    """The records of a folder. A line in records.jsonl counts while its file is there, of the size it says."""
+
+    def __init__(self, out: Path):
+        self.out, self.skipped, self.wanted = out, {}, []
+        self.journal = out / "records.jsonl"
+        self.known: dict[str, dict] = {}
+        if self.journal.exists():
+            lines = self.journal.read_text().splitlines()
+            for entry in map(_parse, lines):
+                if entry and (path := out / entry["record"]["file"]).exists():
+                    if path.stat().st_size == entry["record"]["bytes"]:
+                        self.known[entry["key"]] = entry["record"]
+
+    def find(self, key: str) -> dict | None:
+        record = self.known.get(key)
+        if record:
+            self.wanted.append(record)
+        return record
+
+    def add(self, key: str, record: dict) -> None:
+        with open(self.journal, "a") as file:
+            file.write(json.dumps({"key": key, "record": record}) + "\n")
+        self.known[key] = record
+        self.wanted.append(record)
+
+    def results(self) -> dict:
+        """What results.json holds: the records asked for in this start, their means, the pictures left out."""
+        return {"records": self.wanted, "summary": summary(self.wanted), "skipped": list(self.skipped.values())}
+
+    def write(self) -> None:
+        write_file(self.out / "results.json", json.dumps(self.results(), indent=1).encode())
+
+
+def _parse(line: str) -> dict | None:
+    """A line of the journal; None for one that a stop cut short."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def samples(data, skipped: dict[int, str], report) -> Iterator[Sample]:
+    """The readable pictures of a data set; the others are named once and kept in `skipped` with the reason."""
+    for i in range(len(data)):
+        try:
+            yield data[i]
+        except ImageError as error:
+            if i not in skipped:
+                skipped[i] = str(error)
+                report(f"skipped: {error}")
+
+
+def evaluate(
+    data, codecs: dict[int, nn.Module], task, methods: dict[int, LowRank], settings: Settings, out: Path,
+    progress: Progress,
+) -> Records:
+    """The plain codec and each quality's method on every picture, at each quality.
+
+    Args:
+        data: a data set of `lora_comp.data`.
+        codecs, methods: by quality; a quality without a method is coded by the plain codec alone.
+        out: the folder for everything; one that holds records already is gone on with.
+        progress: a started rich Progress.
+    """
+    make_folder(out / "files")
+    records = Records(out)
+    pictures = progress.add_task("pictures", total=len(data) * len(codecs))
+    steps = progress.add_task("steps", total=settings.steps, visible=bool(methods))
+
+    def on_step(step: int, loss: float) -> None:
+        progress.update(steps, completed=step)
+
+    try:
+        for quality, codec in codecs.items():
+            for sample in samples(data, records.skipped, progress.console.print):
+                for method in (None, methods[quality]) if quality in methods else (None,):
+                    key = record_key(sample, codec, task, method, settings)
+                    if records.find(key) is None:
+                        progress.reset(steps)
+                        records.add(key, score(sample, codec, task, method, settings, out, on_step))
+                progress.advance(pictures)
+            progress.update(pictures, completed=len(data) * (list(codecs).index(quality) + 1))
+    finally:
+        records.write()
+    return records
+
+
+def record_key(sample: Sample, codec: nn.Module, task, method: LowRank | None, settings: Settings) -> str:
+    """All that a record depends on, as text."""
+    adapter = [] if method is None else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
+    return json.dumps([sample.name, list(sample.image.shape), codec.name, codec.quality, codec.hash.hex(), task.key,
+                       *adapter])
+
+
+def score(
+    sample: Sample, codec: nn.Module, task, method: LowRank | None, settings: Settings, out: Path, on_step,
+) -> dict:
+    """Code a picture, decode the file, score what came out: the record of it."""
+    start = time.perf_counter()
+    coded = api.encode(sample.image, codec, task, method, settings.steps, settings.lr, settings.seed, on_step)
+    seconds_encode = time.perf_counter() - start
+    name = "none" if method is None else method.name
+    path = Path("files") / f"{sample.name.replace('/', '_')}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"
+    write_file(out / path, coded.data)
+    data = (out / path).read_bytes()
+    start = time.perf_counter()
+    decoded = api.decode(data, codec, method).cpu()
+    seconds_decode = time.perf_counter() - start
+    _, height, width = sample.image.shape
+    return {
+        "image": sample.name, "height": height, "width": width, "task": task.name, "method": name,
+        "codec": codec.name, "quality": codec.quality, "file": str(path), "bytes": len(data),
+        "bytes_adapter": api.info(data).get("bytes_adapter", 0), "bpp": api.bpp(data, (height, width)),
+        "psnr": psnr(decoded, sample.image), "adapted": coded.method != "none", "loss_before": coded.loss_before,
+        "loss_after": coded.loss_after, "seconds_encode": seconds_encode, "seconds_decode": seconds_decode,
+        "threads": torch.get_num_threads(), **task.measure(decoded, sample),
+    }

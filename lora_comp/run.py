@@ -1,0 +1,99 @@
+"""python -m lora_comp.run task=cls: adapt to every picture of a data set, and set it beside the plain codec."""
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lora_comp.cli import report_errors
+from lora_comp.config import load_config, start_engine
+from lora_comp.errors import LoraCompError
+
+USAGE = """usage: python -m lora_comp.run [task=cls] [data=scenes] [data.limit=3] [quality=[2]] [out=FOLDER] ...
+
+What can be set, and its defaults:
+"""
+
+
+@report_errors
+def main(words: Sequence[str]) -> None:
+    if "--help" in words or "-h" in words:
+        from omegaconf import OmegaConf
+        print(USAGE + OmegaConf.to_yaml(load_config("run", [])))
+        return
+    run(load_config("run", words), Console())
+
+
+def run(config, console: Console) -> None:
+    from lora_comp.codecs import load_codec
+    from lora_comp.data import load_data
+    from lora_comp.evaluate import Settings, evaluate
+    from lora_comp.methods import load_method
+    from lora_comp.tasks import load_task
+
+    device = start_engine(config.engine)
+    data = load_data(**config.data)
+    task = load_task(**config.task).to(device)
+    qualities = [config.quality] if isinstance(config.quality, int) else list(config.quality)
+    codecs = {q: load_codec(config.codec.name, q, config.codec.weights).to(device) for q in qualities}
+    methods = {q: load_method(codec=codec, task=task.key, **config.method) for q, codec in codecs.items()}
+    methods = {q: method for q, method in methods.items() if method is not None}
+    engine = config.engine
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())
+    out = Path(config.out)
+    with Progress(*columns, console=console) as progress:
+        records = evaluate(
+            data, codecs, task, methods, Settings(engine.steps, engine.lr, engine.seed), out, progress)
+    if not records.wanted:
+        raise LoraCompError("none of the pictures could be read")
+    show(records.results(), console)
+    draw(records.wanted, data, codecs, methods, task, out)
+    console.print(f"\n{len(records.wanted)} files and results.json, score.png, pictures.png in {out}", soft_wrap=True)
+
+
+def show(results: dict, console: Console) -> None:
+    """The table of every picture, and of the means."""
+    from rich.table import Table
+
+    from lora_comp.report.summary import table
+    names = ("quality", "image", "method", "bytes", "bpp", "psnr", "score")
+    pictures = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in names:
+        pictures.add_column(name, justify="left" if name in ("image", "method") else "right")
+    digits = {"bpp": ".3f", "psnr": ".2f", "score": ".3f", "bytes": ",d"}
+    for record in sorted(results["records"], key=lambda r: r["quality"]):
+        pictures.add_row(*(f"{record[n]:{digits.get(n, '')}}" for n in names))
+    console.print(pictures)
+    console.print(table(results["summary"]))
+    if results["skipped"]:
+        console.print(f"{len(results['skipped'])} unreadable pictures were skipped:")
+        for reason in results["skipped"]:
+            console.print(f"  {reason}", soft_wrap=True)
+
+
+def draw(records: list[dict], data, codecs: dict, methods: dict, task, out: Path) -> None:
+    """score.png, and pictures.png: original, plain and adapted of the picture that adapting helped most."""
+    from lora_comp import api
+    from lora_comp.report.plots import caption, score_plot, side_by_side
+    from lora_comp.report.summary import summary
+    score_plot(summary(records), out / "score.png")
+    adapted = [r for r in records if r["adapted"]]
+    if not adapted:
+        return
+    best = max(adapted, key=lambda r: (r["loss_before"] - r["loss_after"]) / r["loss_before"])
+    plain = next(r for r in records if r["method"] == "none" and all(r[k] == best[k] for k in ("image", "quality")))
+    quality = best["quality"]
+    sample = next(data[i] for i in range(len(data)) if data[i].name == best["image"])
+    pictures, captions = [sample.image], [f"original\nanswer: {task.answer(sample.image)}"]
+    for record in (plain, best):
+        decoded = api.decode((out / record["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu()
+        pictures.append(decoded)
+        title = "plain" if record is plain else record["method"]
+        captions.append(f"{title}, quality {quality}\n" + caption(record, task.answer(decoded)))
+    side_by_side(*pictures, captions, out / "pictures.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
