@@ -1,13 +1,14 @@
-"""Where weights lie, and how they are read and written: safetensors, bfloat16 on disk, float32 in use."""
+"""Where weights lie, and how they are read and written: safetensors, float16 on disk, float32 in use."""
 import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lora_comp.errors import LoraCompError
+from lora_comp.files import write_file
 
 ROOT = Path(__file__).parent
 
@@ -33,7 +34,7 @@ def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
-    """Write tensors as bfloat16 with a card: how they were made and what they reach."""
+    """Write tensors as float16 with a card: how they were made and what they reach."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = {name: t.detach().to(torch.bfloat16).contiguous() for name, t in tensors.items()}
-    save_file(half, path, {"card": json.dumps(card)})
+    half = {name: t.detach().to(torch.float16).contiguous() for name, t in tensors.items()}
+    write_file(path, save(half, {"card": json.dumps(card)}))

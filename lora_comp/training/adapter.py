@@ -1,0 +1,52 @@
+"""Pre-training an adapter for a task: the stage before shipping, in which all of U, S and V are trained.
+
+weight x distortion + bpp, the objective of `ttft`, over many pictures; see "Pre-training" in LoRA_comp, CVPR 2025.
+"""
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lora_comp.methods.svd_lora import Adapted, LowRankLinear, seeded
+from lora_comp.training import loop
+from lora_comp.training.codec import bits
+
+
+def train(
+    codec: nn.Module, method: str, task, batches, folder: Path, *, lr: float, rank: int = 4, alpha: int = 8,
+    steps: int | None = None, minutes: float | None = None, seed: int = 0,
+) -> tuple[dict[str, Tensor], dict]:
+    """Train an adapter for a frozen codec and a task; see `loop.fit` for the budget and what `folder` gets.
+
+    Args:
+        method: "svd_lora", or "lora", whose S stays at 1.
+        batches: called with the step, gives pictures float32 (B, 3, H, W), sides multiples of 64.
+    Returns:
+        The tensors of the adapter, `LAYER.U` and so on, and the last metrics.
+    """
+    adapted = Adapted(codec, seeded(codec, method, rank, alpha), travels="", exponent=0).train()
+    low_rank = {n.removeprefix("codec."): m for n, m in adapted.named_modules() if isinstance(m, LowRankLinear)}
+    trained = {f"{n}.{k}": getattr(m, k) for n, m in low_rank.items() for k in "USV"}
+    parameters = [p.requires_grad_() for n, p in trained.items() if method == "svd_lora" or not n.endswith(".S")]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    weight = task.weight(codec.quality)
+
+    def step(i: int, progress: float) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * loop.cosine(progress)
+        x = batches(i)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = adapted(x)
+        bpp = bits(out["likelihoods"]) / (x.numel() / 3)
+        distortion = task.loss(out["x_hat"].float().clamp(0, 1), x)
+        loss = weight * distortion + bpp
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return {"loss": loss.item(), "bpp": bpp.item(), "distortion": distortion.item()}
+
+    row = loop.fit(folder, {"adapter": nn.ParameterDict({n.replace(".", "/"): p for n, p in trained.items()}),
+                            "optimizer": optimizer}, step, steps=steps, minutes=minutes, seed=seed,
+                   title=f"{task.key} quality {codec.quality}")
+    return {n: p.detach() for n, p in trained.items()}, row
