@@ -38,7 +38,7 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
@@ -48,14 +48,18 @@ class _Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A residual classifier of 0.8 M parameters and 0.2 G multiplications at 256x256; stages at strides 4 to 32."""
+    """A residual classifier of about 1 M parameters and 0.2 G multiplications at 256x256.
 
-    widths = (24, 48, 96, 192)
-    depths = (1, 1, 2, 1)
+    widths, depths: channels and blocks of its four stages, at strides 4, 8, 16 and 32.
+    """
 
-    def __init__(self, classes: list[str], name: str = "small"):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classes: list[str], name: str = "small", widths: tuple[int, ...] = (24, 48, 96, 160),
+                 depths: tuple[int, ...] = (1, 1, 2, 2)):
         super().__init__()
-        self.name, self.classes = name, list(classes)
+        self.name, self.classes, self.widths, self.depths = name, list(classes), tuple(widths), tuple(depths)
         self.stage_variance: list[float] | None = None
         mean, std = _normaliser(MEAN, STD)
         self.register_buffer("mean", mean, persistent=False)
@@ -90,8 +94,9 @@ def save_network(network: SmallResNet, path: str | os.PathLike, **facts) -> None
     was trained on, for how long, its scores) besides to PATH with the suffix .json."""
     weights = {key: value.to(torch.float16 if value.ndim > 1 else value.dtype).contiguous()
                for key, value in network.state_dict().items()}
-    core = {"name": network.name, "classes": network.classes, "stage_variance": network.stage_variance}
-    safetensors.torch.save_file(weights, path, {"small_resnet": json.dumps(core)})
+    core = {"name": network.name, "classes": network.classes, "widths": network.widths, "depths": network.depths,
+            "stage_variance": network.stage_variance}
+    Path(path).write_bytes(safetensors.torch.save(weights, {"small_resnet": json.dumps(core)}))
     Path(path).with_suffix(".json").write_text(json.dumps(core | facts, indent=1) + "\n")
 
 
@@ -100,7 +105,7 @@ def _load_small(path: Path) -> SmallResNet:
         with safetensors.safe_open(path, "pt") as file:
             core = json.loads((file.metadata() or {})["small_resnet"])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        network = SmallResNet(core["classes"], core["name"])
+        network = SmallResNet(core["classes"], core["name"], core["widths"], core["depths"])
         network.load_state_dict(weights)  # copies into float32
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise LoraCompError(f"{path} is not a network saved by lora_comp; for another architecture's weights give its "
@@ -117,8 +122,11 @@ class LibraryNetwork(nn.Module):
     size: (H, W) where the network takes only one size; pictures are resized to it.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...],
-                 size: tuple[int, int] | None):
+                 size: tuple[int, ...] | None):
         super().__init__()
         self.name, self.model, self.size = name, model, size
         self.classes: list[str] = []
@@ -128,7 +136,8 @@ class LibraryNetwork(nn.Module):
         self.register_buffer("std", std_, persistent=False)
         for module in model.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # it would overwrite a stage after its hook has seen it
+                # It would overwrite a stage after its hook has seen it.
+                module.inplace = False  # type: ignore[assignment]
         model.eval()
         self.stage_modules = self._find_stages()
 
@@ -190,11 +199,14 @@ class LibraryNetwork(nn.Module):
         return self._run(x, {})[1]
 
 
+TaskNetwork = SmallResNet | LibraryNetwork
+
+
 def _own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
     """Load a checkpoint file of the model's own library into it."""
     try:
         if str(weights).endswith(".safetensors"):
-            state = safetensors.torch.load_file(weights)
+            state: dict = safetensors.torch.load_file(weights)
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))
@@ -208,15 +220,18 @@ def _own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
 def _load_library(name: str, weights: str | os.PathLike | None) -> LibraryNetwork:
     library, _, kind = name.partition("/")
     published = weights == "default"
-    mean, std, size = MEAN, STD, None
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    size: tuple[int, ...] | None = None
     try:
         if library == "timm":
             import timm
             if not timm.is_model(kind.split(".")[0]):
                 raise LoraCompError(f"timm has no model {kind!r}; timm.list_models() names those it has")
             model = timm.create_model(kind, pretrained=published)
-            mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-            size = tuple(model.pretrained_cfg["input_size"][1:]) if model.pretrained_cfg["fixed_input_size"] else None
+            facts: dict = model.pretrained_cfg  # type: ignore[assignment]
+            mean, std = facts["mean"], facts["std"]
+            size = facts["input_size"][1:] if facts["fixed_input_size"] else None
         else:
             import torchvision
             if kind not in torchvision.models.list_models(torchvision.models):
@@ -234,7 +249,7 @@ def _load_library(name: str, weights: str | os.PathLike | None) -> LibraryNetwor
     return LibraryNetwork(name, model, mean, std, size)
 
 
-def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "default", seed: int = 0) -> nn.Module:
+def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "default", seed: int = 0) -> TaskNetwork:
     """A frozen network in evaluation mode: "scenes", "flowers" (they ship here), "timm/NAME", "torchvision/NAME", or
     the path of a file that `save_network` wrote.
 
@@ -248,9 +263,10 @@ def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "d
         torch.manual_seed(seed)
         if text in shipped:
             path = ZOO / f"{text}.safetensors" if weights in ("default", None) else Path(weights)
-            network: nn.Module = _load_small(path)
+            small = _load_small(path)
+            network: TaskNetwork = small
             if weights is None:
-                network = SmallResNet(network.classes, text)
+                network = SmallResNet(small.classes, text, small.widths, small.depths)
         elif text.startswith(("timm/", "torchvision/")):
             network = _load_library(text, weights)
         elif Path(text).is_file():

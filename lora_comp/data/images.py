@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lora_comp.errors import ImageError
+from lora_comp.errors import ImageError, LoraCompError
+from lora_comp.files import write_file
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192, 805 MB in float32; four times the largest picture that the codecs promise to take
 
@@ -81,14 +82,12 @@ def write_image(path: str | os.PathLike, picture: Tensor) -> None:
     if kind is None or kind not in Image.SAVE:
         raise ImageError(f"cannot write {path}: no picture format is called {path.suffix or 'nothing'!r}; use .png")
     array = picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    encoded = io.BytesIO()
     try:
-        encoded = io.BytesIO()
         Image.fromarray(array).save(encoded, kind)
-        try:
-            temporary.write_bytes(encoded.getvalue())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot write {path}: {_reason(error)}") from error
+    try:
+        write_file(path, encoded.getvalue())
+    except LoraCompError as error:
+        raise ImageError(str(error)) from None

@@ -23,8 +23,8 @@ class Sample:
     label: int | None = None
     boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    masks: Tensor | None = None
+    masks: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
 
-    def __post_init__(self):
-        if self.masks is None:
+    def __post_init__(self) -> None:
+        if len(self.masks) == 0:
             object.__setattr__(self, "masks", torch.zeros(0, *self.image.shape[1:], dtype=torch.bool))

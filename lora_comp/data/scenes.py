@@ -156,10 +156,10 @@ class Scenes:
         self.split, self.count, self.seed = split, count, seed
         self.size: tuple[int, int] | None = None
         if size != "odd":
-            sides = (size, size) if isinstance(size, int) else tuple(size)
+            sides: list = [size, size] if isinstance(size, int) else list(size)
             if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
                 raise LoraCompError(f"the size of scenes is a side or (height, width) from 32 on, or 'odd', not {size}")
-            self.size = sides
+            self.size = sides[0], sides[1]
 
     def __len__(self) -> int:
         return self.count

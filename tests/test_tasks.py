@@ -1,0 +1,186 @@
+"""Tasks: what a distortion, a weight and a score mean, and which networks can be had."""
+
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_comp.data import Sample, load_data
+from lora_comp.errors import LoraCompError
+from lora_comp.networks import SmallResNet, load_network, save_network
+from lora_comp.tasks import load_task
+
+KINDS = [("human", {}), ("cls", {}), ("cls", {"network": "flowers"}),
+         ("cls", {"network": "timm/resnet18", "weights": None})]
+
+
+@pytest.mark.parametrize("name, options", KINDS)
+@pytest.mark.parametrize("size", [(1, 1), (7, 130), (64, 48)])
+def test_any_task_takes_pictures_of_any_size(name, options, size):
+    """Distortion is per picture, zero only for the original itself, with a gradient; the score is among what it
+    measures."""
+    task = load_task(name, **options)
+    original = torch.rand(2, 3, *size)
+    targets = task.targets(original)
+    noisy = (0.8 * original + 0.1).requires_grad_()
+    distortion = task.distortion(noisy, targets)
+    assert distortion.shape == (2,)
+    assert (distortion > 0).all()
+    assert task.distortion(original, targets).abs().max() < 1e-4 * distortion.max()
+    assert torch.allclose(task.loss(noisy, original), distortion.mean())
+    assert torch.autograd.grad(distortion.sum(), noisy)[0].abs().sum() > 0
+    measured = task.measure(noisy[0], Sample("a", original[0], label=0))
+    assert {"score", *task.metrics} <= set(measured)
+    assert all(math.isfinite(value) for value in measured.values())
+
+
+@pytest.mark.parametrize("name, base, lambdas", [
+    ("human", 255 ** 2, (0.0018, 0.0035, 0.0067, 0.013)), ("cls", 1000, (0.0009, 0.0017, 0.0033, 0.006))])
+def test_weights_are_the_published_ones(name, base, lambdas):
+    task = load_task(name)
+    assert [task.weight(quality) for quality in (1, 2, 3, 4)] == [pytest.approx(base * x) for x in lambdas]
+    for quality in (0, 5, 9):
+        with pytest.raises(LoraCompError, match=f"quality must be 1 to 4, not {quality}"):
+            task.weight(quality)
+
+
+def test_human_distortion_is_the_squared_error_and_its_score_psnr():
+    task, sample = load_task("human"), Sample("a", torch.full((3, 200, 200), 0.5))
+    assert float(task.loss(sample.image[None] + 0.1, sample.image[None])) == pytest.approx(0.01)
+    assert task.measure(sample.image + 0.1, sample)["score"] == pytest.approx(20, abs=1e-3)
+    same = task.measure(sample.image, sample)
+    assert same == {"score": pytest.approx(100), "psnr": pytest.approx(100), "ms_ssim": pytest.approx(1)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 200), width=st.integers(1, 200))
+def test_ms_ssim_is_a_number_at_any_size_and_one_for_the_same_picture(height, width):
+    picture = torch.rand(3, height, width)
+    assert load_task("human").measure(picture, Sample("a", picture))["ms_ssim"] == pytest.approx(1, abs=1e-4)
+    assert 0 <= load_task("human").measure(1 - picture, Sample("a", picture))["ms_ssim"] <= 1.0001
+
+
+def test_cls_scores_the_label_where_there_is_one_and_agreement_elsewhere():
+    task, scene = load_task("cls"), load_data("scenes", limit=1)[0]
+    answer = task.network.classes.index(task.answer(scene.image))
+    right = task.measure(scene.image, Sample("a", scene.image, label=answer))
+    wrong = task.measure(scene.image, Sample("a", scene.image, label=(answer + 1) % 12))
+    unlabelled = task.measure(scene.image, Sample("a", scene.image))
+    assert (right["score"], right["top1"], right["agreement"]) == (1, 1, 1)
+    assert (wrong["score"], wrong["agreement"]) == (0, 1)
+    assert unlabelled["score"] == 1
+    assert "top1" not in unlabelled
+    assert right["feature_distance"] == pytest.approx(0, abs=1e-5)
+
+
+def test_cls_distance_grows_with_damage_and_is_of_the_order_of_one():
+    """So that the weights, 0.9 to 6, set it against bits per pixel."""
+    task, scene = load_task("cls"), load_data("scenes", limit=1)[0]
+    noise = torch.randn_like(scene.image)
+    pictures = [scene.image[None] + strength * noise for strength in (0.02, 0.1, 0.5)]
+    distances = [float(task.loss(picture, scene.image[None])) for picture in pictures]
+    assert distances == sorted(distances)
+    assert 0.01 < distances[1] < 10
+
+
+def test_cls_ignores_what_leaves_the_range_of_pictures():
+    task, white = load_task("cls"), torch.ones(1, 3, 64, 64)
+    assert float(task.loss(white + 0.5, white)) == 0
+
+
+def test_random_networks_are_measured_in_units_of_their_own_features():
+    """Weights ten times as large make features larger, but not the distance."""
+    small, large = (load_task("cls", network="timm/resnet18", weights=None) for _ in range(2))
+    with torch.no_grad():
+        large.network.model.conv1.weight *= 10
+    large.network.model.bn1.eps *= 100
+    picture, noisy = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    assert float(large.loss(noisy, picture)) == pytest.approx(float(small.loss(noisy, picture)), rel=0.01)
+
+
+@pytest.mark.parametrize("name, count", [
+    ("torchvision/resnet18", 4), ("torchvision/vgg11", 4), ("torchvision/mobilenet_v3_small", 4),
+    ("torchvision/vit_b_32", 4), ("timm/convnext_atto", 4), ("timm/mobilenetv3_small_050", 4),
+    ("timm/vit_tiny_patch16_224", 4), ("timm/swin_tiny_patch4_window7_224", 4)])
+def test_library_networks_show_their_stages(name, count):
+    network = load_network(name, weights=None)
+    stages, logits = network.stages_and_logits(torch.rand(1, 3, 96, 64))
+    assert len(stages) == count
+    assert logits.shape == (1, 1000)
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_stages_of_a_resnet_are_its_four_layers():
+    stages = load_network("torchvision/resnet18", weights=None).stages(torch.rand(1, 3, 128, 96))
+    assert [tuple(s.shape[1:]) for s in stages] == [(64, 32, 24), (128, 16, 12), (256, 8, 6), (512, 4, 3)]
+
+
+def test_random_weights_come_from_the_seed_and_leave_the_callers_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same, other = (load_network("timm/resnet18", None, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    picture = torch.rand(1, 3, 64, 64)
+    assert torch.equal(one(picture), same(picture))
+    assert not torch.equal(one(picture), other(picture))
+
+
+def test_a_saved_network_answers_the_same_from_its_path(tmp_path):
+    torch.manual_seed(0)
+    network = SmallResNet(["cat", "dog"], "pets").eval()
+    network.stage_variance = [1.0, 2.0, 3.0, 4.0]
+    save_network(network, tmp_path / "pets.safetensors", trained_on="nothing")
+    loaded = load_network(tmp_path / "pets.safetensors")
+    picture = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(loaded(picture), network(picture), atol=1e-2)
+    assert (loaded.name, loaded.classes, loaded.stage_variance) == ("pets", ["cat", "dog"], [1, 2, 3, 4])
+
+
+def test_a_library_networks_weights_load_from_a_file(tmp_path):
+    network = load_network("timm/resnet18", None, seed=3)
+    safetensors.torch.save_file(network.model.state_dict(), tmp_path / "a.safetensors")
+    torch.save({"state_dict": network.model.state_dict()}, tmp_path / "a.pth")
+    picture = torch.rand(1, 3, 64, 64)
+    for name in ("a.safetensors", "a.pth"):
+        assert torch.equal(load_network("timm/resnet18", tmp_path / name)(picture), network(picture))
+
+
+@pytest.mark.parametrize("call, message", [
+    (dict(name="sing"), "unknown task 'sing'; known are human, cls"),
+    (dict(name="human", network="scenes"), "takes no options, not network"),
+    (dict(name="cls", net="scenes"), "takes network and weights, not net"),
+    (dict(name="cls", network="nowhere"), "unknown network 'nowhere'; known are flowers, scenes, timm"),
+    (dict(name="cls", network="timm/nowhere", weights=None), "timm has no model 'nowhere'"),
+    (dict(name="cls", network="torchvision/nowhere", weights=None), "torchvision has no classifier 'nowhere'"),
+    (dict(name="cls", network="timm/resnet18", weights="missing.pth"), "missing.pth do not exist"),
+    (dict(name="cls", network=__file__), "is not a network saved by lora_comp"),
+    (dict(name="cls", network="timm/resnet18", weights=__file__), "do not fit ResNet"),
+])
+def test_a_wrong_request_is_told_in_one_line(call, message):
+    with pytest.raises(LoraCompError, match=message) as error:
+        load_task(**call)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_shipped_network_knows_unseen_scenes():
+    network = load_network("scenes")
+    for size, count in ((256, 200), ("odd", 100)):
+        data = load_data("scenes", split="test", limit=count, size=size)
+        with torch.no_grad():
+            right = sum(int(network(s.image[None]).argmax()) == s.label for s in (data[i] for i in range(count)))
+        assert right / count > 0.9
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_shipped_network_knows_unseen_flowers(shared):
+    network, data = load_network("flowers"), load_data("folder", shared / "data" / "flowers", "val")
+    assert data.classes == network.classes
+    with torch.no_grad():
+        right = sum(int(network(s.image[None]).argmax()) == s.label for s in (data[i] for i in range(len(data))))
+    assert right / len(data) > 0.72
