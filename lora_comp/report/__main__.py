@@ -17,7 +17,10 @@ from torch import Tensor
 
 from lora_comp.data import load_data
 from lora_comp.errors import ImageError, LoraCompError
+from lora_comp.files import write_file
 from lora_comp.report.bdrate import Point, bd_rate
+from lora_comp.report.card import codec_card
+from lora_comp.report.summary import markdown, summary
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
 
 QUALITIES = (1, 2, 3, 4)
@@ -34,9 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     codecs.add_argument("folder", type=Path, help="the pictures")
     codecs.add_argument("--codec", help="one of our codecs to set beside them, such as tic-s")
     codecs.add_argument("--out", type=Path, help="JSON file for the curves and the figures of every picture")
+    codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec")
+    results = commands.add_parser("table", help="the table of a run in Markdown")
+    results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
     options = parser.parse_args(arguments)
     try:
-        compare_codecs(options.folder, options.codec, options.out)
+        if options.command == "table":
+            print(markdown(summary(_records(options.results))), end="")
+            return 0
+        if options.card and not options.codec:
+            raise LoraCompError("--card needs --codec: whose card it is")
+        report = compare_codecs(options.folder, options.codec, options.out)
+        if options.card:
+            write_file(options.card, codec_card(options.codec, report, options.folder.name).encode())
     except LoraCompError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _records(path: Path) -> list[dict]:
+    try:
+        return json.loads(path.read_text())["records"]
+    except (OSError, ValueError, KeyError) as error:
+        raise LoraCompError(f"{path} does not hold the results of a run: {error}") from None
 
 
 def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = None) -> dict:
