@@ -55,6 +55,7 @@ def run(config, console: Console) -> None:
 
 def show(results: dict, console: Console) -> None:
     """The table of every picture, and of the means."""
+    from rich.markup import escape
     from rich.table import Table
 
     from lora_comp.report.summary import table
@@ -64,18 +65,19 @@ def show(results: dict, console: Console) -> None:
         pictures.add_column(name, justify="left" if name in ("image", "method") else "right")
     digits = {"bpp": ".3f", "psnr": ".2f", "score": ".3f", "bytes": ",d"}
     for record in sorted(results["records"], key=lambda r: r["quality"]):
-        pictures.add_row(*(f"{record[n]:{digits.get(n, '')}}" for n in names))
+        pictures.add_row(*(escape(f"{record[n]:{digits.get(n, '')}}") for n in names))
     console.print(pictures)
     console.print(table(results["summary"]))
     if results["skipped"]:
         console.print(f"{len(results['skipped'])} unreadable pictures were skipped:")
         for reason in results["skipped"]:
-            console.print(f"  {reason}", soft_wrap=True)
+            console.print(f"  {reason}", soft_wrap=True, markup=False)
 
 
 def draw(records: list[dict], data, codecs: dict, methods: dict, task, out: Path) -> None:
     """score.png, and pictures.png: original, plain and adapted of the picture that adapting helped most."""
     from lora_comp import api
+    from lora_comp.evaluate import samples
     from lora_comp.report.plots import caption, score_plot, side_by_side
     from lora_comp.report.summary import summary
     score_plot(summary(records), out / "score.png")
@@ -85,13 +87,12 @@ def draw(records: list[dict], data, codecs: dict, methods: dict, task, out: Path
     best = max(adapted, key=lambda r: (r["loss_before"] - r["loss_after"]) / r["loss_before"])
     plain = next(r for r in records if r["method"] == "none" and all(r[k] == best[k] for k in ("image", "quality")))
     quality = best["quality"]
-    sample = next(data[i] for i in range(len(data)) if data[i].name == best["image"])
-    pictures, captions = [sample.image], [f"original\nanswer: {task.answer(sample.image)}"]
+    sample = next(sample for sample in samples(data) if sample.name == best["image"])
+    pictures, captions = [sample.image], [f"answer: {answer}" if (answer := task.answer(sample.image)) else best["image"]]
     for record in (plain, best):
         decoded = api.decode((out / record["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu()
         pictures.append(decoded)
-        title = "plain" if record is plain else record["method"]
-        captions.append(f"{title}, quality {quality}\n" + caption(record, task.answer(decoded)))
+        captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
     side_by_side(*pictures, captions, out / "pictures.png")
 
 
