@@ -63,10 +63,12 @@ def encode(
         method: "svd_lora", "lora", "none", or a method from `load_method`.
         steps, lr, seed, on_step: see `ttft.fit`.
     Raises:
-        LoraCompError: an image of another shape or type, or a method without a task.
+        LoraCompError: an image of another shape, type or range, or a method without a task.
     """
     if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
         raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
+    if not ((image >= 0) & (image <= 1)).all():
+        raise LoraCompError("image must lie in [0, 1]: scale it, clamp it, and mind what is not a number")
     if isinstance(method, str):
         method = load_method(method, codec, task and task.key)
     device = next(codec.parameters()).device
@@ -139,7 +141,7 @@ def decode(
     if header.method != "none":
         if header.adapter_hash is None:
             raise BitstreamError("the file is adapted but names no adapter")
-        if method is None or method.adapter.identity != header.adapter_hash:
+        if method is None or (method.name, method.adapter.identity) != (header.method, header.adapter_hash):
             method = method_of_file(header.method, header.adapter_hash, codec, adapter)
         g_s = method.restore(codec, sections[2])
     device = next(codec.parameters()).device
@@ -163,7 +165,7 @@ def codec_of_file(header: bitstream.Header, codec: nn.Module | None) -> nn.Modul
 def info(data: bytes) -> dict:
     """What a file's header says, without decoding it: sizes in pixels, bytes and bpp."""
     header, sections = bitstream.read(data)
-    named = dict(zip(("bytes_z", "bytes_y", "bytes_adapter"), map(len, sections)))
+    named = dict(zip(("bytes_z", "bytes_y", "bytes_adapter"), map(len, sections), strict=False))
     return {
         "height": header.height, "width": header.width, "codec": header.codec, "quality": header.quality,
         "method": header.method, "codec_hash": header.codec_hash.hex(),

@@ -61,6 +61,6 @@ def fit(
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        for parameter, value in zip(trained, kept):
+        for parameter, value in zip(trained, kept, strict=True):
             parameter.copy_(value)
     return result

@@ -44,10 +44,11 @@ def load_codec(name: str, quality: int, weights: str | Path | None = "default") 
     if weights is not None:
         path = codec_path(name, quality) if weights == "default" else Path(weights)
         state, _ = read_weights(path, f"codec {name} quality {quality}")
-        missing, unexpected = codec.load_state_dict(state, strict=False)
-        missing = [key for key in missing if key in dict(codec.named_parameters())]
-        if missing or unexpected:
-            raise LoraCompError(f"{path} does not hold the weights of {name}: see {(missing + unexpected)[0]}")
+        wrong = [key for key, p in codec.named_parameters() if key not in state or state[key].shape != p.shape]
+        wrong += [key for key in state if key not in codec.state_dict()]
+        if wrong:
+            raise LoraCompError(f"{path} does not hold the weights of {name}: see {wrong[0]}")
+        codec.load_state_dict(state, strict=False)
     codec.eval().requires_grad_(False)
     codec.name, codec.quality, codec.hash = name, quality, weights_hash(codec)
     return codec

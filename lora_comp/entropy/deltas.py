@@ -11,16 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from lora_comp import rans
-from lora_comp.entropy.models import round_ste
 from lora_comp.entropy.tables import DECAYS, geometric_ratio, laplace_tables
 from lora_comp.errors import BitstreamError
 
 EXPONENTS = range(0, 25)  # of the step: 1 down to 2^-24
-
-
-def quantise(value: Tensor, base: Tensor, step: float) -> Tensor:
-    """`base` plus whole steps, nearest to `value`, with straight-through gradients. Exactly what a decoder computes."""
-    return base + step * round_ste((value - base) / step)
 
 
 def bits(k: Tensor) -> Tensor:
@@ -34,10 +28,9 @@ def encode(k: np.ndarray, exponent: int) -> bytes:
     """int32 (n,) in steps of 2^-exponent to a payload."""
     if not k.any():
         return b""
-    candidates = DECAYS[(DECAYS > np.abs(k).mean() / 2) & (DECAYS < np.abs(k).mean() * 2)]
-    first = int(np.searchsorted(DECAYS, candidates[0])) if len(candidates) else len(DECAYS) - 1
-    prior = range(first, first + max(len(candidates), 1))
-    coded = [(rans.encode(k, np.full(k.shape, p, np.int32), *laplace_tables()), p) for p in prior]
+    fitted = min(int(np.searchsorted(DECAYS, np.abs(k).mean())), len(DECAYS) - 1)
+    priors = range(max(fitted - 3, 0), min(fitted + 4, len(DECAYS)))  # those within a factor of two
+    coded = [(rans.encode(k, np.full(k.shape, p, np.int32), *laplace_tables()), p) for p in priors]
     data, best = min(coded, key=lambda pair: len(pair[0]))
     return bytes([exponent, best]) + data
 

@@ -39,7 +39,7 @@ class LatentCoder:
     def __init__(self, codec: nn.Module):
         self.h_s = copy.deepcopy(codec.h_s).double().cpu()
         self.medians = codec.medians.double().cpu()[:, None, None]  # (N, 1, 1)
-        self.z_tables = bottleneck_tables(codec.entropy_bottleneck.cpu())
+        self.z_tables = bottleneck_tables(codec.entropy_bottleneck)
         self.N = codec.N
 
     def compress(self, y: Tensor, z: Tensor) -> CodedLatents:

@@ -38,7 +38,7 @@ def quantise(mass: np.ndarray) -> np.ndarray:
 
 def stack(rows: list[np.ndarray], offsets: list[int]) -> Tables:
     cdfs = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for row, cdf in zip(cdfs, rows):
+    for row, cdf in zip(cdfs, rows, strict=True):
         row[:len(cdf)] = cdf
     return Tables(cdfs, np.array([len(r) for r in rows], np.int32), np.array(offsets, np.int32))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from lora_comp.entropy.deltas import EXPONENTS
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.svd_lora import Adapter, LowRank, from_identity, identify, seeded
 from lora_comp.zoo import ROOT, adapter_path, read_weights
@@ -30,21 +31,32 @@ def load_method(
         raise LoraCompError(f"there is no method {name!r}; known are {', '.join(METHODS)}")
     if name == "none":
         return None
+    if exponent not in EXPONENTS:
+        raise LoraCompError(f"exponent must be {EXPONENTS[0]} to {EXPONENTS[-1]}, not {exponent}")
+    found = None
     if adapter == "auto":
         shipped = adapter_path(codec.name, codec.quality, name, task or "")
-        adapter = shipped if shipped.exists() else None
-    found = seeded(codec, name, rank, alpha, mlp, seed) if adapter is None else load_adapter(Path(adapter), codec)
-    return LowRank(name, found, exponent)
+        found = read_adapter(shipped, codec) if shipped.exists() else None
+    elif adapter is not None:
+        found = load_adapter(Path(adapter), codec)
+    return LowRank(name, found or seeded(codec, name, rank, alpha, mlp, seed), exponent)
+
+
+def read_adapter(path: Path, codec: nn.Module) -> Adapter | None:
+    """A pre-trained adapter, or None where it was made for another codec."""
+    tensors, card = read_weights(path, "the adapter")
+    made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
+    if made_for != (codec.name, codec.quality, codec.hash.hex()):
+        return None
+    return Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
 
 
 def load_adapter(path: Path, codec: nn.Module) -> Adapter:
     """A pre-trained adapter. Raises LoraCompError where it was made for another codec."""
-    tensors, card = read_weights(path, "the adapter")
-    if (card.get("codec"), card.get("quality"), card.get("codec_hash")) != (
-            codec.name, codec.quality, codec.hash.hex()):
-        raise LoraCompError(f"{path} was trained for {card.get('codec')} quality {card.get('quality')} with other "
-                            f"weights than {codec.name} quality {codec.quality} has here")
-    return Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
+    found = read_adapter(path, codec)
+    if found is None:
+        raise LoraCompError(f"{path} was trained for other weights than {codec.name} quality {codec.quality} has here")
+    return found
 
 
 def method_of_file(name: str, identity: bytes, codec: nn.Module, adapter: str | Path | None = None) -> LowRank:
@@ -53,15 +65,17 @@ def method_of_file(name: str, identity: bytes, codec: nn.Module, adapter: str | 
     Raises:
         BitstreamError: the adapter is not at hand.
     """
-    if name not in METHODS:
+    if name not in METHODS[1:]:
         raise BitstreamError(f"the file was made with the method {name!r}, which this version cannot decode")
-    made = from_identity(codec, name, identity)
+    try:
+        made = from_identity(codec, name, identity)
+    except LoraCompError as error:
+        raise BitstreamError(f"the file names an adapter that cannot be: {error}") from None
     if made is not None:
         return LowRank(name, made)
-    paths = [Path(adapter)] if adapter else sorted((ROOT / "adapters").glob(f"{codec.name}-q{codec.quality}-{name}-*"))
-    for path in paths:
-        found = load_adapter(path, codec)
-        if found.identity == identity:
+    shipped = sorted((ROOT / "adapters").glob(f"{codec.name}-q{codec.quality}-{name}-*.safetensors"))
+    for found in [load_adapter(Path(adapter), codec)] if adapter else [read_adapter(path, codec) for path in shipped]:
+        if found is not None and found.identity == identity:
             return LowRank(name, found)
     raise BitstreamError(f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality}, which "
                          "is not at hand: name the file it was encoded with as adapter=PATH")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lora_comp import ops
 from lora_comp.codecs.swin import SwinBlock
 from lora_comp.entropy import deltas
+from lora_comp.entropy.models import round_ste
 from lora_comp.errors import BitstreamError, LoraCompError
 
 SEEDED = 0  # first byte of the identity of an adapter that is made from a seed; the other three tell how
@@ -98,13 +99,14 @@ class LowRankLinear(nn.Module):
         super().__init__()
         self.layer, self.scale, self.travels, self.step = layer, scale, travels, step
         for name, value in tensors.items():
+            value = value.to(layer.weight.device)
             setattr(self, name, nn.Parameter(value.clone()))
             self.register_buffer(f"{name}_base", value.clone())
 
     def steps(self, name: str) -> Tensor:
         """How many steps a travelling tensor is off the adapter's, with straight-through gradients."""
         base = getattr(self, f"{name}_base")
-        return deltas.round_ste((getattr(self, name) - base) / self.step)
+        return round_ste((getattr(self, name) - base) / self.step)
 
     def value(self, name: str) -> Tensor:
         if name not in self.travels:
@@ -186,7 +188,7 @@ class LowRank:
             at += size
         for name in names:
             layer = g_s.get_submodule(name.removeprefix("g_s."))
-            u, s, v = (tensors[f"{name}.{k}"] for k in "USV")
+            u, s, v = (tensors[f"{name}.{k}"].to(layer.weight.device) for k in "USV")
             layer.weight.copy_(ops.merge(layer.weight, u, s, v, self.adapter.scale))
         if not all(p.isfinite().all() for p in g_s.parameters()):
             raise BitstreamError("the adapter's part of the file is damaged")

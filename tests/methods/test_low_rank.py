@@ -1,0 +1,213 @@
+"""SVD-LoRA and LoRA: what is trained, what travels, and that a decoder gets exactly what the encoder used."""
+import numpy as np
+import pytest
+import torch
+
+import lora_comp as lc
+from lora_comp import api, zoo
+from lora_comp.entropy import deltas
+from lora_comp.methods import LowRank, load_method, method_of_file
+from lora_comp.methods.svd_lora import LowRankLinear, identify, layers, seeded
+
+BOTH = pytest.mark.parametrize("name", ["svd_lora", "lora"])
+
+
+def state(codec):
+    return {k: v.clone() for k, v in codec.state_dict().items()}
+
+
+def same(before, codec):
+    return all(torch.equal(v, codec.state_dict()[k]) for k, v in before.items())
+
+
+def low_rank_layers(adapted):
+    return {k: m for k, m in adapted.codec.named_modules() if isinstance(m, LowRankLinear)}
+
+
+def disturbed(method, codec, seed=0):
+    """An adapted codec, everything that is trainable moved a little."""
+    adapted = method.prepare(codec)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+    return adapted
+
+
+def test_qkv_and_proj_of_every_swin_block_of_both_transforms_are_adapted(codec):
+    found = layers(codec)
+    assert len(found) == 2 * 2 * (2 + 4 + 2)
+    assert {name.split(".")[0] for name in found} == {"g_a", "g_s"}
+    assert {name.split(".")[-1] for name in found} == {"qkv", "proj"}
+    assert {name.split(".")[-1] for name in layers(codec, mlp=True)} == {"qkv", "proj", "fc1", "fc2"}
+
+
+@BOTH
+@pytest.mark.parametrize("mlp", [False, True])
+def test_the_encoder_trains_its_whole_adapter_and_the_decoder_what_travels(codec, name, mlp):
+    adapted = load_method(name, codec, mlp=mlp).prepare(codec)
+    trained = {k for k, p in adapted.named_parameters() if p.requires_grad}
+    sides = {"g_a": {"svd_lora": "USV", "lora": "UV"}[name], "g_s": {"svd_lora": "S", "lora": "UV"}[name]}
+    assert trained == {f"codec.{layer}.{k}" for layer in layers(codec, mlp) for k in sides[layer[:3]]}
+
+
+@BOTH
+def test_an_adapter_made_from_a_seed_changes_nothing_yet(codec, picture, name):
+    x = picture(64, 64)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_method(name, codec).prepare(codec)(x)["x_hat"], codec(x)["x_hat"])
+
+
+@BOTH
+def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, picture, name):
+    before = state(codec)
+    method = load_method(name, codec)
+    adapted = method.prepare(codec)
+    frozen = {k: p.clone() for k, p in adapted.named_parameters() if not p.requires_grad}
+    trained = {k: p.clone() for k, p in adapted.named_parameters() if p.requires_grad}
+    x = picture(64, 64)
+    lc.api.ttft.fit(adapted, x[None], (64, 64), lambda y: human.distortion(y, x[None]), 500.0, 4, lr=0.02)
+    assert same(before, codec)
+    assert all(torch.equal(v, adapted.get_parameter(k)) for k, v in frozen.items())
+    assert any(not torch.equal(v, adapted.get_parameter(k)) for k, v in trained.items())
+
+
+@BOTH
+@pytest.mark.parametrize("exponent", [0, 8, 24])
+def test_the_decoder_has_bit_for_bit_what_the_encoder_used(codec, name, exponent):
+    method = load_method(name, codec, exponent=exponent)
+    adapted = disturbed(method, codec)
+    g_s = method.restore(codec, adapted.payload())
+    for layer, low_rank in low_rank_layers(adapted).items():
+        if layer.startswith("g_s"):
+            u, s, v = (low_rank.value(k).detach() for k in "USV")
+            merged = lc.ops.merge(low_rank.layer.weight, u, s, v, low_rank.scale)
+            assert torch.equal(g_s.get_submodule(layer.removeprefix("g_s.")).weight, merged)
+
+
+def test_the_payload_holds_whole_steps_off_the_adapter(codec):
+    method = load_method("svd_lora", codec)
+    adapted = disturbed(method, codec)
+    k, step = deltas.decode(adapted.payload(), 16 * 4)
+    encoder = torch.cat([m.value("S") for n, m in low_rank_layers(adapted).items() if n.startswith("g_s")])
+    base = torch.cat([method.adapter.tensors[f"{n}.S"] for n in low_rank_layers(adapted) if n.startswith("g_s")])
+    assert k.any()
+    assert torch.equal(base + step * torch.from_numpy(k).float(), encoder)
+
+
+@BOTH
+@pytest.mark.parametrize("mlp", [False, True])
+def test_merged_decoding_equals_the_adapted_transform(codec, picture, name, mlp):
+    method = load_method(name, codec, mlp=mlp)
+    adapted = disturbed(method, codec)
+    with torch.no_grad():
+        y_hat = codec(picture(64, 64)[None])["y_hat"]
+        plain, expected = codec.g_s(y_hat), adapted.codec.g_s(y_hat)
+        torch.testing.assert_close(method.restore(codec, adapted.payload())(y_hat), expected, rtol=0, atol=1e-4)
+    assert (expected - plain).abs().max() > 0.01
+
+
+@BOTH
+def test_a_seeded_adapter_is_the_same_every_time_and_known_by_its_identity(codec, name):
+    made = seeded(codec, name, rank=3, alpha=5, mlp=True, seed=7)
+    again = method_of_file(name, made.identity, codec).adapter
+    assert (again.rank, again.alpha, again.scale) == (3, 5, 5 / 3)
+    assert again.tensors.keys() == made.tensors.keys()
+    assert all(torch.equal(v, again.tensors[k]) for k, v in made.tensors.items())
+    assert seeded(codec, name, seed=8).identity != seeded(codec, name, seed=7).identity
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16, 40])
+def test_shapes_follow_the_rank(codec, rank):
+    adapted = load_method("svd_lora", codec, rank=rank).prepare(codec)
+    for low_rank in low_rank_layers(adapted).values():
+        inputs, outputs = low_rank.layer.in_features, low_rank.layer.out_features
+        assert (low_rank.U.shape, low_rank.S.shape, low_rank.V.shape) == ((outputs, rank), (rank,), (inputs, rank))
+        assert low_rank.scale == 8 / rank
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"rank": 256}, {"alpha": 0}, {"seed": 128}, {"exponent": 25}])
+def test_options_out_of_range_are_refused(codec, options):
+    with pytest.raises(lc.LoraCompError):
+        load_method("svd_lora", codec, **options)
+
+
+def test_an_unknown_method_is_refused(codec):
+    with pytest.raises(lc.LoraCompError, match="known are none, svd_lora, lora"):
+        load_method("dreambooth", codec)
+
+
+def pretrained(path, codec, codec_hash=None):
+    """A file with an adapter as training would leave it."""
+    rng = np.random.default_rng(0)
+    tensors = {k: torch.from_numpy(rng.normal(0, 0.05, v.shape)).half().float()
+               for k, v in seeded(codec, "svd_lora").tensors.items()}
+    card = {"codec": codec.name, "quality": codec.quality, "codec_hash": (codec_hash or codec.hash).hex(), "rank": 4,
+            "alpha": 8}
+    zoo.write_weights(path, tensors, card)
+    return tensors
+
+
+@pytest.fixture
+def coded(codec, human, picture, tmp_path):
+    """A file that needs a pre-trained adapter, and that adapter's path."""
+    path = tmp_path / "adapter.safetensors"
+    pretrained(path, codec)
+    method = load_method("svd_lora", codec, adapter=path)
+    x = api.pad(picture())
+    return api.write(codec, method.prepare(codec).codec, x, (64, 64), method, b""), path
+
+
+def test_a_pretrained_adapter_is_found_by_its_path(codec, coded):
+    data, path = coded
+    expected = load_method("svd_lora", codec, adapter=path)
+    assert torch.equal(lc.decode(data, codec, adapter=path), lc.decode(data, codec, method=expected))
+    assert lc.info(data)["adapter"] == identify(expected.adapter.tensors).hex()
+
+
+def test_a_file_of_an_unknown_adapter_names_it(codec, coded):
+    data, _ = coded
+    with pytest.raises(lc.BitstreamError, match=lc.info(data)["adapter"]):
+        lc.decode(data, codec)
+
+
+def test_an_adapter_for_other_weights_is_refused(codec, coded):
+    data, path = coded
+    pretrained(path, codec, codec_hash=b"else")
+    with pytest.raises(lc.LoraCompError, match="other weights"):
+        lc.decode(data, codec, adapter=path)
+    with pytest.raises(lc.LoraCompError, match="other weights"):
+        load_method("svd_lora", codec, adapter=path)
+
+
+def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "ROOT", tmp_path)
+    monkeypatch.setattr("lora_comp.methods.ROOT", tmp_path)
+    tensors = pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", "human"), codec)
+    method = load_method("svd_lora", codec, "human")
+    assert method.adapter.identity == identify(tensors)
+    assert method_of_file("svd_lora", method.adapter.identity, codec).adapter.identity == method.adapter.identity
+    assert load_method("svd_lora", codec, "cls-scenes").adapter.identity == seeded(codec, "svd_lora").identity
+
+    other = lc.load_codec("tic-s", 2, weights=None)
+    assert load_method("svd_lora", other, "human").adapter.identity == seeded(other, "svd_lora").identity
+    with pytest.raises(lc.BitstreamError, match="not at hand"):
+        method_of_file("svd_lora", identify(tensors), other)
+
+
+@pytest.mark.parametrize("name, identity", [
+    ("transtic", bytes(4)), ("none", bytes(4)), ("svd_lora", bytes(4)), ("svd_lora", bytes([0, 4, 0, 0]))])
+def test_what_no_encoder_writes_is_a_bitstream_error(codec, name, identity):
+    with pytest.raises(lc.BitstreamError):
+        method_of_file(name, identity, codec)
+
+
+def test_a_change_that_makes_weights_infinite_is_refused(codec):
+    method = LowRank("lora", seeded(codec, "lora", rank=1, alpha=255))
+    count = sum(v.numel() for k, v in method.adapter.tensors.items() if k.startswith("g_s") and k[-1] in "UV")
+    huge = np.full(count, 2 ** 31 - 1, np.int32)
+    adapter = {k: v * 1e30 for k, v in method.adapter.tensors.items()}
+    broken = LowRank("lora", type(method.adapter)(adapter, 1, 255, method.adapter.identity))
+    with pytest.raises(lc.BitstreamError, match="damaged"):
+        broken.restore(codec, deltas.encode(huge, 0))

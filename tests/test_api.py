@@ -1,0 +1,197 @@
+"""encode and decode: what is promised of every file, and of every input."""
+import zlib
+
+import pytest
+import torch
+
+import lora_comp as lc
+from lora_comp import bitstream
+
+SIZES = [(1, 1), (1, 300), (63, 65), (64, 64), (130, 70)]
+
+
+def coded_for(codec, task, picture, **options):
+    return lc.encode(picture, codec, task, **({"method": "svd_lora", "steps": 4, "lr": 0.02} | options))
+
+
+@pytest.fixture(scope="module")
+def adapted(codec, human, picture):
+    """A small file that is adapted."""
+    coded = coded_for(codec, human, picture())
+    assert coded.method == "svd_lora"
+    return coded
+
+
+@pytest.mark.parametrize("method", ["none", "svd_lora"])
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size_comes_back(codec, human, picture, size, method):
+    coded = coded_for(codec, human, picture(*size), method=method, steps=2)
+    decoded = lc.decode(coded.data, codec)
+    assert decoded.shape == (3, *size)
+    assert decoded.dtype == torch.float32
+    assert decoded.min() >= 0 and decoded.max() <= 1
+    assert coded.bpp == 8 * len(coded.data) / (size[0] * size[1])
+
+
+@pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
+@pytest.mark.parametrize("name", ["human", "cls"])
+def test_the_losses_are_the_objective_of_decoded_files(request, codec, picture, name, method):
+    task, image = request.getfixturevalue(name), picture(63, 65)
+    coded, plain = (coded_for(codec, task, image, method=m) for m in (method, "none"))
+
+    def objective(data):
+        distortion = task.distortion(lc.decode(data, codec)[None], task.targets(image[None])).item()
+        return task.weight(codec.quality) * distortion + 8 * len(data) / (63 * 65)
+
+    assert coded.loss_before == pytest.approx(objective(plain.data), rel=1e-5)
+    assert coded.loss_after == pytest.approx(objective(coded.data), rel=1e-5)
+    assert coded.loss_after <= coded.loss_before
+
+
+def test_adapting_pays_here(adapted):
+    assert adapted.loss_after < 0.9 * adapted.loss_before
+    assert lc.info(adapted.data)["method"] == "svd_lora"
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 3, "lr": 1e6}])
+def test_the_plain_file_is_written_where_adapting_does_not_pay(codec, human, picture, options):
+    coded = coded_for(codec, human, picture(), **options)
+    assert coded.method == lc.info(coded.data)["method"] == "none"
+    assert coded.data == coded_for(codec, human, picture(), method="none").data
+    assert coded.loss_after == coded.loss_before
+
+
+def test_the_same_seed_gives_the_same_file(codec, human, picture, adapted):
+    assert coded_for(codec, human, picture()).data == adapted.data
+
+
+def test_encoding_leaves_the_codec_alone(codec, human, picture):
+    before = {k: v.clone() for k, v in codec.state_dict().items()}
+    coded_for(codec, human, picture())
+    assert all(torch.equal(v, codec.state_dict()[k]) for k, v in before.items())
+    assert not codec.training and not any(p.requires_grad for p in codec.parameters())
+
+
+def test_another_process_decodes_the_same_picture(codec, weights, adapted):
+    """As far as one can tell within a process: nothing is kept but the weights and the bytes."""
+    again = lc.load_codec("tic-s", 2, weights)
+    assert torch.equal(lc.decode(adapted.data, again), lc.decode(adapted.data, codec))
+
+
+def test_a_file_of_another_method_is_decoded_with_its_own(codec, human, picture):
+    """Seeded adapters of both methods have the same identity."""
+    lora = lc.load_method("lora", codec)
+    coded = coded_for(codec, human, picture(), method=lora, lr=5e-3)
+    assert coded.method == "lora"
+    other = lc.load_method("svd_lora", codec)
+    assert torch.equal(lc.decode(coded.data, codec, method=other), lc.decode(coded.data, codec, method=lora))
+
+
+def test_info_accounts_for_every_byte(codec, adapted):
+    told = lc.info(adapted.data)
+    assert told["bytes"] == len(adapted.data)
+    assert told["bytes_header"] + told["bytes_z"] + told["bytes_y"] + told["bytes_adapter"] == len(adapted.data)
+    assert told["bytes_header"] <= 44  # below 40, and the checksum
+    assert (told["height"], told["width"], told["codec"], told["quality"]) == (64, 64, "tic-s", 2)
+    assert told["codec_hash"] == codec.hash.hex()
+    assert told["bpp"] == adapted.bpp
+
+
+@pytest.mark.parametrize("image", [
+    torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(4, 8, 8), torch.zeros(1, 8, 8), torch.zeros(1, 3, 8, 8),
+    torch.zeros(8, 8), torch.zeros(3, 0, 8), torch.full((3, 8, 8), 255.0), torch.full((3, 8, 8), -0.01),
+    torch.full((3, 8, 8), torch.nan), torch.full((3, 8, 8), torch.inf)])
+def test_what_is_no_picture_is_refused_in_one_line(codec, human, image):
+    with pytest.raises(lc.LoraCompError, match="image must") as error:
+        lc.encode(image, codec, human)
+    assert "\n" not in str(error.value)
+
+
+def test_a_double_or_half_picture_is_a_picture(codec, picture):
+    expected = lc.encode(picture(), codec, method="none").data
+    assert lc.encode(picture().double(), codec, method="none").data == expected
+    assert lc.encode(picture().half(), codec, method="none").bpp > 0
+
+
+def test_adapting_needs_a_task(codec, picture):
+    with pytest.raises(lc.LoraCompError, match="needs a task"):
+        lc.encode(picture(), codec, None, method="svd_lora")
+    plain = lc.encode(picture(), codec, None, method="none")
+    assert (plain.method, plain.loss_before, plain.loss_after) == ("none", None, None)
+
+
+@pytest.mark.parametrize("options", [{"quality": 9}, {"quality": 0}, {"name": "jpeg"}])
+def test_a_codec_that_is_not_there(options):
+    with pytest.raises(lc.LoraCompError):
+        lc.load_codec(**({"name": "tic-s", "quality": 1, "weights": None} | options))
+
+
+def test_weights_of_another_codec_or_of_none(tmp_path, weights):
+    with pytest.raises(lc.LoraCompError, match="does not hold the weights of tic"):
+        lc.load_codec("tic", 2, weights)
+    (tmp_path / "a.safetensors").write_text("no weights")
+    with pytest.raises(lc.LoraCompError, match="not a safetensors file"):
+        lc.load_codec("tic-s", 2, tmp_path / "a.safetensors")
+    with pytest.raises(lc.LoraCompError, match="missing"):
+        lc.load_codec("tic-s", 2, tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("quality", [1, 2, 3, 4])
+def test_every_quality_ships_and_decodes_without_being_handed_its_codec(picture, quality):
+    codec = lc.load_codec("tic-s", quality)
+    coded = lc.encode(picture(130, 70), codec, method="none")
+    decoded = lc.decode(coded.data)
+    assert (decoded - picture(130, 70)).square().mean() < 0.003  # above 25 dB
+
+
+def test_a_file_of_other_weights(adapted):
+    other = lc.load_codec("tic-s", 2, weights=None)
+    with pytest.raises(lc.BitstreamError, match="other weights"):
+        lc.decode(adapted.data, other)
+    with pytest.raises(lc.BitstreamError):
+        lc.decode(adapted.data)  # nor did those that ship write it
+
+
+def test_every_flipped_byte_is_told(codec, adapted):
+    for i in range(len(adapted.data)):
+        damaged = bytearray(adapted.data)
+        damaged[i] ^= 0x41
+        with pytest.raises(lc.BitstreamError):
+            lc.decode(bytes(damaged), codec)
+
+
+def test_every_cut_is_told(codec, adapted):
+    for length in range(len(adapted.data)):
+        with pytest.raises(lc.BitstreamError):
+            lc.decode(adapted.data[:length], codec)
+    with pytest.raises(lc.BitstreamError):
+        lc.decode(adapted.data + b"\0", codec)
+
+
+def test_damage_under_a_mended_checksum_is_a_bitstream_error_or_a_picture(codec, adapted):
+    """A forger can compute CRC-32 too. The latents have a second one; only an adapter's change can go unseen."""
+    _, sections = bitstream.read(adapted.data)
+    told = 0
+    for i in range(0, len(adapted.data) - 4, 7):
+        damaged = bytearray(adapted.data[:-4])
+        damaged[i] ^= 0x10
+        damaged += zlib.crc32(damaged).to_bytes(4, "little")
+        try:
+            decoded = lc.decode(bytes(damaged), codec)
+        except lc.BitstreamError:
+            told += 1
+        else:
+            found, parts = bitstream.read(bytes(damaged))
+            assert parts[:2] == sections[:2]
+            assert decoded.shape == (3, found.height, found.width)
+    assert told > len(adapted.data) // 7 // 2
+
+
+@pytest.mark.parametrize("method", ["transtic", "slimmable"])
+def test_a_file_of_a_method_to_come_names_it(codec, adapted, method):
+    header, sections = bitstream.read(adapted.data)
+    fields = vars(header) | {"method": method}
+    with pytest.raises(lc.BitstreamError, match=method):
+        lc.decode(bitstream.write(bitstream.Header(**fields), sections), codec)
+    with pytest.raises(lc.BitstreamError, match="names no adapter"):
+        lc.decode(bitstream.write(bitstream.Header(**fields | {"adapter_hash": None}), sections), codec)

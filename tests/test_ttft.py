@@ -1,0 +1,90 @@
+"""The loop: it keeps its best step, and only a seed decides what happens."""
+import pytest
+import torch
+from torch import nn
+
+from lora_comp import ttft
+from lora_comp.methods import load_method
+
+
+class Toy(nn.Module):
+    """Something to fit: a picture of one colour that costs more bits the brighter it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.colour = nn.Parameter(torch.full((1, 3, 1, 1), 0.1))
+
+    def forward(self, x):
+        return {"x_hat": self.colour.expand(x.shape), "likelihoods": {"y": torch.exp2(-self.colour)}}
+
+    def bits(self):
+        return 2 * self.colour.sum()
+
+
+X = torch.full((1, 3, 8, 6), 0.7)
+
+
+def run(adapted, x=X, size=(6, 5), weight=10.0, **options):
+    target = x[..., :size[0], :size[1]]
+    return ttft.fit(adapted, x, size, lambda y: (y - target).square().mean((1, 2, 3)), weight, **options)
+
+
+def objective(colour, weight=10.0, size=(6, 5)):
+    """What `run` minimises on a Toy, by hand."""
+    return weight * (colour - 0.7) ** 2 + 3 * 3 * colour / (size[0] * size[1])
+
+
+def test_the_objective_is_weighted_distortion_plus_bits_per_pixel_of_the_picture_itself():
+    assert run(Toy(), steps=0).losses == [pytest.approx(objective(0.1), rel=1e-5)]
+
+
+def test_the_adapter_is_left_at_its_best_step():
+    toy = Toy()
+    fit = run(toy, steps=12, lr=0.4)  # overshoots
+    assert len(fit.losses) == 13
+    assert 0 < fit.best < 12
+    assert fit.losses[fit.best] == min(fit.losses)
+    assert objective(toy.colour.mean().item()) == pytest.approx(min(fit.losses), rel=1e-5)
+
+
+def test_steps_that_only_harm_are_undone():
+    toy = Toy()
+    fit = run(toy, steps=3, lr=1e4)
+    assert fit.best == 0
+    assert torch.equal(toy.colour, Toy().colour)
+
+
+def test_no_steps_change_nothing():
+    toy = Toy()
+    assert run(toy, steps=0).best == 0
+    assert torch.equal(toy.colour, Toy().colour)
+
+
+def test_each_step_is_reported_with_its_objective():
+    told = []
+    fit = run(Toy(), steps=3, on_step=lambda step, loss: told.append((step, loss)))
+    assert told == list(enumerate(fit.losses))
+
+
+def test_the_step_size_is_halved_where_the_paper_says():
+    """At 15, 25, 30 and 35 of 40 steps. Adam's first steps along a constant slope are as long as the step size."""
+    class Slope(Toy):
+        def forward(self, x):
+            return {"x_hat": x + 0 * self.colour, "likelihoods": {"y": torch.exp2(-100 * self.colour.sum())}}
+
+    places = []
+    toy = Slope()
+    run(toy, steps=40, lr=1e-3, on_step=lambda *_: places.append(toy.colour.mean().item()))
+    lengths = -torch.tensor(places, dtype=torch.float64).diff() / 1e-3
+    expected = [1] * 15 + [1 / 2] * 10 + [1 / 4] * 5 + [1 / 8] * 5 + [1 / 16] * 5
+    torch.testing.assert_close(lengths, torch.tensor(expected, dtype=torch.float64), rtol=0.02, atol=0)
+
+
+def test_a_picture_is_overfitted_and_alike_each_time(codec, human, picture):
+    fits = []
+    for _ in range(2):
+        adapted = load_method("svd_lora", codec).prepare(codec)
+        fits.append((run(adapted, picture()[None], (64, 64), 500.0, steps=6, lr=0.02).losses, adapted.payload()))
+    assert fits[0] == fits[1]
+    losses = fits[0][0]
+    assert min(losses) < 0.9 * losses[0]
