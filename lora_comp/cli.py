@@ -11,7 +11,10 @@ USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [meth
        lora-comp info FILE.lcz"""
 
 
-def report_errors(command: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], int]:
+def report_errors(
+    command: Callable[[Sequence[str]], None],
+    stopped: str = "stopped; what is done is kept, and the same command goes on from there",
+) -> Callable[[Sequence[str]], int]:
     """A command as a program: a mistake of the user's is one line and exit code 2, Ctrl-C is exit code 130."""
     @functools.wraps(command)
     def program(words: Sequence[str]) -> int:
@@ -24,14 +27,14 @@ def report_errors(command: Callable[[Sequence[str]], None]) -> Callable[[Sequenc
             print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+            print(stopped, file=sys.stderr)
             return 130
         return 0
     return program
 
 
 def encode(picture: str, file: str, words: Sequence[str]) -> None:
-    from rich.progress import track
+    from rich.progress import Progress
 
     from lora_comp import api
     from lora_comp.codecs import load_codec
@@ -47,8 +50,10 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     codec = load_codec(config.codec.name, config.quality, config.codec.weights).to(device)
     task = load_task(**config.task).to(device)
     method = load_method(codec=codec, task=task.key, **config.method)
-    bar = iter(track(range(engine.steps + 1), "adapting", transient=True, disable=method is None))
-    coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed, lambda *_: next(bar, None))
+    with Progress(transient=True, disable=method is None) as progress:
+        bar = progress.add_task("adapting", total=engine.steps)
+        coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed,
+                           lambda step, _: progress.update(bar, completed=step))
     write_file(file, coded.data)
     print(f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
           f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here")
@@ -83,7 +88,7 @@ def read(file: str) -> bytes:
         raise LoraCompError(f"cannot read {file}: {error.strerror}") from None
 
 
-@report_errors
+@functools.partial(report_errors, stopped="stopped; nothing was written")
 def command(words: Sequence[str]) -> None:
     match list(words):
         case ["encode", picture, file, *rest]:
@@ -95,7 +100,7 @@ def command(words: Sequence[str]) -> None:
         case ["--help"] | ["-h"]:
             print(USAGE)
         case _:
-            raise LoraCompError(f"the words do not fit\n{USAGE}")
+            raise LoraCompError("the words do not fit a command: lora-comp --help shows them")
 
 
 def main() -> None:

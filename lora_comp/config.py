@@ -1,25 +1,83 @@
 """The configuration of a command: Hydra groups under conf/, changed by `group=choice` and `key=value` words."""
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_comp.errors import LoraCompError
 
 
+def _whole(least: int, most: float = math.inf) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _or_null(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _quality(value: object) -> bool:
+    return all(map(_whole(0), value)) and len(value) > 0 if isinstance(value, ListConfig) else _whole(0)(value)
+
+
+def _size(value: object) -> bool:
+    return isinstance(value, (str, ListConfig)) or _whole(0)(value)
+
+
+# What a value must be, by the name of its setting; the others are text.
+TEXT = ("text (put ./ before a path that looks like a number)", _text)
+EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
+    **dict.fromkeys(
+        ("codec.weights", "task.weights", "method.adapter", "data.path"), ("a path or null", _or_null(_text))),
+    "quality": ("a rate point or a list of them, as 2 or [1,2]", _quality),
+    "data.limit": ("a whole number from 1 on, or null", _or_null(_whole(1))),
+    "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2 ** 32 - 1)),
+    "data.size": ("a side, [height,width] or odd", _size),
+    "engine.steps": ("a whole number from 0 on", _whole(0)),
+    "engine.lr": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "engine.seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2 ** 63 - 1)),
+    "engine.threads": ("a whole number from 1 on, or null", _or_null(_whole(1))),
+    "engine.device": ("cpu, cuda or cuda:N", lambda value: str(value).startswith(("cpu", "cuda"))),
+    "method.rank": ("a whole number from 1 to 255", _whole(1, 255)),
+    "method.alpha": ("a whole number from 1 to 255", _whole(1, 255)),
+    "method.seed": ("a whole number from 0 to 127", _whole(0, 127)),
+    "method.exponent": ("a whole number from 0 to 24", _whole(0, 24)),
+    "method.mlp": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
 def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration `name` with the given words applied. Raises LoraCompError for a word that does not fit."""
+    if added := [word for word in overrides if word.startswith(("+", "~"))]:
+        raise LoraCompError(f"{added[0]} adds or removes a setting; what there is can only be changed: KEY=VALUE")
     try:
         with initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
             config = compose(name, list(overrides))
         OmegaConf.resolve(config)
-        return config
-    except (HydraException, OmegaConfBaseException) as error:
-        raise LoraCompError(" ".join(str(error).split())) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise LoraCompError(re.split(r" To append| Config search path| See https", line)[0]) from None
+    check(config)
+    return config
+
+
+def check(config: DictConfig) -> None:
+    """Raise LoraCompError for a value of the wrong kind; whether a name is known, its own module says."""
+    for group, values in config.items():
+        for key, value in values.items() if isinstance(values, DictConfig) else [("", values)]:
+            name = f"{group}.{key}" if key else str(group)
+            what, fits = EXPECTED.get(name, TEXT)
+            if not fits(value):
+                raise LoraCompError(f"{name} must be {what}, not {value!r}")
 
 
 def start_engine(engine: DictConfig) -> torch.device:

@@ -1,11 +1,12 @@
 """A method over a data set: every picture to files, every file decoded and scored.
 
-The folder gets files/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start goes on),
+The folder gets files/**/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start goes on),
 results.json, and what `report` draws of it. Every `bytes` is the size of a file that was decoded for its record.
 """
 import json
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,15 +36,19 @@ class Records:
     """The records of a folder. A line in records.jsonl counts while its file is there, of the size it says."""
 
     def __init__(self, out: Path):
-        self.out, self.skipped, self.wanted = out, {}, []
+        self.out = out
+        self.skipped: dict[int, str] = {}
+        self.wanted: list[dict] = []
         self.journal = out / "records.jsonl"
         self.known: dict[str, dict] = {}
-        if self.journal.exists():
-            lines = self.journal.read_text().splitlines()
-            for entry in map(_parse, lines):
-                if entry and (path := out / entry["record"]["file"]).exists():
-                    if path.stat().st_size == entry["record"]["bytes"]:
-                        self.known[entry["key"]] = entry["record"]
+        if not self.journal.exists():
+            return
+        entries = [entry for entry in map(_parse, self.journal.read_text().splitlines()) if entry]
+        latest = {entry["record"]["file"]: entry for entry in entries}  # other settings may have written it anew
+        for file, entry in latest.items():
+            if (out / file).exists() and (out / file).stat().st_size == entry["record"]["bytes"]:
+                self.known[entry["key"]] = entry["record"]
+        write_file(self.journal, "".join(_line(key, record) for key, record in self.known.items()).encode())
 
     def find(self, key: str) -> dict | None:
         record = self.known.get(key)
@@ -53,7 +58,7 @@ class Records:
 
     def add(self, key: str, record: dict) -> None:
         with open(self.journal, "a") as file:
-            file.write(json.dumps({"key": key, "record": record}) + "\n")
+            file.write(_line(key, record))
         self.known[key] = record
         self.wanted.append(record)
 
@@ -65,6 +70,10 @@ class Records:
         write_file(self.out / "results.json", json.dumps(self.results(), indent=1).encode())
 
 
+def _line(key: str, record: dict) -> str:
+    return json.dumps({"key": key, "record": record}) + "\n"
+
+
 def _parse(line: str) -> dict | None:
     """A line of the journal; None for one that a stop cut short."""
     try:
@@ -73,15 +82,15 @@ def _parse(line: str) -> dict | None:
         return None
 
 
-def samples(data, skipped: dict[int, str], report) -> Iterator[Sample]:
-    """The readable pictures of a data set; the others are named once and kept in `skipped` with the reason."""
+def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: None) -> Iterator[Sample]:
+    """The readable pictures of a data set; `on_skip` is told of the others, and the reason."""
     for i in range(len(data)):
         try:
-            yield data[i]
+            sample = data[i]
         except ImageError as error:
-            if i not in skipped:
-                skipped[i] = str(error)
-                report(f"skipped: {error}")
+            on_skip(i, str(error))
+            continue
+        yield sample
 
 
 def evaluate(
@@ -104,9 +113,14 @@ def evaluate(
     def on_step(step: int, loss: float) -> None:
         progress.update(steps, completed=step)
 
+    def on_skip(index: int, reason: str) -> None:
+        if index not in records.skipped:
+            progress.console.print(f"skipped: {reason}", soft_wrap=True, markup=False)
+        records.skipped[index] = reason
+
     try:
         for quality, codec in codecs.items():
-            for sample in samples(data, records.skipped, progress.console.print):
+            for sample in samples(data, on_skip):
                 for method in (None, methods[quality]) if quality in methods else (None,):
                     key = record_key(sample, codec, task, method, settings)
                     if records.find(key) is None:
@@ -122,8 +136,9 @@ def evaluate(
 def record_key(sample: Sample, codec: nn.Module, task, method: LowRank | None, settings: Settings) -> str:
     """All that a record depends on, as text."""
     adapter = [] if method is None else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
-    return json.dumps([sample.name, list(sample.image.shape), codec.name, codec.quality, codec.hash.hex(), task.key,
-                       *adapter])
+    pixels = zlib.crc32(sample.image.numpy().tobytes())
+    return json.dumps([sample.name, list(sample.image.shape), pixels, sample.label, codec.name, codec.quality,
+                       codec.hash.hex(), task.key, *adapter])
 
 
 def score(
@@ -134,7 +149,8 @@ def score(
     coded = api.encode(sample.image, codec, task, method, settings.steps, settings.lr, settings.seed, on_step)
     seconds_encode = time.perf_counter() - start
     name = "none" if method is None else method.name
-    path = Path("files") / f"{sample.name.replace('/', '_')}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"
+    path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"
+    make_folder((out / path).parent)
     write_file(out / path, coded.data)
     data = (out / path).read_bytes()
     start = time.perf_counter()

@@ -88,7 +88,8 @@ def draw(records: list[dict], data, codecs: dict, methods: dict, task, out: Path
     plain = next(r for r in records if r["method"] == "none" and all(r[k] == best[k] for k in ("image", "quality")))
     quality = best["quality"]
     sample = next(sample for sample in samples(data) if sample.name == best["image"])
-    pictures, captions = [sample.image], [f"answer: {answer}" if (answer := task.answer(sample.image)) else best["image"]]
+    answer = task.answer(sample.image)
+    pictures, captions = [sample.image], [f"answer: {answer}" if answer else best["image"]]
     for record in (plain, best):
         decoded = api.decode((out / record["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu()
         pictures.append(decoded)

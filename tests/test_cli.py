@@ -1,0 +1,298 @@
+"""The commands as a user types them: a right answer, or one line on stderr and exit code 2, and no unfinished file."""
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lora_comp as lc
+from lora_comp import api, cli, run
+from lora_comp.data import read_image, write_image
+
+
+@pytest.fixture
+def cat(tmp_path, picture):
+    write_image(tmp_path / "cat.png", picture(33, 47))
+    return str(tmp_path / "cat.png")
+
+
+@pytest.fixture
+def lcz(tmp_path):
+    return str(tmp_path / "cat.lcz")
+
+
+@pytest.fixture
+def plain(weights):
+    """Words for an encode that is quick."""
+    return [f"codec.weights={weights}", "task=human", "method=none"]
+
+
+@pytest.fixture
+def over_folder(tmp_path, weights, cat):
+    """Words for a run over the folder of the cat that is quick."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Path(cat).rename(folder / "cat.png")
+    return [f"codec.weights={weights}", "task=human", "data=folder", f"data.path={folder}", "quality=2",
+            "engine.steps=2", "engine.lr=0.02", f"out={tmp_path / 'out'}"]
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that is to fail: the one line that it leaves on stderr."""
+    def refused(program, *words):
+        capsys.readouterr()
+        assert program([str(word) for word in words]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        return lines[0]
+    return refused
+
+
+def everything_under(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# encode, decode, info
+
+@pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
+def test_a_picture_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
+    words = [f"codec.weights={weights}", f"task.network={network}", f"method={method}", "engine.steps=3", "quality=2"]
+    assert cli.command(["encode", cat, lcz, *words]) == 0
+    assert f"{os.path.getsize(lcz)} bytes" in capsys.readouterr().out
+    assert cli.command(["info", lcz]) == 0
+    told = capsys.readouterr().out.split("\n")
+    assert ["height", "33"] in map(str.split, told) and ["width", "47"] in map(str.split, told)
+    assert cli.command(["decode", lcz, str(tmp_path / "back.png"), f"weights={weights}"]) == 0
+    expected = lc.decode(Path(lcz).read_bytes(), lc.load_codec("tic-s", 2, weights))
+    assert (read_image(tmp_path / "back.png") - expected).abs().max() <= 0.51 / 255
+    assert everything_under(tmp_path) == ["back.png", "cat.lcz", "cat.png"]
+
+
+def pictures(folder):
+    """A file of every kind of picture that is unusual, and the size it decodes to."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    Image.new("RGB", (1, 1), (9, 9, 9)).save(folder / "one.png")
+    Image.new("L", (20, 10), 99).save(folder / "grey.png")
+    Image.new("RGB", (20, 10), (255, 0, 0)).convert("P").save(folder / "palette.png")
+    Image.fromarray(np.full((10, 20), 40000, np.uint16)).save(folder / "deep.png")
+    Image.new("RGBA", (20, 10), (9, 9, 9, 0)).save(folder / "transparent.png")
+    Image.new("RGB", (20, 10)).save(folder / "turned.jpg", exif=exif)
+    return {"one.png": (1, 1), "grey.png": (20, 10), "palette.png": (20, 10), "deep.png": (20, 10),
+            "transparent.png": (20, 10), "turned.jpg": (10, 20)}
+
+
+@pytest.mark.parametrize("name", ["one.png", "grey.png", "palette.png", "deep.png", "transparent.png", "turned.jpg"])
+def test_unusual_pictures_are_pictures(tmp_path, lcz, plain, weights, name):
+    size = pictures(tmp_path)[name]
+    assert cli.command(["encode", str(tmp_path / name), lcz, *plain]) == 0
+    assert cli.command(["decode", lcz, str(tmp_path / "back.png"), f"weights={weights}"]) == 0
+    with Image.open(tmp_path / "back.png") as back:
+        assert (back.size, back.mode) == (size, "RGB")
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"this is text\n", "not a picture"), (b"", "empty file"), (None, "does not exist"), (b"\x89PNG\r\n\x1a\n", "")])
+def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, says):
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    line = refused(cli.command, "encode", path, lcz, *plain)
+    assert str(path) in line and says in line
+    assert not os.path.exists(lcz)
+
+
+@pytest.mark.parametrize("words, says", [
+    (["quality=9"], "quality must be 1 to 4, not 9"), (["quality=two"], "quality must be"),
+    (["quality=[1,2]"], "quality must be"), (["task=hearing"], "task/hearing"), (["method=prompts"], "method/prompts"),
+    (["engine.stepz=3"], "engine.stepz"), (["engine.steps=abc"], "engine.steps must be"),
+    (["engine.steps=-1"], "engine.steps must be"), (["engine.steps=1.5"], "engine.steps must be"),
+    (["engine.lr=0"], "engine.lr must be"), (["engine.lr=fast"], "engine.lr must be"),
+    (["engine.threads=0"], "engine.threads must be"), (["engine.device=tpu"], "engine.device must be"),
+    (["engine.device=cuda:99"], "engine.device=cuda:99 cannot be used"),
+    (["method=svd_lora", "method.rank=0"], "method.rank must be"),
+    (["method=svd_lora", "method.exponent=25"], "method.exponent must be"),
+    (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
+    (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"), (["codec.weights=/nowhere"], "/nowhere"),
+    (["codec.name=jpeg"], "no codec 'jpeg'"), (["codec.name=7"], "codec.name must be text"),
+    (["task=cls", "task.network=nothing"], "nothing"), (["task=cls", "task.network=null"], "task.network must be text"),
+    (["data.limit=3"], "data"), (["+more=1"], "+more=1"), (["engine=3"], ""), (["words"], "words"),
+    (["quality=="], ""), (["out=${nowhere}"], "")])
+def test_a_setting_that_cannot_be_is_named(cat, lcz, plain, refused, words, says):
+    assert says in refused(cli.command, "encode", cat, lcz, *plain, *words)
+    assert not os.path.exists(lcz)
+
+
+@pytest.mark.parametrize("words", [
+    [], ["encode"], ["encode", "a.png"], ["decode", "a.lcz"], ["info"], ["info", "a", "b"], ["transcode", "a", "b"]])
+def test_words_that_are_no_command(refused, words):
+    assert "--help" in refused(cli.command, *words)
+
+
+def test_help(capsys):
+    assert cli.command(["--help"]) == 0
+    assert "lora-comp encode PICTURE FILE.lcz" in capsys.readouterr().out
+
+
+@pytest.fixture
+def coded(cat, lcz, plain):
+    assert cli.command(["encode", cat, lcz, *plain]) == 0
+    return Path(lcz)
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda data: b"", "not a lora_comp file"), (lambda data: b"text", "not a lora_comp file"),
+    (lambda data: data[:-1], "cut short"), (lambda data: data[:3] + b"\x09" + data[4:], "version 9"),
+    (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "altered"), (lambda data: data + b"!", "extra bytes")])
+def test_a_damaged_file_says_how_and_no_picture_is_written(tmp_path, coded, weights, refused, damage, says):
+    coded.write_bytes(damage(coded.read_bytes()))
+    assert says in refused(cli.command, "decode", coded, tmp_path / "back.png", f"weights={weights}")
+    assert says in refused(cli.command, "info", coded)
+    assert everything_under(tmp_path) == ["cat.lcz", "cat.png"]
+
+
+def test_decoding_needs_the_weights_of_the_encoder(tmp_path, coded, refused):
+    refused(cli.command, "decode", coded, tmp_path / "back.png")
+    refused(cli.command, "decode", coded, tmp_path / "back.png", "weights=/nowhere")
+    assert "wights" in refused(cli.command, "decode", coded, tmp_path / "back.png", "wights=a")
+    assert "nowhere.lcz" in refused(cli.command, "decode", "nowhere.lcz", tmp_path / "back.png")
+    assert str(tmp_path) in refused(cli.command, "decode", tmp_path, tmp_path / "back.png")
+    assert everything_under(tmp_path) == ["cat.lcz", "cat.png"]
+
+
+@pytest.mark.parametrize("folder", ["/proc", "missing", "cat.png"])  # not even root may write to /proc
+def test_a_folder_that_takes_no_file(tmp_path, cat, coded, plain, weights, refused, folder):
+    before = everything_under(tmp_path)
+    file, back = (os.path.join(tmp_path, folder, name) for name in ("b.lcz", "b.png"))
+    assert f"cannot write {file}" in refused(cli.command, "encode", cat, file, *plain)
+    assert f"cannot write {back}" in refused(cli.command, "decode", coded, back, f"weights={weights}")
+    assert everything_under(tmp_path) == before
+
+
+def fill_up(monkeypatch):
+    """From now on the disk has no room for a whole file."""
+    def write_bytes(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:7])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path, cat, coded, plain, weights, refused, monkeypatch):
+    before, old = everything_under(tmp_path), coded.read_bytes()
+    fill_up(monkeypatch)
+    assert "No space left" in refused(cli.command, "encode", cat, coded, *plain)
+    assert "No space left" in refused(cli.command, "decode", coded, tmp_path / "back.png", f"weights={weights}")
+    assert everything_under(tmp_path) == before
+    assert coded.read_bytes() == old
+
+
+def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, cat, lcz, plain, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(api, "encode", stop)
+    assert cli.command(["encode", cat, lcz, *plain]) == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
+    assert everything_under(tmp_path) == ["cat.png"]
+
+
+# run
+
+def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys):
+    assert run.main(over_folder) == 0
+    told = capsys.readouterr().out
+    assert {"cat.png", "svd_lora", "bpp"} <= set(told.split())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(r["method"], r["quality"]) for r in results["records"]] == [("none", 2), ("svd_lora", 2)]
+    assert any(r["adapted"] for r in results["records"])
+    made = [name for name in everything_under(tmp_path / "out") if not name.startswith("files/")]
+    assert made == ["files", "pictures.png", "records.jsonl", "results.json", "score.png"]
+
+
+def test_unreadable_pictures_are_counted_and_do_not_stop_a_run(tmp_path, over_folder, capsys):
+    (tmp_path / "pictures" / "[bold].png").write_text("no picture")
+    (tmp_path / "pictures" / "a[").mkdir()
+    (tmp_path / "pictures" / "a[" / "b].png").write_bytes(b"")
+    (tmp_path / "pictures" / "a[" / "red].png").write_bytes((tmp_path / "pictures" / "cat.png").read_bytes())
+    (tmp_path / "pictures" / "cat.png").rename(tmp_path / "pictures" / "a[" / "cat.png")
+    (tmp_path / "pictures" / "[bold].png").rename(tmp_path / "pictures" / "a[" / "[bold].png")
+    assert run.main(over_folder) == 0
+    told = capsys.readouterr().out
+    assert "2 unreadable pictures were skipped:" in told
+    assert "a[/b].png" in told and "[bold].png" in told and "a[/red].png" in told
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == 2
+
+
+def test_a_run_in_which_no_picture_can_be_read(tmp_path, over_folder, refused):
+    (tmp_path / "pictures" / "cat.png").write_bytes(b"")
+    assert "none of the pictures could be read" in refused(run.main, *over_folder)
+
+
+@pytest.mark.parametrize("words, says", [
+    (["data.path=/nowhere"], "/nowhere is not a folder"), (["data.path=null"], "needs the path"),
+    (["data.limit=0"], "data.limit must be"), (["data=scenes", "data.size=8"], "size of scenes"),
+    (["data=scenes", "data.size=big"], "size of scenes"), (["data.split=7"], "data.split must be text"),
+    (["quality=[]"], "quality must be"), (["quality=[1,9]"], "quality must be 1 to 4, not 9"),
+    (["task=nothing"], "task/nothing"), (["out=null"], "out must be text")])
+def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refused, words, says):
+    over_folder = [word for word in over_folder if not (words[0] == "data=scenes" and word.startswith("data"))]
+    assert says in refused(run.main, *over_folder, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["/proc/out", "pictures/cat.png"])
+def test_an_output_folder_that_cannot_be(tmp_path, over_folder, refused, out):
+    before = everything_under(tmp_path)
+    assert "cannot make the folder" in refused(run.main, *over_folder, f"out={os.path.join(tmp_path, out)}")
+    assert everything_under(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monkeypatch):
+    with monkeypatch.context() as patched:
+        fill_up(patched)
+        assert "No space left" in refused(run.main, *over_folder)
+    assert everything_under(tmp_path / "out") == ["files"]
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
+    encode, methods = api.encode, []
+
+    def stop_when_adapting(image, codec, task, method, *rest):
+        methods.append(method)
+        if method is not None and len(methods) == 2:
+            raise KeyboardInterrupt
+        return encode(image, codec, task, method, *rest)
+
+    monkeypatch.setattr(api, "encode", stop_when_adapting)
+    assert run.main(over_folder) == 130
+    assert capsys.readouterr().err.startswith("stopped; what is done is kept")
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 1
+    assert run.main(over_folder) == 0
+    assert len(methods) == 3
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 2
+
+
+def test_help_of_a_run_lists_what_can_be_set(capsys):
+    assert run.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "usage: python -m lora_comp.run" in told and "steps: 20" in told
+
+
+# as programs
+
+@pytest.mark.parametrize("words", [
+    ["lora_comp.cli", "encode", "text.png", "a.lcz"], ["lora_comp.run", "task=nothing"]])
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words):
+    (tmp_path / "text.png").write_text("text")
+    ended = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
+    assert everything_under(tmp_path) == ["text.png"]

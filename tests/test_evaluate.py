@@ -1,0 +1,214 @@
+"""A method over a data set: every record is of a file on disk, and a stop costs no more than the picture at hand."""
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+import lora_comp as lc
+from lora_comp import api, evaluate
+from lora_comp.data import Sample, write_image
+from lora_comp.tasks.human import psnr
+
+DESIGN = {"image", "height", "width", "task", "method", "codec", "quality", "bytes", "bpp", "psnr", "score",
+          "loss_before", "loss_after", "seconds_encode", "seconds_decode"}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The number of pictures that were encoded, as a list that grows."""
+    calls, encode = [], api.encode
+
+    def count(*args, **options):
+        calls.append(args[0])
+        return encode(*args, **options)
+    monkeypatch.setattr(api, "encode", count)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    for i, size in enumerate([(40, 64), (33, 47), (64, 20)]):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        write_image(tmp_path / "pictures" / f"{i}.png", picture(*size))
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def start(codec, human, folder, tmp_path):
+    """Start on the folder of pictures, or go on."""
+    def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0):
+        log = io.StringIO()
+        with Progress(console=Console(file=log, width=60)) as progress:
+            found = lc.load_method(method, codec)
+            records = evaluate.evaluate(
+                data or lc.load_data("folder", folder), dict.fromkeys(qualities, codec), task,
+                dict.fromkeys(qualities, found) if found else {}, evaluate.Settings(steps, 0.02, seed),
+                tmp_path / "out", progress)
+        records.log = log.getvalue()
+        return records
+    return start
+
+
+def results(tmp_path):
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_a_record_says_what_its_file_holds(start, tmp_path, codec, human, folder):
+    start()
+    records = results(tmp_path)["records"]
+    assert [(r["image"], r["method"]) for r in records] == [
+        (f"{i}.png", method) for i in range(3) for method in ("none", "svd_lora")]
+    for record in records:
+        assert record.keys() >= DESIGN
+        data = (tmp_path / "out" / record["file"]).read_bytes()
+        original = lc.data.read_image(folder / record["image"])
+        decoded = lc.decode(data, codec)
+        assert record["bytes"] == len(data)
+        assert record["bpp"] == 8 * len(data) / (record["height"] * record["width"])
+        assert record["psnr"] == record["score"] == psnr(decoded, original)
+        assert record["adapted"] == (lc.info(data)["method"] != "none")
+        assert record["loss_after"] <= record["loss_before"]
+    assert len(list((tmp_path / "out").rglob("*.lcz"))) == len({r["file"] for r in records}) == 6
+
+
+def test_the_summary_has_a_row_for_each_method_and_quality(start, tmp_path):
+    start()
+    found = results(tmp_path)
+    assert [(row["method"], row["quality"], row["count"]) for row in found["summary"]] == [
+        ("none", 2, 3), ("svd_lora", 2, 3)]
+    plain = [r["bytes"] for r in found["records"] if r["method"] == "none"]
+    assert found["summary"][0]["bytes"] == sum(plain) / 3
+
+
+def test_a_second_start_encodes_nothing_again(start, tmp_path, counted):
+    start()
+    before = results(tmp_path)
+    assert len(counted) == 6
+    start()
+    assert len(counted) == 6
+    assert results(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", [{"steps": 2}, {"seed": 1}, {"method": "lora"}])
+def test_what_a_record_depends_on_makes_it_anew(start, counted, change):
+    start()
+    start(**change)
+    assert len(counted) == 9  # the plain files stay
+
+
+def test_settings_that_come_back_do_not_find_the_other_ones_file(start, tmp_path, codec, folder):
+    for steps in (1, 3, 1):
+        start(steps=steps)
+        for record in results(tmp_path)["records"]:
+            decoded = lc.decode((tmp_path / "out" / record["file"]).read_bytes(), codec)
+            assert record["psnr"] == psnr(decoded, lc.data.read_image(folder / record["image"]))
+
+
+def test_a_picture_that_changed_is_done_again(start, folder, picture, counted):
+    start()
+    write_image(folder / "1.png", picture(33, 47).flip(2))
+    start()
+    assert len(counted) == 6 + 2
+
+
+def test_a_deleted_or_replaced_file_is_made_again(start, tmp_path, counted):
+    start()
+    first, second, *_ = results(tmp_path)["records"]
+    (tmp_path / "out" / first["file"]).unlink()
+    (tmp_path / "out" / second["file"]).write_bytes(b"other")
+    start()
+    assert len(counted) == 6 + 2
+    assert (tmp_path / "out" / first["file"]).stat().st_size == first["bytes"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_a_stop_keeps_what_is_done_and_the_next_start_goes_on(start, tmp_path, counted, monkeypatch, human, stop):
+    measure = human.measure
+
+    def stop_at_the_second(decoded, sample):
+        if sample.name == "1.png":
+            raise stop
+        return measure(decoded, sample)
+
+    with monkeypatch.context() as patched, pytest.raises(stop):
+        patched.setattr(human, "measure", stop_at_the_second)
+        start()
+    assert [r["image"] for r in results(tmp_path)["records"]] == ["0.png"] * 2
+    done = len(counted)
+    start()
+    assert len(counted) == done + 4
+    assert len(results(tmp_path)["records"]) == 6
+
+
+@pytest.mark.parametrize("cut", [2, 20, 200])
+def test_a_line_that_a_stop_cut_short_costs_that_record_alone(start, tmp_path, counted, cut):
+    start()
+    journal = tmp_path / "out" / "records.jsonl"
+    journal.write_text(journal.read_text()[:-cut])
+    start()
+    assert len(counted) == 7
+    start()
+    assert len(counted) == 7
+    assert len(results(tmp_path)["records"]) == 6
+
+
+def test_unreadable_pictures_are_named_skipped_and_counted(start, tmp_path, folder):
+    (folder / "0.png").write_text("no picture")
+    (folder / "[b].png").write_bytes(b"")
+    records = start(qualities=(2,))
+    skipped = results(tmp_path)["skipped"]
+    assert [r["image"] for r in records.wanted[::2]] == ["1.png", "2.png"]
+    assert len(skipped) == 2
+    assert str(folder / "0.png") in skipped[0] and str(folder / "[b].png") in skipped[1]
+    assert records.log.count("skipped: ") == 2
+    assert str(folder / "[b].png") in records.log
+
+
+class Named(list):
+    """Pictures in memory."""
+
+    name, classes = "named", ()
+
+
+def test_names_that_look_alike_have_files_of_their_own(start, tmp_path, picture):
+    names = ["a/b", "a_b", "a/b.png", "a__b", "c/a/b"]
+    data = Named(Sample(name, picture(32, 20 + i)) for i, name in enumerate(names))
+    start(data=data, method="none")
+    records = results(tmp_path)["records"]
+    assert len({r["file"] for r in records}) == len(names)
+    for record in records:
+        assert lc.info((tmp_path / "out" / record["file"]).read_bytes())["width"] == record["width"]
+
+
+def test_classification_of_unlabelled_pictures_scores_agreement(start, tmp_path, cls):
+    start(task=cls)
+    for record in results(tmp_path)["records"]:
+        assert record["score"] == record["agreement"] in (0, 1)
+        assert "top1" not in record
+        assert record["feature_distance"] >= 0
+
+
+def test_pictures_of_every_kind_go_through(start, tmp_path, folder):
+    for path in folder.iterdir():
+        path.unlink()
+    Image.new("L", (1, 1), 99).save(folder / "grey.png")
+    Image.new("P", (20, 10)).save(folder / "palette.gif")
+    Image.new("RGBA", (9, 33), (9, 9, 9, 9)).save(folder / "transparent.png")
+    Image.new("I;16", (30, 30), 40000).save(folder / "deep.png")
+    start(method="none")
+    sizes = {r["image"]: (r["height"], r["width"]) for r in results(tmp_path)["records"]}
+    assert sizes == {"grey.png": (1, 1), "palette.gif": (10, 20), "transparent.png": (33, 9), "deep.png": (30, 30)}
+
+
+def test_the_journal_tells_one_picture_from_another_of_the_same_name(codec, human, picture):
+    settings = evaluate.Settings(1, 0.02, 0)
+    method = lc.load_method("svd_lora", codec)
+    keys = [evaluate.record_key(sample, codec, human, method, settings) for sample in (
+        Sample("a", picture()), Sample("a", picture().flip(1)), Sample("a", picture(), label=1),
+        Sample("b", picture()))]
+    assert len(set(keys)) == 4
+    assert evaluate.record_key(Sample("a", torch.clone(picture())), codec, human, method, settings) == keys[0]
