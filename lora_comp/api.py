@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_comp import bitstream, ttft
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import Codec, load_codec
 from lora_comp.codecs.tic import STRIDE
 from lora_comp.entropy.latents import CodedLatents, LatentCoder
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import LowRank, load_method, method_of_file
 
-_coders: weakref.WeakKeyDictionary[nn.Module, LatentCoder] = weakref.WeakKeyDictionary()
+_coders: weakref.WeakKeyDictionary[Codec, LatentCoder] = weakref.WeakKeyDictionary()
 _loaded = lru_cache(maxsize=8)(load_codec)
 
 
@@ -36,7 +36,7 @@ class Coded:
     loss_after: float | None = None
 
 
-def coder_of(codec: nn.Module) -> LatentCoder:
+def coder_of(codec: Codec) -> LatentCoder:
     if codec not in _coders:
         _coders[codec] = LatentCoder(codec)
     return _coders[codec]
@@ -49,7 +49,7 @@ def pad(image: Tensor) -> Tensor:
 
 
 def encode(
-    image: Tensor, codec: nn.Module, task=None, method: str | LowRank | None = "svd_lora", steps: int = 20,
+    image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora", steps: int = 20,
     lr: float = 5e-3, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
@@ -107,7 +107,7 @@ def bpp(data: bytes, size: tuple[int, int]) -> float:
 
 @torch.no_grad()
 def write(
-    codec: nn.Module, analysis: nn.Module, x: Tensor, size: tuple[int, int], method: LowRank | None = None,
+    codec: Codec, analysis: Codec, x: Tensor, size: tuple[int, int], method: LowRank | None = None,
     payload: bytes = b"",
 ) -> bytes:
     """The file of x (1, 3, H', W') as the transforms of `analysis`, plain or adapted, see it."""
@@ -121,7 +121,7 @@ def write(
 
 @torch.no_grad()
 def decode(
-    data: bytes, codec: nn.Module | None = None, method: LowRank | None = None, adapter: str | Path | None = None,
+    data: bytes, codec: Codec | None = None, method: LowRank | None = None, adapter: str | Path | None = None,
 ) -> Tensor:
     """The picture in a file: float32 (3, H, W) in [0, 1].
 
@@ -149,7 +149,7 @@ def decode(
     return x_hat[0, :, :header.height, :header.width].clamp(0, 1).contiguous()
 
 
-def codec_of_file(header: bitstream.Header, codec: nn.Module | None) -> nn.Module:
+def codec_of_file(header: bitstream.Header, codec: Codec | None) -> Codec:
     if codec is None:
         try:
             codec = _loaded(header.codec, header.quality)

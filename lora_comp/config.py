@@ -14,7 +14,7 @@ from lora_comp.errors import LoraCompError
 
 
 def _whole(least: int, most: float = math.inf) -> Callable[[object], bool]:
-    return lambda value: type(value) is int and least <= value <= most
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _text(value: object) -> bool:
@@ -27,6 +27,10 @@ def _or_null(fits: Callable[[object], bool]) -> Callable[[object], bool]:
 
 def _quality(value: object) -> bool:
     return all(map(_whole(0), value)) and len(value) > 0 if isinstance(value, ListConfig) else _whole(0)(value)
+
+
+def _rate(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _size(value: object) -> bool:
@@ -43,7 +47,7 @@ EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2 ** 32 - 1)),
     "data.size": ("a side, [height,width] or odd", _size),
     "engine.steps": ("a whole number from 0 on", _whole(0)),
-    "engine.lr": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "engine.lr": ("a number above 0", _rate),
     "engine.seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2 ** 63 - 1)),
     "engine.threads": ("a whole number from 1 on, or null", _or_null(_whole(1))),
     "engine.device": ("cpu, cuda or cuda:N", lambda value: str(value).startswith(("cpu", "cuda"))),
@@ -74,7 +78,7 @@ def check(config: DictConfig) -> None:
     """Raise LoraCompError for a value of the wrong kind; whether a name is known, its own module says."""
     for group, values in config.items():
         for key, value in values.items() if isinstance(values, DictConfig) else [("", values)]:
-            name = f"{group}.{key}" if key else str(group)
+            name = f"{group!s}.{key!s}" if key else str(group)
             what, fits = EXPECTED.get(name, TEXT)
             if not fits(value):
                 raise LoraCompError(f"{name} must be {what}, not {value!r}")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from torch import nn
 
 from lora_comp import api
+from lora_comp.codecs import Codec
 from lora_comp.data import Sample
 from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, write_file
@@ -94,7 +94,7 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
 
 
 def evaluate(
-    data, codecs: dict[int, nn.Module], task, methods: dict[int, LowRank], settings: Settings, out: Path,
+    data, codecs: dict[int, Codec], task, methods: dict[int, LowRank], settings: Settings, out: Path,
     progress: Progress,
 ) -> Records:
     """The plain codec and each quality's method on every picture, at each quality.
@@ -133,7 +133,7 @@ def evaluate(
     return records
 
 
-def record_key(sample: Sample, codec: nn.Module, task, method: LowRank | None, settings: Settings) -> str:
+def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings) -> str:
     """All that a record depends on, as text."""
     adapter = [] if method is None else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
     pixels = zlib.crc32(sample.image.numpy().tobytes())
@@ -142,7 +142,7 @@ def record_key(sample: Sample, codec: nn.Module, task, method: LowRank | None, s
 
 
 def score(
-    sample: Sample, codec: nn.Module, task, method: LowRank | None, settings: Settings, out: Path, on_step,
+    sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings, out: Path, on_step,
 ) -> dict:
     """Code a picture, decode the file, score what came out: the record of it."""
     start = time.perf_counter()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_comp.codecs import build
+from lora_comp.codecs import Codec, build
 from lora_comp.errors import LoraCompError
 from lora_comp.methods.svd_lora import Adapted, Adapter, layers
 
@@ -34,7 +34,7 @@ def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
         raise LoraCompError(f"this is not a checkpoint of {system}: it {wrong}")
 
 
-def tic(state: Mapping[str, Tensor]) -> nn.Module:
+def tic(state: Mapping[str, Tensor]) -> Codec:
     codec = build("tic")
     load(codec, state, "tic")
     return codec

@@ -37,8 +37,8 @@ def run(config, console: Console) -> None:
     task = load_task(**config.task).to(device)
     qualities = [config.quality] if isinstance(config.quality, int) else list(config.quality)
     codecs = {q: load_codec(config.codec.name, q, config.codec.weights).to(device) for q in qualities}
-    methods = {q: load_method(codec=codec, task=task.key, **config.method) for q, codec in codecs.items()}
-    methods = {q: method for q, method in methods.items() if method is not None}
+    found = {q: load_method(codec=codec, task=task.key, **config.method) for q, codec in codecs.items()}
+    methods = {q: method for q, method in found.items() if method is not None}
     engine = config.engine
     columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())
@@ -89,12 +89,12 @@ def draw(records: list[dict], data, codecs: dict, methods: dict, task, out: Path
     quality = best["quality"]
     sample = next(sample for sample in samples(data) if sample.name == best["image"])
     answer = task.answer(sample.image)
-    pictures, captions = [sample.image], [f"answer: {answer}" if answer else best["image"]]
-    for record in (plain, best):
-        decoded = api.decode((out / record["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu()
-        pictures.append(decoded)
+    captions = [f"answer: {answer}" if answer else best["image"]]
+    before, after = (
+        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu() for r in (plain, best))
+    for record, decoded in ((plain, before), (best, after)):
         captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
-    side_by_side(*pictures, captions, out / "pictures.png")
+    side_by_side(sample.image, before, after, captions, out / "pictures.png")
 
 
 if __name__ == "__main__":

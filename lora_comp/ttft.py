@@ -43,7 +43,8 @@ def fit(
     optimizer = torch.optim.Adam(trained, lr=lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)
     height, width = size
-    result, kept = Fit(), None
+    result = Fit()
+    kept: list[Tensor] = []
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps):
             out = adapted(x)

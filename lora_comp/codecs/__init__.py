@@ -3,23 +3,24 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-from torch import nn
 
 from lora_comp.codecs.tic import TIC
 from lora_comp.entropy.tables import bottleneck_tables, gaussian_tables
 from lora_comp.errors import LoraCompError
 from lora_comp.zoo import codec_path, read_weights
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+Codec: TypeAlias = TIC  # what methods and coding can rely on
+ARCHITECTURES: dict[str, Callable[[], Codec]] = {
     "tic": TIC,
     "tic-s": partial(TIC, N=64, M=96, depths=(0, 2, 4, 2), heads=(4, 4, 4, 6), hyper_heads=4),
 }
 QUALITIES = (1, 2, 3, 4)
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def build(name: str, seed: int = 0) -> Codec:
     """A new codec with seeded random weights, in training mode. Raises LoraCompError for an unknown name."""
     if name not in ARCHITECTURES:
         raise LoraCompError(f"there is no codec {name!r}; known are {', '.join(ARCHITECTURES)}")
@@ -28,7 +29,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
         return ARCHITECTURES[name]().to(memory_format=torch.channels_last)
 
 
-def load_codec(name: str, quality: int, weights: str | Path | None = "default") -> nn.Module:
+def load_codec(name: str, quality: int, weights: str | Path | None = "default") -> Codec:
     """A frozen codec in evaluation mode, with attributes `name`, `quality` and `hash` (4 bytes, of its weights).
 
     Args:
@@ -54,7 +55,7 @@ def load_codec(name: str, quality: int, weights: str | Path | None = "default") 
     return codec
 
 
-def weights_hash(codec: nn.Module) -> bytes:
+def weights_hash(codec: Codec) -> bytes:
     """The start of the SHA-256 of a codec's parameters and of the tables its files are coded with: 4 bytes."""
     digest = hashlib.sha256()
     for name, parameter in sorted(codec.named_parameters()):

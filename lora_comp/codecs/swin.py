@@ -59,6 +59,8 @@ class WindowAttention(nn.Module):
     x (B, H, W, C) to (B, H, W, C).
     """
 
+    index: Tensor
+
     def __init__(self, dim: int, heads: int, window: int, shift: int):
         super().__init__()
         self.heads, self.window, self.shift = heads, window, shift

@@ -38,6 +38,10 @@ class TIC(nn.Module):
         hyper_heads: attention heads in h_a and h_s, whose stages hold two blocks each.
     """
 
+    name: str  # these three are set by `load_codec`
+    quality: int
+    hash: bytes
+
     def __init__(
         self, N: int = 128, M: int = 192, depths: Sequence[int] = (2, 4, 6, 2), heads: Sequence[int] = (8, 8, 8, 16),
         hyper_heads: int = 16,

@@ -12,14 +12,18 @@ float32 differs in the last bits; a checksum over all symbols catches what remai
 import copy
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_comp import rans
 from lora_comp.entropy.tables import SCALES, bottleneck_tables, gaussian_tables
 from lora_comp.errors import BitstreamError
+
+if TYPE_CHECKING:
+    from lora_comp.codecs import Codec
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class LatentCoder:
         codec: has h_s, entropy_bottleneck, medians, N and M as `codecs.tic.TIC`.
     """
 
-    def __init__(self, codec: nn.Module):
+    def __init__(self, codec: "Codec"):
         self.h_s = copy.deepcopy(codec.h_s).double().cpu()
         self.medians = codec.medians.double().cpu()[:, None, None]  # (N, 1, 1)
         self.z_tables = bottleneck_tables(codec.entropy_bottleneck)
@@ -79,4 +83,4 @@ class LatentCoder:
 
 
 def checksum(z_symbols: np.ndarray, y_symbols: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(y_symbols), zlib.crc32(np.ascontiguousarray(z_symbols)))
+    return zlib.crc32(y_symbols.tobytes(), zlib.crc32(z_symbols.tobytes()))

@@ -5,8 +5,7 @@ A method has `name`, `adapter` (with the `identity` that files carry), `prepare(
 """
 from pathlib import Path
 
-from torch import nn
-
+from lora_comp.codecs import Codec
 from lora_comp.entropy.deltas import EXPONENTS
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.svd_lora import Adapter, LowRank, from_identity, identify, seeded
@@ -16,7 +15,7 @@ METHODS = ("none", "svd_lora", "lora")
 
 
 def load_method(
-    name: str, codec: nn.Module, task: str | None = None, adapter: str | Path | None = "auto", rank: int = 4,
+    name: str, codec: Codec, task: str | None = None, adapter: str | Path | None = "auto", rank: int = 4,
     alpha: int = 8, mlp: bool = False, seed: int = 0, exponent: int = 8,
 ) -> LowRank | None:
     """A method by name, with its adapter for this codec.
@@ -42,7 +41,7 @@ def load_method(
     return LowRank(name, found or seeded(codec, name, rank, alpha, mlp, seed), exponent)
 
 
-def read_adapter(path: Path, codec: nn.Module) -> Adapter | None:
+def read_adapter(path: Path, codec: Codec) -> Adapter | None:
     """A pre-trained adapter, or None where it was made for another codec."""
     tensors, card = read_weights(path, "the adapter")
     made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
@@ -51,7 +50,7 @@ def read_adapter(path: Path, codec: nn.Module) -> Adapter | None:
     return Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
 
 
-def load_adapter(path: Path, codec: nn.Module) -> Adapter:
+def load_adapter(path: Path, codec: Codec) -> Adapter:
     """A pre-trained adapter. Raises LoraCompError where it was made for another codec."""
     found = read_adapter(path, codec)
     if found is None:
@@ -59,7 +58,7 @@ def load_adapter(path: Path, codec: nn.Module) -> Adapter:
     return found
 
 
-def method_of_file(name: str, identity: bytes, codec: nn.Module, adapter: str | Path | None = None) -> LowRank:
+def method_of_file(name: str, identity: bytes, codec: Codec, adapter: str | Path | None = None) -> LowRank:
     """The method that a file names: its adapter is made from the seed, read from `adapter`, or one that ships.
 
     Raises:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp import ops
+from lora_comp.codecs import Codec
 from lora_comp.codecs.swin import SwinBlock
 from lora_comp.entropy import deltas
 from lora_comp.entropy.models import round_ste
@@ -40,7 +41,7 @@ class Adapter:
         return self.alpha / self.rank
 
 
-def layers(codec: nn.Module, mlp: bool = False) -> dict[str, nn.Linear]:
+def layers(codec: Codec, mlp: bool = False) -> dict[str, nn.Linear]:
     """The linear layers that are adapted, by name: qkv and proj of every Swin block of g_a and g_s."""
     found = {}
     for side in ("g_a", "g_s"):
@@ -52,7 +53,7 @@ def layers(codec: nn.Module, mlp: bool = False) -> dict[str, nn.Linear]:
     return found
 
 
-def seeded(codec: nn.Module, method: str, rank: int = 4, alpha: int = 8, mlp: bool = False, seed: int = 0) -> Adapter:
+def seeded(codec: Codec, method: str, rank: int = 4, alpha: int = 8, mlp: bool = False, seed: int = 0) -> Adapter:
     """An adapter that changes nothing yet: columns of signs of unit length, the same on every machine.
 
     SVD-LoRA starts from S = 0, plain LoRA from S = 1 and U = 0. Raises LoraCompError for a rank outside 1 to 255.
@@ -72,7 +73,7 @@ def seeded(codec: nn.Module, method: str, rank: int = 4, alpha: int = 8, mlp: bo
     return Adapter(tensors, rank, alpha, bytes([SEEDED, rank, alpha, 2 * seed + mlp]))
 
 
-def from_identity(codec: nn.Module, method: str, identity: bytes) -> Adapter | None:
+def from_identity(codec: Codec, method: str, identity: bytes) -> Adapter | None:
     """The seeded adapter that a file names, or None where it names a pre-trained one."""
     if identity[0] != SEEDED:
         return None
@@ -121,7 +122,7 @@ class LowRankLinear(nn.Module):
 class Adapted(nn.Module):
     """A codec with low-rank layers in place, to be trained: see `LowRank.prepare`."""
 
-    def __init__(self, codec: nn.Module, adapter: Adapter, travels: str, exponent: int):
+    def __init__(self, codec: Codec, adapter: Adapter, travels: str, exponent: int):
         super().__init__()
         self.exponent = exponent
         self.codec = copy.deepcopy(codec).requires_grad_(False)
@@ -165,12 +166,12 @@ class LowRank:
         self.name, self.adapter, self.exponent = name, adapter, exponent
         self.travels = {"svd_lora": "S", "lora": "UV"}[name]
 
-    def prepare(self, codec: nn.Module) -> Adapted:
+    def prepare(self, codec: Codec) -> Adapted:
         """A copy of `codec` to fit to a picture; `codec` itself is left alone."""
         return Adapted(codec, self.adapter, self.travels, self.exponent)
 
     @torch.no_grad()
-    def restore(self, codec: nn.Module, payload: bytes) -> nn.Sequential:
+    def restore(self, codec: Codec, payload: bytes) -> nn.Sequential:
         """The synthesis transform that `payload` describes, its weights merged: as fast as the plain one.
 
         Raises:
@@ -187,9 +188,9 @@ class LowRank:
             tensors[t] = tensors[t] + step * torch.from_numpy(changes[at:at + size]).float().view_as(tensors[t])
             at += size
         for name in names:
-            layer = g_s.get_submodule(name.removeprefix("g_s."))
-            u, s, v = (tensors[f"{name}.{k}"].to(layer.weight.device) for k in "USV")
-            layer.weight.copy_(ops.merge(layer.weight, u, s, v, self.adapter.scale))
+            weight = g_s.get_parameter(name.removeprefix("g_s.") + ".weight")
+            u, s, v = (tensors[f"{name}.{k}"].to(weight.device) for k in "USV")
+            weight.copy_(ops.merge(weight, u, s, v, self.adapter.scale))
         if not all(p.isfinite().all() for p in g_s.parameters()):
             raise BitstreamError("the adapter's part of the file is damaged")
         return g_s
