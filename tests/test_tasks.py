@@ -169,11 +169,11 @@ def test_a_wrong_request_is_told_in_one_line(call, message):
 @pytest.mark.slow
 def test_the_shipped_network_knows_unseen_scenes():
     network = load_network("scenes")
-    for size, count in ((256, 200), ("odd", 100)):
-        data = load_data("scenes", split="test", limit=count, size=size)
+    for size, least in ((256, 0.9), ("odd", 0.85)):
+        data = load_data("scenes", split="test", limit=300, size=size)
         with torch.no_grad():
-            right = sum(int(network(s.image[None]).argmax()) == s.label for s in (data[i] for i in range(count)))
-        assert right / count > 0.9
+            right = sum(int(network(s.image[None]).argmax()) == s.label for s in (data[i] for i in range(300)))
+        assert right / 300 > least
 
 
 @pytest.mark.data
