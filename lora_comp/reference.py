@@ -14,8 +14,9 @@ from lora_comp.methods.svd_lora import Adapted, Adapter, layers
 
 RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
 # Made anew by our modules, or parts of the published systems that these models do not use.
-UNUSED = re.compile(r"relative_position_index|attn_mask|^gaussian_conditional|entropy_bottleneck\.(_offset|_quantized_cdf"
-                    r"|_cdf_length|target|likelihood_lower_bound)|prompt_embeddings")
+UNUSED = re.compile(
+    r"relative_position_index|attn_mask|^gaussian_conditional|prompt_embeddings"
+    r"|entropy_bottleneck\.(_offset|_quantized_cdf|_cdf_length|target|likelihood_lower_bound)")
 
 
 def our_name(key: str) -> str:
@@ -27,6 +28,11 @@ def our_name(key: str) -> str:
 
 def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
     """Load what a checkpoint holds; the entropy bottleneck alone may lack entries."""
+    own = module.state_dict()
+    for name in state.keys() & own.keys():
+        if state[name].shape != own[name].shape:
+            raise LoraCompError(f"this is not a checkpoint of {system}: {name} is {tuple(state[name].shape)}, "
+                                f"not {tuple(own[name].shape)}")
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [k for k in missing if k in dict(module.named_parameters()) and "entropy_bottleneck" not in k]
     if missing or unexpected:

@@ -34,8 +34,9 @@ def main(words: Sequence[str]) -> None:
 
 def made_on(row: dict, config) -> dict:
     """The part of a card that tells how weights were made."""
-    return {"steps": row["steps"], "minutes": round(row["minutes"], 1), "hardware": f"{torch.get_num_threads()} threads "
-            f"of a {platform.machine()} processor", "data": [Path(p).name for p in config.pictures]}
+    hardware = f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor"
+    return {"steps": row["steps"], "minutes": round(row["minutes"], 1), "hardware": hardware,
+            "data": ["/".join(Path(p).parts[-2:]) for p in config.pictures] or ["generated scenes"]}
 
 
 def codecs(config, into: Path | None) -> None:

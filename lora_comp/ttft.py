@@ -38,7 +38,12 @@ def fit(
         steps: updates of Adam; after `steps` of them the loop ends.
         on_step: told the step and its objective.
     """
-    torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return _fit(adapted, x, size, distortion, weight, steps, lr, on_step)
+
+
+def _fit(adapted, x, size, distortion, weight, steps, lr, on_step) -> Fit:
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=lr)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)

@@ -33,10 +33,12 @@ class Classification:
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
         self.network = load_network(network, weights)
-        self.key = f"cls-{network}"
+        self.key = f"cls-{network}" + ("" if weights == "default" else f"-{weights}")
+        self.device = torch.device("cpu")
         self.published = network == PUBLISHED and weights == "default"
 
     def to(self, device: torch.device) -> "Classification":
+        self.device = device
         self.network.to(device)
         return self
 
@@ -66,7 +68,7 @@ class Classification:
     @torch.no_grad()
     def answer(self, picture: Tensor) -> str:
         """What the network sees in a picture (3, H, W): the name of its first class, or its number."""
-        index = int(self.network(picture[None]).argmax())
+        index = int(self.network(picture[None].to(self.device)).argmax())
         return self.network.classes[index] if self.network.classes else f"class {index}"
 
     def weight(self, quality: int) -> float:
@@ -74,7 +76,7 @@ class Classification:
 
     @torch.no_grad()
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
-        pair = torch.stack([decoded.clamp(0, 1), sample.image])
+        pair = torch.stack([decoded.clamp(0, 1).cpu(), sample.image]).to(self.device)
         stages, logits = self.network.stages_and_logits(pair)
         answer, answer_on_original = logits.argmax(dim=1).tolist()
         distance = self._distance([stage[:1] for stage in stages], [stage[1:] for stage in stages])

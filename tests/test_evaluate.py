@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from lora_comp.tasks.human import psnr
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -12,6 +11,7 @@ from rich.progress import Progress
 import lora_comp as lc
 from lora_comp import api, evaluate
 from lora_comp.data import Sample, write_image
+from lora_comp.tasks.human import psnr
 
 DESIGN = {"image", "height", "width", "task", "method", "codec", "quality", "bytes", "bpp", "psnr", "score",
           "loss_before", "loss_after", "seconds_encode", "seconds_decode"}

@@ -110,8 +110,9 @@ class WindowAttention(nn.Module):
         if x.shape[1] <= CHUNK:
             x = self.attend(x, bias)
         else:
-            biases = [bias] * x.shape[1] if len(bias) == 1 else bias.split(CHUNK)
-            x = torch.cat([self.attend(*pair) for pair in zip(x.split(CHUNK, 1), biases)], 1)
+            chunks = x.split(CHUNK, 1)
+            biases = [bias] * len(chunks) if len(bias) == 1 else bias.split(CHUNK)
+            x = torch.cat([self.attend(*pair) for pair in zip(chunks, biases, strict=True)], 1)
         x = merge(x, window, *padded)
         if shift:
             x = x.roll((shift, shift), (1, 2))

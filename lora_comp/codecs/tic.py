@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from lora_comp.codecs.swin import RSTB, init_weights
 from lora_comp.entropy.models import (
-    GDN, EntropyBottleneck, add_noise, bottleneck_likelihood, gaussian_likelihood, round_ste)
+    GDN,
+    EntropyBottleneck,
+    add_noise,
+    bottleneck_likelihood,
+    gaussian_likelihood,
+    round_ste,
+)
 
 STRIDE = 64  # pixels of the picture to a position of z, along each side
 

@@ -20,8 +20,8 @@ from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import write_file
 from lora_comp.report.bdrate import Point, bd_rate
 from lora_comp.report.card import codec_card
-from lora_comp.report.summary import markdown, summary
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
+from lora_comp.report.summary import markdown, summary
 
 QUALITIES = (1, 2, 3, 4)
 Coder = Callable[[Tensor], tuple[int, float]]  # a picture to its bytes and PSNR

@@ -13,15 +13,15 @@ def codec_card(name: str, report: dict, folder: str) -> str:
     lines += table(
         ["quality", "lambda", "steps", "minutes", "hardware", "trained on"],
         [[c["quality"], c["lambda"], c["steps"], c["minutes"], c["hardware"], ", ".join(c["data"])] for c in cards])
-    lines += ["", f"Means over the {report['pictures']} pictures of {folder}, every byte of a file that was decoded; dB: "
-              "PSNR above another codec at equal bpp.", ""]
+    lines += ["", f"Means over the {report['pictures']} pictures of {folder}, every byte of a file that was decoded; "
+              "dB: PSNR above another codec at equal bpp.", ""]
     lines += table(
         ["quality", "bpp", "PSNR dB", *(f"dB over {a}" for a in anchors)],
         [[r["setting"], f"{r['bpp']:.3f}", f"{r['psnr']:.2f}", *(signed(gain[a]) for a in anchors)]
-         for r, gain in zip(rows, report["gain_db"])])
+         for r, gain in zip(rows, report["gain_db"], strict=True)])
     lines += ["", "BD-rate: " + ", ".join(
         f"{rate:+.1f} % against {a}" for a, rate in report["bd_rate"][name].items() if a != name) + "."]
-    behind = [r["setting"] for r, gain in zip(rows, report["gain_db"]) if not gain["jpeg"] > 0]
+    behind = [r["setting"] for r, gain in zip(rows, report["gain_db"], strict=True) if not gain["jpeg"] > 0]
     lines += ["", f"Quality {', '.join(map(str, behind))} falls short of JPEG at equal bpp." if behind
               else "Every rate point beats JPEG (Pillow, 4:2:0) at equal bpp."]
     return "\n".join(lines) + "\n"

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lora_comp.codecs import Codec
 from lora_comp.methods.svd_lora import Adapted, LowRankLinear, seeded
 from lora_comp.training import loop
 from lora_comp.training.codec import bits
 
 
 def train(
-    codec: nn.Module, method: str, task, batches, folder: Path, *, lr: float, rank: int = 4, alpha: int = 8,
+    codec: Codec, method: str, task, batches, folder: Path, *, lr: float, rank: int = 4, alpha: int = 8,
     steps: int | None = None, minutes: float | None = None, seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict]:
     """Train an adapter for a frozen codec and a task; see `loop.fit` for the budget and what `folder` gets.

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lora_comp.codecs import Codec
 from lora_comp.training import loop
 from lora_comp.training.pictures import Crops
 
@@ -14,11 +15,11 @@ CLIP = 10.0  # of the gradient's norm; 1 holds back the first steps, where the l
 
 def bits(likelihoods: dict[str, Tensor]) -> Tensor:
     """Ideal code length of all latents in bits: a scalar, -sum log2 p."""
-    return sum(-p.log().sum() / math.log(2) for p in likelihoods.values())
+    return torch.stack([-p.log2().sum() for p in likelihoods.values()]).sum()
 
 
 def train(
-    codec: nn.Module, folder: Path, data: Crops, quality: int, *, batch: int, lr: float, seed: int = 0,
+    codec: Codec, folder: Path, data: Crops, quality: int, *, batch: int, lr: float, seed: int = 0,
     steps: int | None = None, minutes: float | None = None,
 ) -> dict:
     """Train `codec` in place for one rate point; see `loop.fit` for the budget and what `folder` gets."""

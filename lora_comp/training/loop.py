@@ -55,10 +55,12 @@ def fit(
         for name, part in parts.items():
             part.load_state_dict(stored[name])
         done, spent = stored["steps"], stored["seconds"]
-    start, saved, mean, row = time.monotonic() - spent, time.monotonic(), {}, {}
+    start, saved = time.monotonic() - spent, time.monotonic()
+    mean: dict[str, float] = {}
+    row: dict[str, float] = {}
 
     def progress() -> float:
-        return done / steps if steps else (time.monotonic() - start) / (60 * minutes)
+        return done / steps if steps else (time.monotonic() - start) / (60 * (minutes or 0))
 
     def checkpoint() -> dict:
         seconds = time.monotonic() - start
@@ -75,7 +77,7 @@ def fit(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn() if steps else TextColumn(""),
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
     with Progress(*columns) as bar:
-        shown = bar.add_task(title, total=steps or 1.0, completed=done if steps else progress(), metrics="")
+        shown = bar.add_task(title, total=steps or 1.0, completed=done, metrics="")
         try:
             while (now := progress()) < 1:
                 torch.manual_seed(seed * 1_000_003 + done)

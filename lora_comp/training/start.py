@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_comp.codecs import Codec
+
 GAIN = 1.5  # of the first convolution; each residual stage doubles, so that y comes out some 12 times the picture
 
 
@@ -19,14 +21,19 @@ def components(x: Tensor, count: int) -> Tensor:
     return leading.view(-1, x.shape[1], 2, 2).float()
 
 
+def set_bias(layer: nn.Module, value: Tensor | float) -> None:
+    assert isinstance(layer.bias, Tensor)
+    layer.bias.copy_(torch.as_tensor(value))
+
+
 @torch.no_grad()
-def initialise(codec: nn.Module, pictures: Tensor) -> None:
+def initialise(codec: Codec, pictures: Tensor) -> None:
     """Set the weights of a new TIC from pictures (B, 3, H, W), sides multiples of 64."""
     mean = pictures.mean().item()
     convs = [m for m in codec.g_a if isinstance(m, nn.Conv2d)]
     deconvs = [m for m in codec.g_s if isinstance(m, nn.ConvTranspose2d)][::-1]
     x = pictures - mean
-    for conv, deconv in zip(convs, deconvs):
+    for conv, deconv in zip(convs, deconvs, strict=True):
         basis = components(x, conv.out_channels)
         count, inputs = basis.shape[:2]
         at = slice(conv.kernel_size[0] // 2, conv.kernel_size[0] // 2 + 2)
@@ -34,15 +41,15 @@ def initialise(codec: nn.Module, pictures: Tensor) -> None:
         conv.weight[:count, :inputs, at, at] += basis
         deconv.weight *= 0.1
         deconv.weight[:count, :inputs, at, at] += basis
-        conv.bias.zero_()
-        deconv.bias.zero_()
+        set_bias(conv, 0.0)
+        set_bias(deconv, 0.0)
         x = F.conv2d(x, basis, stride=2)
     stages = [m for m in codec.g_a if hasattr(m, "blocks")]
     convs[0].weight *= GAIN
-    convs[0].bias.copy_(-mean * convs[0].weight.sum((1, 2, 3)))
-    for stage, deconv in zip(stages, deconvs[::-1]):  # a residual stage before each of these doubles, in g_a and g_s
+    set_bias(convs[0], -mean * convs[0].weight.sum((1, 2, 3)))
+    for deconv in deconvs[:-len(stages) - 1:-1]:  # a residual stage before each of these doubles, in g_a and in g_s
         deconv.weight /= 4
     deconvs[0].weight /= GAIN
-    deconvs[0].bias.fill_(mean)
+    set_bias(deconvs[0], mean)
     y = codec.g_a(pictures)
-    codec.h_s[-1].bias.copy_(torch.cat([y.std((0, 2, 3)), y.mean((0, 2, 3))]))
+    set_bias(codec.h_s[-1], torch.cat([y.std((0, 2, 3)), y.mean((0, 2, 3))]))

@@ -27,7 +27,7 @@ def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
         raise LoraCompError(f"there are no weights for {what}: {path} is missing")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).float() for name in list(file.keys())}
             return tensors, json.loads((file.metadata() or {}).get("card", "{}"))
     except SafetensorError as error:
         raise LoraCompError(f"{path} is not a safetensors file of weights: {error}") from None

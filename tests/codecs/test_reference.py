@@ -52,3 +52,11 @@ def test_a_state_dict_of_another_system_is_refused(shared):
 def test_an_unknown_system_is_named():
     with pytest.raises(lc.LoraCompError, match="known are tic"):
         lc.from_reference("jpeg", {})
+
+
+@pytest.mark.data
+def test_weights_of_another_shape_are_named(shared):
+    state, _, _ = golden(shared, "tic")
+    state["g_a0.bias"] = torch.zeros(64)
+    with pytest.raises(lc.LoraCompError, match=r"g_a\.0\.bias is \(64,\), not \(128,\)"):
+        lc.from_reference("tic", state)

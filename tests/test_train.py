@@ -1,0 +1,88 @@
+"""Training codecs and adapters: where they start, and that a stop costs nothing."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lora_comp as lc
+from lora_comp.codecs import build
+from lora_comp.methods import load_method
+from lora_comp.train import main
+from lora_comp.training import codec as codec_training
+from lora_comp.training import loop, start
+from lora_comp.training.pictures import Crops
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with pieces of a photograph."""
+    path = tmp_path_factory.mktemp("pictures")
+    picture = lc.load_data("photos", limit=1)[0].image
+    for i in range(4):
+        piece = (picture[:, 64 * i:64 * i + 192, :192].permute(1, 2, 0) * 255).byte().numpy()
+        Image.fromarray(np.ascontiguousarray(piece)).save(path / f"{i}.png")
+    return path
+
+
+def test_a_codec_starts_as_a_wavelet_codec_not_at_noise(folder):
+    data = Crops([folder], size=128)
+    codec = build("tic-s")
+    start.initialise(codec, data.batch(16, seed=0))
+    x = data.held_out(1)
+    with torch.no_grad():
+        mse = (codec.eval()(x)["x_hat"] - x).square().mean()
+    assert mse < 0.005  # above 23 dB; random weights give 6 dB
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
+    data = Crops([folder], size=64)
+
+    def train(name, steps, stop_after=None):
+        codec = build("tic-s")
+        start.initialise(codec, data.batch(4, seed=0))
+        if stop_after is not None:
+            batch = data.batch
+            data.batch = lambda count, seed: (_ for _ in ()).throw(KeyboardInterrupt) if seed == stop_after \
+                else batch(count, seed)
+            with pytest.raises(KeyboardInterrupt):
+                codec_training.train(codec, tmp_path / name, data, 4, batch=2, lr=1e-3, steps=steps)
+            data.batch = batch
+            codec = build("tic-s")  # another process
+        codec_training.train(codec, tmp_path / name, data, 4, batch=2, lr=1e-3, steps=steps)
+        return codec.state_dict()
+
+    straight, resumed = train("straight", 4), train("resumed", 4, stop_after=2)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_budget_is_in_steps_or_in_minutes(tmp_path):
+    with pytest.raises(ValueError, match="steps or in minutes"):
+        loop.fit(tmp_path, {}, lambda i, progress: {}, steps=3, minutes=1)
+
+
+def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
+    """From the command: the weights it writes are found again by their path, and by the file that they coded."""
+    words = ["what=adapter", "task.network=torchvision/resnet18", "task.weights=null", "quality=[2]", "steps=2",
+             "batch=1", f"pictures=[{folder}]", f"work={tmp_path / 'work'}", f"into={tmp_path}", "threads=1"]
+    assert main(words) == 0
+    path, = tmp_path.glob("*.safetensors")
+    codec = lc.load_codec("tic-s", 2)
+    task = lc.load_task("cls", network="torchvision/resnet18", weights=None)
+    image = lc.load_data("photos", limit=1)[0].image[:, :64, :64]
+    method = load_method("svd_lora", codec, adapter=path)
+    assert any(method.adapter.tensors[name].any() for name in method.adapter.tensors if name.endswith(".S"))
+    coded = lc.encode(image, codec, task, method, steps=1)
+    if coded.method == "svd_lora":
+        torch.testing.assert_close(lc.decode(coded.data, adapter=path), lc.decode(coded.data, codec, method))
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    (["what=codec", "minutes=1"], "a codec needs pictures"),
+    (["what=codec", "steps=1", "minutes=1"], "give a budget"),
+    (["what=car"], "known are codec, adapter, network"),
+    (["what=codec", "steps=1", "pictures=[/nowhere]"], "no pictures of at least 128x128"),
+])
+def test_a_training_that_cannot_start_says_why(capsys, words, line):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
