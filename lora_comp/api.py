@@ -50,7 +50,7 @@ def pad(image: Tensor) -> Tensor:
 
 def encode(
     image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora", steps: int = 20,
-    lr: float = 5e-3, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
+    lr: float = ttft.LR, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
 

@@ -19,9 +19,10 @@ from lora_comp.data import load_data
 from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import write_file
 from lora_comp.report.bdrate import Point, bd_rate
-from lora_comp.report.card import codec_card
+from lora_comp.report.card import adapters_card, codec_card, network_card
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
 from lora_comp.report.summary import markdown, summary
+from lora_comp.zoo import ROOT, read_weights
 
 QUALITIES = (1, 2, 3, 4)
 Coder = Callable[[Tensor], tuple[int, float]]  # a picture to its bytes and PSNR
@@ -40,10 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec")
     results = commands.add_parser("table", help="the table of a run in Markdown")
     results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
+    commands.add_parser("cards", help="write the cards of the networks and adapters in the zoo from their metadata")
     options = parser.parse_args(arguments)
     try:
         if options.command == "table":
             print(markdown(summary(_records(options.results))), end="")
+            return 0
+        if options.command == "cards":
+            write_cards()
             return 0
         if options.card and not options.codec:
             raise LoraCompError("--card needs --codec: whose card it is")
@@ -57,6 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def write_cards() -> None:
+    for path in sorted((ROOT / "networks").glob("*.json")):
+        write_file(path.with_suffix(".md"), network_card(json.loads(path.read_text())).encode())
+    adapters = sorted((ROOT / "adapters").glob("*.safetensors"))
+    if adapters:
+        cards = [read_weights(path, "the adapter")[1] for path in adapters]
+        write_file(ROOT / "adapters" / "adapters.md", adapters_card(cards).encode())
 
 
 def _records(path: Path) -> list[dict]:

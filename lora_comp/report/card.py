@@ -34,3 +34,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
 def signed(value: float | None) -> str:
     """A gain, or a dash where the other codec does not reach this rate."""
     return "-" if value is None or value != value else f"{value:+.2f}"
+
+
+def network_card(facts: dict) -> str:
+    """Markdown from the .json that lies beside a network's weights."""
+    told = {key: value for key, value in facts.items() if key not in ("name", "classes", "stage_variance")}
+    return "\n".join([
+        f"# {facts['name']}", "", f"A classifier of {len(facts['classes'])} classes ({', '.join(facts['classes'])}); "
+        "float16, made by `python -m lora_comp.train what=network`.", "",
+        *(f"- {key.replace('_', ' ')}: {value}" for key, value in told.items())]) + "\n"
+
+
+def adapters_card(cards: Sequence[dict]) -> str:
+    """Markdown from the metadata of all adapters."""
+    names = ("task", "codec", "quality", "method", "rank", "alpha", "steps", "minutes", "hardware")
+    rows = [[*(card[name] for name in names), ", ".join(card["data"])] for card in cards]
+    return "\n".join([
+        "# Adapters", "",
+        "Pre-trained for a task, all of U, S and V; made by `python -m lora_comp.train what=adapter`.", "",
+        *table([*names, "trained on"], rows)]) + "\n"
