@@ -69,13 +69,13 @@ def adapters(config, into: Path | None) -> None:
     from lora_comp.tasks import load_task
     from lora_comp.training import adapter
     task = load_task(**config.task)
-    batches = pictures(list(config.pictures), config.batch or 2)
+    batches = pictures(list(config.pictures), config.batch or 1)
     for quality in config.quality:
         codec = load_codec(config.codec.name, quality, config.codec.weights)
         name = config.method.name
         path = zoo.adapter_path(codec.name, quality, name, task.key)
         tensors, row = adapter.train(
-            codec, name, task, batches, Path(config.work) / path.stem, lr=config.lr or 2e-3, rank=config.method.rank,
+            codec, name, task, batches, Path(config.work) / path.stem, lr=config.lr or 2e-2, rank=config.method.rank,
             alpha=config.method.alpha, minutes=config.minutes, steps=config.steps)
         zoo.write_weights(into / path.name if into else path, tensors, {
             "codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name, "task": task.key,
