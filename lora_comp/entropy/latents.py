@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lora_comp import rans
-from lora_comp.entropy.tables import SCALES, bottleneck_tables, gaussian_tables
+from lora_comp.entropy.tables import BETWEEN, bottleneck_tables, gaussian_tables
 from lora_comp.errors import BitstreamError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LatentCoder:
         """int32 (N, h, w) to the table of each y, int32 (M, 4h, 4w), and its mean, float64 of that shape."""
         z_hat = torch.from_numpy(z_symbols).double() + self.medians
         scales, means = self.h_s(z_hat[None])[0].chunk(2)
-        return np.searchsorted(SCALES[:-1], scales.numpy(), side="left").astype(np.int32), means
+        return np.searchsorted(BETWEEN, scales.numpy()).astype(np.int32), means
 
     @staticmethod
     def channels(shape: tuple) -> np.ndarray:

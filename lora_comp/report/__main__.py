@@ -100,7 +100,7 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
             sample = data[i]
         except ImageError as error:
             skipped += 1
-            console.print(f"skipped: {error}", highlight=False, markup=False)
+            console.print(f"skipped: {error}", highlight=False, markup=False, soft_wrap=True)
             continue
         for (name, setting), code in through.items():
             size, quality = code(sample.image)
