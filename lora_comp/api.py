@@ -2,7 +2,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from lora_comp.entropy.latents import CodedLatents, LatentCoder
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import LowRank, load_method, method_of_file
 
+ADAPTED_SIDE = 1024  # pixels: a larger picture is adapted on its middle, which takes some 3 GB, and coded whole
 _coders: weakref.WeakKeyDictionary[Codec, LatentCoder] = weakref.WeakKeyDictionary()
 _loaded = lru_cache(maxsize=8)(load_codec)
 
@@ -48,13 +49,22 @@ def pad(image: Tensor) -> Tensor:
     return F.pad(image[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
 
 
+def middle(image: Tensor) -> Tensor:
+    """The part of (3, H, W) that is adapted to: all of it, or the middle 1024 rows and columns."""
+    for dim, side in ((1, image.shape[1]), (2, image.shape[2])):
+        if side > ADAPTED_SIDE:
+            image = image.narrow(dim, (side - ADAPTED_SIDE) // 2, ADAPTED_SIDE)
+    return image
+
+
 def encode(
     image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora", steps: int = 20,
     lr: float = ttft.LR, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
 
-    Never worse than not adapting: both files are decoded, and the one of lower objective is returned.
+    Never worse than not adapting: both files are decoded, and the one of lower objective is returned. A picture of
+    more than 1024 rows or columns is adapted on its middle and coded, and judged, whole.
 
     Args:
         image: float32 (3, H, W) in [0, 1].
@@ -79,10 +89,12 @@ def encode(
         if method is not None:
             raise LoraCompError("adapting needs a task: give one, or method='none'")
         return Coded(plain, bpp(plain, size), "none")
-    targets, weight = task.targets(image[None]), task.weight(codec.quality)
+    weight = task.weight(codec.quality)
 
-    def distortion(decoded: Tensor) -> Tensor:
-        return task.distortion(decoded, targets)
+    def distance_from(original: Tensor) -> Callable[[Tensor], Tensor]:
+        return partial(task.distortion, targets=task.targets(original[None]))
+
+    distortion = distance_from(image)
 
     def objective(data: bytes) -> float:
         decoded = decode(data, codec, method=method).to(device)
@@ -93,7 +105,9 @@ def encode(
     if method is None:
         return Coded(plain, bpp(plain, size), "none", before, before)
     adapted = method.prepare(codec)
-    ttft.fit(adapted, x, size, distortion, weight, steps, lr, seed, on_step)
+    part = middle(image)
+    ttft.fit(adapted, pad(part), (part.shape[1], part.shape[2]), distortion if part is image else distance_from(part),
+             weight, steps, lr, seed, on_step)
     data = write(codec, adapted.codec, x, size, method, adapted.payload())
     after = objective(data)
     if after < before:

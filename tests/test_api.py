@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp import bitstream
+from lora_comp import api, bitstream
 
 SIZES = [(1, 1), (1, 300), (63, 65), (64, 64), (130, 70)]
 
@@ -195,3 +195,19 @@ def test_a_file_of_a_method_to_come_names_it(codec, adapted, method):
         lc.decode(bitstream.write(bitstream.Header(**fields), sections), codec)
     with pytest.raises(lc.BitstreamError, match="names no adapter"):
         lc.decode(bitstream.write(bitstream.Header(**fields | {"adapter_hash": None}), sections), codec)
+
+
+def test_a_large_picture_is_adapted_on_its_middle_and_judged_whole(codec, human, picture, monkeypatch):
+    """Fine-tuning then takes bounded memory, and the file is still never worse than the plain one."""
+    seen = []
+    fit = api.ttft.fit
+    monkeypatch.setattr(api, "ADAPTED_SIDE", 64)
+    monkeypatch.setattr(api.ttft, "fit", lambda adapted, x, size, *rest: seen.append(size) or fit(
+        adapted, x, size, *rest))
+    image = picture(130, 70)
+    coded = coded_for(codec, human, image)
+    assert seen == [(64, 64)]
+    decoded = lc.decode(coded.data, codec)
+    assert decoded.shape == image.shape
+    objective = human.weight(codec.quality) * human.loss(decoded[None], image[None]).item() + coded.bpp
+    assert coded.loss_after == pytest.approx(objective, rel=1e-5) and coded.loss_after <= coded.loss_before
