@@ -81,7 +81,6 @@ class Classification:
         stages, logits = self.network.stages_and_logits(pair)
         answer, answer_on_original = logits.argmax(dim=1).tolist()
         distance = self._distance([stage[:1] for stage in stages], [stage[1:] for stage in stages])
-        measured = {"agreement": float(answer == answer_on_original), "feature_distance": float(distance)}
-        if sample.label is not None:
-            measured["top1"] = float(answer == sample.label)
+        measured = {} if sample.label is None else {"top1": float(answer == sample.label)}
+        measured |= {"agreement": float(answer == answer_on_original), "feature_distance": float(distance)}
         return {"score": measured.get("top1", measured["agreement"]), **measured}
