@@ -16,7 +16,7 @@ METHODS = ("none", "svd_lora", "lora")
 
 def load_method(
     name: str, codec: Codec, task: str | None = None, adapter: str | Path | None = "auto", rank: int = 4,
-    alpha: int = 8, mlp: bool = False, seed: int = 0, exponent: int = 6,
+    alpha: int = 8, mlp: bool = False, seed: int = 0, exponent: int = 5,
 ) -> LowRank | None:
     """A method by name, with its adapter for this codec.
 

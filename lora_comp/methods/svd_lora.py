@@ -162,7 +162,7 @@ class LowRank:
         exponent: the decoder's changes are whole multiples of 2^-exponent.
     """
 
-    def __init__(self, name: str, adapter: Adapter, exponent: int = 6):
+    def __init__(self, name: str, adapter: Adapter, exponent: int = 5):
         self.name, self.adapter, self.exponent = name, adapter, exponent
         self.travels = {"svd_lora": "S", "lora": "UV"}[name]
 
