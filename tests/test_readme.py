@@ -1,0 +1,13 @@
+"""What the README shows in Python runs as it stands."""
+import re
+from pathlib import Path
+
+
+def test_the_python_of_the_readme_runs_and_adapting_pays():
+    readme = Path(__file__).parents[1] / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme.read_text(), re.M | re.S)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["picture"].shape == names["image"].shape
+    assert names["coded"].loss_after < names["coded"].loss_before
