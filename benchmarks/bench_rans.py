@@ -31,7 +31,9 @@ def report(benchmark, data):
 @pytest.mark.benchmark(group="encode")
 def test_encode(benchmark, problem):
     symbols, indexes, tables = problem
-    report(benchmark, benchmark(rans.encode, symbols, indexes, *tables))
+    data = benchmark(rans.encode, symbols, indexes, *tables)
+    report(benchmark, data)
+    np.testing.assert_array_equal(rans.decode(data, indexes, *tables), symbols)
 
 
 @pytest.mark.benchmark(group="decode")
@@ -47,7 +49,9 @@ def test_decode(benchmark, problem):
 def test_encode_compressai(benchmark, problem):
     symbols, indexes, tables = problem
     arguments = [array.tolist() for array in (symbols, indexes, *tables)]  # its API takes lists; not timed
-    report(benchmark, benchmark(ans.RansEncoder().encode_with_indexes, *arguments))
+    data = benchmark(ans.RansEncoder().encode_with_indexes, *arguments)
+    report(benchmark, data)
+    assert ans.RansDecoder().decode_with_indexes(data, *arguments[1:]) == arguments[0]
 
 
 @pytest.mark.benchmark(group="decode")

@@ -9,7 +9,9 @@ def codec_card(name: str, report: dict, folder: str) -> str:
     rows = report["curves"][name]
     cards = [read_weights(codec_path(name, row["setting"]), f"{name} quality {row['setting']}")[1] for row in rows]
     anchors = list(report["gain_db"][0])
-    lines = [f"# {name}", "", "Weights in float16; made by `python -m lora_comp.train what=codec`.", ""]
+    lines = [
+        f"# {name}", "",
+        "Weights in float16; trained by `lora_comp.training.codec`, lower qualities from a checkpoint of the highest.", ""]
     lines += table(
         ["quality", "lambda", "steps", "minutes", "hardware", "trained on"],
         [[c["quality"], c["lambda"], c["steps"], c["minutes"], c["hardware"], ", ".join(c["data"])] for c in cards])
