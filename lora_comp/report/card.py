@@ -11,7 +11,9 @@ def codec_card(name: str, report: dict, folder: str) -> str:
     anchors = list(report["gain_db"][0])
     lines = [
         f"# {name}", "",
-        "Weights in float16; trained by `lora_comp.training.codec`, lower qualities from a checkpoint of the highest.", ""]
+        "Weights in float16; trained by `lora_comp.training.codec`, lower qualities from a checkpoint of the "
+        "highest.", "",
+    ]
     lines += table(
         ["quality", "lambda", "steps", "minutes", "hardware", "trained on"],
         [[c["quality"], c["lambda"], c["steps"], c["minutes"], c["hardware"], ", ".join(c["data"])] for c in cards])
