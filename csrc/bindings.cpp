@@ -23,20 +23,21 @@ rans::Tables make_tables(const Ints& cdfs, const Ints& sizes, const Ints& offset
           static_cast<size_t>(cdfs.shape(1))};
 }
 
-py::bytes encode(const Ints& symbols, const Ints& indexes, const Ints& cdfs, const Ints& sizes, const Ints& offsets) {
+py::bytes encode(const Ints& symbols, const Ints& indexes, const Ints& cdfs, const Ints& sizes, const Ints& offsets,
+                 unsigned threads, const std::string& kernel) {
   if (symbols.size() != indexes.size()) throw std::invalid_argument("symbols and indexes must have one shape");
   const auto n = static_cast<size_t>(symbols.size());
   std::string data;
   {
     const int32_t *s = symbols.data(), *i = indexes.data();
     const py::gil_scoped_release release;
-    data = rans::encode(s, i, n, make_tables(cdfs, sizes, offsets));
+    data = rans::encode(s, i, n, make_tables(cdfs, sizes, offsets), {threads, kernel});
   }
   return py::bytes(data);
 }
 
 void decode(const py::bytes& data, const Ints& indexes, const Ints& cdfs, const Ints& sizes, const Ints& offsets,
-            Ints& symbols) {
+            Ints& symbols, unsigned threads, const std::string& kernel) {
   if (symbols.size() != indexes.size()) throw std::invalid_argument("symbols and indexes must have one shape");
   char* bytes = nullptr;
   Py_ssize_t size = 0;
@@ -44,7 +45,8 @@ void decode(const py::bytes& data, const Ints& indexes, const Ints& cdfs, const 
   int32_t* const out = symbols.mutable_data();
   const py::gil_scoped_release release;
   rans::decode(reinterpret_cast<const uint8_t*>(bytes), static_cast<size_t>(size), indexes.data(),
-               static_cast<size_t>(indexes.size()), make_tables(cdfs, sizes, offsets), out);
+               static_cast<size_t>(indexes.size()), make_tables(cdfs, sizes, offsets), out,
+               {threads, kernel});
 }
 
 void low_rank_update(uintptr_t y, uintptr_t x, uintptr_t u, uintptr_t s, uintptr_t v, ptrdiff_t y_stride,
@@ -84,11 +86,12 @@ PYBIND11_MODULE(_C, m) {
   });
 
   using py::arg;
+  m.def("rans_kernels", &rans::kernels, "Names of the coder's kernels that this machine runs, fastest first.");
   m.def("rans_encode", &encode, arg("symbols").noconvert(), arg("indexes").noconvert(), arg("cdfs").noconvert(),
-        arg("sizes").noconvert(), arg("offsets").noconvert());
+        arg("sizes").noconvert(), arg("offsets").noconvert(), arg("threads") = 1, arg("kernel") = "");
   m.def("rans_decode", &decode, arg("data"), arg("indexes").noconvert(), arg("cdfs").noconvert(),
-        arg("sizes").noconvert(), arg("offsets").noconvert(), arg("symbols").noconvert(),
-        "Writes the decoded symbols into `symbols`.");
+        arg("sizes").noconvert(), arg("offsets").noconvert(), arg("symbols").noconvert(), arg("threads") = 1,
+        arg("kernel") = "", "Writes the decoded symbols into `symbols`.");
   m.def("low_rank_update", &low_rank_update, arg("y"), arg("x"), arg("u"), arg("s"), arg("v"), arg("y_stride"),
         arg("x_stride"), arg("n"), arg("in_features"), arg("out_features"), arg("rank"), arg("scale"),
         arg("stream") = py::none(),

@@ -3,12 +3,15 @@ from numpy.typing import NDArray
 
 has_cuda: bool
 
+def rans_kernels() -> list[str]: ...
 def rans_encode(
     symbols: NDArray[int32],
     indexes: NDArray[int32],
     cdfs: NDArray[int32],
     sizes: NDArray[int32],
     offsets: NDArray[int32],
+    threads: int = 1,
+    kernel: str = "",
 ) -> bytes: ...
 def rans_decode(
     data: bytes,
@@ -17,6 +20,8 @@ def rans_decode(
     sizes: NDArray[int32],
     offsets: NDArray[int32],
     symbols: NDArray[int32],
+    threads: int = 1,
+    kernel: str = "",
 ) -> None: ...
 def low_rank_update(
     y: int,

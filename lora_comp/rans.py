@@ -14,6 +14,9 @@ at most 0.1 % and 16 bytes, and one to five bytes for each symbol outside its ta
 >>> decode(data, np.zeros(4, np.int32), cdfs, sizes, offsets)
 array([  -1,    0,    0, 1000], dtype=int32)
 
+The inner loops exist in plain C++, for AVX2 and for AVX-512; the fastest that this machine runs is taken. Neither it nor
+the number of threads changes a byte.
+
 The stream holds no count and no tables: the decoder must be given the same indexes and tables. With others it raises
 BitstreamError or returns other symbols.
 """
@@ -28,6 +31,7 @@ try:
 except ImportError as error:
     raise ImportError(f"lora_comp's compiled part is missing ({error}): run `pip install .` in the checkout") from None
 
+KERNELS: tuple[str, ...] = tuple(_C.rans_kernels())  # those that this machine runs, fastest first
 _INT32 = np.iinfo(np.int32)
 _Ints: TypeAlias = npt.NDArray[np.int32]
 
@@ -38,6 +42,9 @@ def encode(
     cdfs: npt.ArrayLike,
     sizes: npt.ArrayLike,
     offsets: npt.ArrayLike,
+    *,
+    threads: int = 1,
+    kernel: str = "",
 ) -> bytes:
     """Code `symbols`, each under the table that `indexes` names. No symbols give no bytes.
 
@@ -47,14 +54,16 @@ def encode(
         cdfs: (tables, entries) integers; row t rises strictly from 0 to 65536 in its first sizes[t] entries.
         sizes: (tables,) entries in use of each row, at least 2. The last bin is the escape bin.
         offsets: (tables,) the symbol that the first bin of each table stands for.
+        threads: how many at most; more than one serve blocks of 256 KiB of coded symbols.
+        kernel: one of `KERNELS`, or "" for the fastest.
 
     Raises:
-        ValueError: tables, shapes, dtypes or ranges are not as said.
+        ValueError: tables, shapes, dtypes or ranges are not as said, or the kernel does not run here.
     """
     symbols, indexes = _int32("symbols", symbols), _int32("indexes", indexes)
     if symbols.shape != indexes.shape:
         raise ValueError(f"symbols have shape {symbols.shape}, indexes {indexes.shape}: they must be the same")
-    return _C.rans_encode(symbols, indexes, *_tables(cdfs, sizes, offsets))
+    return _C.rans_encode(symbols, indexes, *_tables(cdfs, sizes, offsets), _threads(threads), kernel)
 
 
 def decode(
@@ -63,12 +72,16 @@ def decode(
     cdfs: npt.ArrayLike,
     sizes: npt.ArrayLike,
     offsets: npt.ArrayLike,
+    *,
+    threads: int = 1,
+    kernel: str = "",
 ) -> npt.NDArray[np.int32]:
     """Return the symbols that `encode` was given, int32 in the shape of `indexes`.
 
     Args:
         data: what `encode` returned.
         indexes, cdfs, sizes, offsets: as `encode` was given them.
+        threads, kernel: as for `encode`; they need not be the same.
 
     Raises:
         BitstreamError: `data` is cut, too long or damaged. Damage may also pass and give other symbols.
@@ -76,7 +89,7 @@ def decode(
     """
     indexes = _int32("indexes", indexes)
     symbols = np.empty(indexes.shape, np.int32)
-    _C.rans_decode(data, indexes, *_tables(cdfs, sizes, offsets), symbols)
+    _C.rans_decode(data, indexes, *_tables(cdfs, sizes, offsets), symbols, _threads(threads), kernel)
     return symbols
 
 
@@ -88,6 +101,12 @@ def _tables(cdfs: npt.ArrayLike, sizes: npt.ArrayLike, offsets: npt.ArrayLike) -
             f"they have {cdfs.shape}, {sizes.shape} and {offsets.shape}"
         )
     return cdfs, sizes, offsets
+
+
+def _threads(threads: int) -> int:
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    return min(threads, 256)
 
 
 def _int32(name: str, values: npt.ArrayLike) -> _Ints:

@@ -1,47 +1,12 @@
 #include <limits>
 #include <vector>
 
+#include "kernels.hpp"
+#include "parallel.hpp"
 #include "stream.hpp"
 
 namespace lora_comp::rans {
 namespace {
-
-// For every table in use, the first bin that a slot's high bits can mean; the search goes on from there.
-class Lookup {
- public:
-  Lookup(const Tables& tables, const int32_t* indexes, size_t n) : entries_(tables.count()) {
-    std::vector<uint8_t> used(tables.count());
-    for (size_t i = 0; i < n; ++i) used[static_cast<size_t>(indexes[i])] = 1;
-    for (size_t t = 0; t < tables.count(); ++t)
-      if (used[t]) add(tables, static_cast<int32_t>(t));
-  }
-
-  int32_t first_bin(int32_t table, uint32_t slot) const {
-    const Entry& entry = entries_[static_cast<size_t>(table)];
-    return bins_[entry.begin + (slot >> entry.shift)];
-  }
-
- private:
-  struct Entry {
-    size_t begin = 0;
-    unsigned shift = 0;
-  };
-
-  void add(const Tables& tables, int32_t table) {
-    unsigned shift = 10;  // about two buckets a bin, so that the search rarely takes more than one step
-    while (shift > 0 && (kTotal >> shift) < 2 * static_cast<uint32_t>(tables.escape(table) + 1)) --shift;
-    entries_[static_cast<size_t>(table)] = {bins_.size(), shift};
-    const int32_t* const cdf = tables.row(table);
-    int32_t bin = 0;
-    for (uint32_t slot = 0; slot < kTotal; slot += 1u << shift) {
-      while (static_cast<uint32_t>(cdf[bin + 1]) <= slot) ++bin;
-      bins_.push_back(static_cast<uint16_t>(bin));
-    }
-  }
-
-  std::vector<Entry> entries_;
-  std::vector<uint16_t> bins_;
-};
 
 struct Span {
   const uint8_t* begin;
@@ -78,65 +43,75 @@ Stream parse(const uint8_t* data, size_t size, size_t n) {
   return stream;
 }
 
-// Escaped symbols get their place in `escaped`, which never grows beyond `limit`.
-void decode_block(Span in, const int32_t* indexes, size_t begin, size_t end, const Tables& tables, const Lookup& lookup,
-                  size_t lanes, int32_t* symbols, std::vector<size_t>& escaped, size_t limit) {
-  uint32_t states[1 << kMaxLog2Lanes];
-  const uint8_t* p = in.begin;
-  for (size_t lane = 0; lane < lanes; ++lane, p += 4)
-    states[lane] = p[0] | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
-                   static_cast<uint32_t>(p[3]) << 24;
-  for (size_t i = begin; i < end; ++i) {
-    uint32_t& state = states[(i - begin) & (lanes - 1)];
-    const int32_t table = indexes[i];
-    const int32_t* const cdf = tables.row(table);
+void decode_rest(const Flat& flat, const int32_t* indexes, size_t begin, size_t end, Reader& in, int32_t* symbols,
+                 Escaped& escaped) {
+  for (size_t i = begin, lane = 0; i < end; ++i, lane = (lane + 1) & (in.lanes - 1)) {
+    const uint32_t state = in.states[lane];
+    const Flat::Table& table = flat.tables[static_cast<size_t>(indexes[i])];
     const uint32_t slot = state % kTotal;
-    int32_t bin = lookup.first_bin(table, slot);
-    while (static_cast<uint32_t>(cdf[bin + 1]) <= slot) ++bin;
-    const uint32_t start = static_cast<uint32_t>(cdf[bin]);
-    uint32_t x = (static_cast<uint32_t>(cdf[bin + 1]) - start) * (state / kTotal) + slot - start;
+    uint32_t position = flat.buckets[(table.buckets >> 4) + (slot >> (table.buckets & 15))];
+    while (slot - start_of(flat.bins[position]) > last_of(flat.bins[position])) ++position;
+    const uint32_t bin = flat.bins[position];
+    uint32_t x = (last_of(bin) + 1) * (state / kTotal) + slot - start_of(bin);
     while (x < kInitialState) {
-      if (p == in.end) throw StreamError("coded symbols end early");
-      x = x << 8 | *p++;
+      if (in.p == in.end) throw StreamError("coded symbols end early");
+      x = x << 8 | *in.p++;
     }
-    state = x;
-    symbols[i] = static_cast<int32_t>(bin + tables.offset(table));
-    if (bin == tables.escape(table)) {
-      if (escaped.size() == limit) throw StreamError("coded symbols are damaged: values outside the tables are missing");
-      escaped.push_back(i);
-    }
+    in.states[lane] = x;
+    symbols[i] = static_cast<int32_t>(position + table.to_symbol);
+    if (position == table.escape) escaped.add(i);
   }
+}
+
+void decode_block(const Kernel* kernel, const Flat& flat, Span block, const int32_t* indexes, size_t begin, size_t end,
+                  size_t lanes, int32_t* symbols, Escaped& escaped) {
+  uint32_t states[1 << kMaxLog2Lanes];
+  Reader in{block.begin, block.end, lanes, states};
+  for (size_t lane = 0; lane < lanes; ++lane, in.p += 4)
+    states[lane] = in.p[0] | static_cast<uint32_t>(in.p[1]) << 8 | static_cast<uint32_t>(in.p[2]) << 16 |
+                   static_cast<uint32_t>(in.p[3]) << 24;
+  if (kernel && lanes >= kernel->min_lanes)
+    begin += kernel->decode(flat, indexes, begin, end, in, symbols, escaped);
+  decode_rest(flat, indexes, begin, end, in, symbols, escaped);
   for (size_t lane = 0; lane < lanes; ++lane)
     if (states[lane] != kInitialState) throw StreamError("coded symbols are damaged: a lane ends in a wrong state");
-  if (p != in.end) throw StreamError("coded symbols are followed by bytes that do not belong to them");
+  if (in.p != in.end) throw StreamError("coded symbols are followed by bytes that do not belong to them");
+}
+
+void read_escapes(Span escapes, const Flat& flat, const int32_t* indexes, const std::vector<Escaped>& escaped,
+                  int32_t* symbols) {
+  for (const Escaped& block : escaped) {
+    for (const size_t i : block.at) {
+      const Flat::Table& table = flat.tables[static_cast<size_t>(indexes[i])];
+      const int64_t value = unfold(get_varint(escapes.begin, escapes.end), table.escape - table.first);
+      const int64_t symbol = value + static_cast<int32_t>(table.to_symbol + table.first);
+      if (symbol < std::numeric_limits<int32_t>::min() || symbol > std::numeric_limits<int32_t>::max())
+        throw StreamError("coded symbols hold a value beyond int32");
+      symbols[i] = static_cast<int32_t>(symbol);
+    }
+  }
+  if (escapes.size() != 0) throw StreamError("coded symbols are followed by bytes that do not belong to them");
 }
 
 }  // namespace
 
-void decode(const uint8_t* data, size_t size, const int32_t* indexes, size_t n, const Tables& tables,
-            int32_t* symbols) {
+void decode(const uint8_t* data, size_t size, const int32_t* indexes, size_t n, const Tables& tables, int32_t* symbols,
+            const Engine& engine) {
   if (n == 0) {
     if (size != 0) throw StreamError("coded symbols are followed by bytes that do not belong to them");
     return;
   }
+  const Kernel* const kernel = choose(engine.kernel);
   tables.check(indexes, n);
   const Stream stream = parse(data, size, n);
-  const Lookup lookup(tables, indexes, n);
-  std::vector<size_t> escaped;
+  const Flat flat(tables, indexes, n, true);
   const size_t blocks = stream.blocks.size();
-  for (size_t b = 0; b < blocks; ++b)
-    decode_block(stream.blocks[b], indexes, block_begin(n, b, blocks), block_begin(n, b + 1, blocks), tables, lookup,
-                 size_t{1} << stream.log2_lanes, symbols, escaped, stream.escapes.size());
-
-  Span rest = stream.escapes;
-  for (const size_t i : escaped) {
-    const int64_t value = unfold(get_varint(rest.begin, rest.end), tables.escape(indexes[i]));
-    const int64_t symbol = value + tables.offset(indexes[i]);
-    if (symbol < std::numeric_limits<int32_t>::min() || symbol > std::numeric_limits<int32_t>::max())
-      throw StreamError("coded symbols hold a value beyond int32");
-    symbols[i] = static_cast<int32_t>(symbol);
-  }
-  if (rest.size() != 0) throw StreamError("coded symbols are followed by bytes that do not belong to them");
+  std::vector<Escaped> escaped(blocks, Escaped{stream.escapes.size()});
+  parallel(blocks, engine.threads, [&](size_t b) {
+    decode_block(kernel, flat, stream.blocks[b], indexes, block_begin(n, b, blocks), block_begin(n, b + 1, blocks),
+                 size_t{1} << stream.log2_lanes, symbols, escaped[b]);
+  });
+  read_escapes(stream.escapes, flat, indexes, escaped, symbols);
 }
 
 }  // namespace lora_comp::rans

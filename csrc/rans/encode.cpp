@@ -2,15 +2,15 @@
 #include <string>
 #include <vector>
 
+#include "kernels.hpp"
+#include "parallel.hpp"
 #include "stream.hpp"
 
 namespace lora_comp::rans {
 namespace {
 
-struct Bin {
-  uint16_t start;
-  uint16_t last;  // frequency - 1: a certain bin has 65536
-};
+constexpr size_t kSymbolsPerThread = 1u << 16;  // fewer are not worth a thread
+constexpr size_t kSlack = 32;                   // vector kernels write up to so many bytes below what they keep
 
 unsigned bit_length(uint32_t value) {
   return value == 0 ? 0 : 32 - static_cast<unsigned>(__builtin_clz(value));
@@ -27,63 +27,85 @@ struct Layout {
   }
 };
 
+Found find_bins(const Kernel* kernel, const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n,
+                uint32_t* bins) {
+  Found found;
+  for (size_t i = kernel ? kernel->find_bins(flat, symbols, indexes, n, bins, found) : 0; i < n; ++i) {
+    const Flat::Table& table = flat.tables[static_cast<size_t>(indexes[i])];
+    uint32_t position = static_cast<uint32_t>(symbols[i]) - table.to_symbol;
+    if (position - table.first >= table.escape - table.first) {
+      put_escape(found.escapes, symbols[i], table);
+      position = table.escape;
+    }
+    bins[i] = flat.bins[position];
+    found.bits += 16 - bit_length(last_of(bins[i]));
+  }
+  return found;
+}
+
 // Codes back to front, as rANS must, and returns the block in the order a decoder reads.
-std::string encode_block(const Bin* bins, size_t n, size_t lanes) {
-  const size_t capacity = 2 * n + 4 * lanes;
+std::string encode_block(const Kernel* kernel, const uint32_t* bins, size_t n, size_t lanes) {
+  const size_t capacity = kSlack + 2 * n + 4 * lanes;
   const std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);  // not zeroed: most pages are never touched
   uint8_t* const end = buffer.get() + capacity;
-  uint8_t* p = end;
   uint32_t states[1 << kMaxLog2Lanes];
   for (size_t lane = 0; lane < lanes; ++lane) states[lane] = kInitialState;
-  for (size_t i = n; i-- > 0;) {
-    uint32_t& state = states[i & (lanes - 1)];
-    uint32_t x = state;
-    const uint32_t frequency = bins[i].last + 1u;
-    const uint64_t limit = static_cast<uint64_t>(frequency) << 16;
-    while (x >= limit) {
-      *--p = static_cast<uint8_t>(x);
-      x >>= 8;
+  Writer out{end, lanes, states};
+  const auto code = [&](size_t from, size_t to) {
+    for (size_t i = to; i-- > from;) {
+      uint32_t x = states[i & (lanes - 1)];
+      const uint32_t last = last_of(bins[i]);
+      for (; x >> 16 > last; x >>= 8) *--out.p = static_cast<uint8_t>(x);
+      states[i & (lanes - 1)] = x / (last + 1) * kTotal + x % (last + 1) + start_of(bins[i]);
     }
-    state = (x / frequency) * kTotal + x % frequency + bins[i].start;
-  }
+  };
+  const size_t whole = n - n % lanes;
+  code(whole, n);
+  code(0, whole - (kernel && lanes >= kernel->min_lanes ? kernel->encode(bins, whole, out) : 0));
   for (size_t lane = lanes; lane-- > 0;)
-    for (unsigned shift = 32; shift > 0; shift -= 8) *--p = static_cast<uint8_t>(states[lane] >> (shift - 8));
-  return std::string(reinterpret_cast<const char*>(p), static_cast<size_t>(end - p));
+    for (unsigned shift = 32; shift > 0; shift -= 8) *--out.p = static_cast<uint8_t>(states[lane] >> (shift - 8));
+  return std::string(reinterpret_cast<const char*>(out.p), static_cast<size_t>(end - out.p));
 }
 
 }  // namespace
 
-std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, const Tables& tables) {
+void put_escape(std::string& escapes, int32_t symbol, const Flat::Table& table) {
+  const auto offset = static_cast<int32_t>(table.to_symbol + table.first);
+  put_varint(escapes, fold(static_cast<int64_t>(symbol) - offset, table.escape - table.first));
+}
+
+std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, const Tables& tables,
+                   const Engine& engine) {
   if (n == 0) return {};
+  const Kernel* const kernel = choose(engine.kernel);
   tables.check(indexes, n);
-  std::vector<Bin> bins(n);
+  const Flat flat(tables, indexes, n, false);
+  const std::unique_ptr<uint32_t[]> bins(new uint32_t[n]);
+  std::vector<Found> parts(std::min<size_t>(engine.threads, n / kSymbolsPerThread + 1));
+  parallel(parts.size(), engine.threads, [&](size_t i) {
+    const size_t begin = block_begin(n, i, parts.size()), end = block_begin(n, i + 1, parts.size());
+    parts[i] = find_bins(kernel, flat, symbols + begin, indexes + begin, end - begin, bins.get() + begin);
+  });
   std::string escapes;
-  uint64_t bits = 0;  // never above the ideal code length
-  for (size_t i = 0; i < n; ++i) {
-    const int32_t* const cdf = tables.row(indexes[i]);
-    const int64_t escape = tables.escape(indexes[i]);
-    int64_t value = static_cast<int64_t>(symbols[i]) - tables.offset(indexes[i]);
-    if (value < 0 || value >= escape) {
-      put_varint(escapes, fold(value, escape));
-      value = escape;
-    }
-    const uint32_t last = static_cast<uint32_t>(cdf[value + 1] - cdf[value] - 1);
-    bins[i] = {static_cast<uint16_t>(cdf[value]), static_cast<uint16_t>(last)};
-    bits += 16 - bit_length(last);
+  uint64_t bits = 0;
+  for (const Found& part : parts) {
+    escapes += part.escapes;
+    bits += part.bits;
   }
 
   const Layout layout(bits / 8);
-  std::string head, body;
-  put_varint(head, (layout.blocks - 1) << 4 | (escapes.empty() ? 0u : 8u) | layout.log2_lanes);
-  for (size_t b = 0; b < layout.blocks; ++b) {
-    const size_t begin = block_begin(n, b, layout.blocks);
-    const size_t count = block_begin(n, b + 1, layout.blocks) - begin;
-    const std::string block = encode_block(bins.data() + begin, count, size_t{1} << layout.log2_lanes);
-    if (b + 1 < layout.blocks) put_varint(head, block.size());
-    body += block;
-  }
-  if (!escapes.empty()) put_varint(head, escapes.size());
-  return head + escapes + body;
+  std::vector<std::string> blocks(layout.blocks);
+  parallel(layout.blocks, engine.threads, [&](size_t b) {
+    const size_t begin = block_begin(n, b, layout.blocks), end = block_begin(n, b + 1, layout.blocks);
+    blocks[b] = encode_block(kernel, bins.get() + begin, end - begin, size_t{1} << layout.log2_lanes);
+  });
+  std::string data;
+  put_varint(data, (layout.blocks - 1) << 4 | (escapes.empty() ? 0u : 8u) | layout.log2_lanes);
+  for (size_t b = 0; b + 1 < layout.blocks; ++b) put_varint(data, blocks[b].size());
+  if (!escapes.empty()) put_varint(data, escapes.size());
+  data += escapes;
+  for (const std::string& block : blocks) data += block;
+  return data;
 }
 
 }  // namespace lora_comp::rans

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace lora_comp::rans {
 
@@ -32,9 +33,9 @@ class Tables {
   Tables(const int32_t* cdfs, const int32_t* sizes, const int32_t* offsets, size_t count, size_t stride);
 
   size_t count() const { return count_; }
-  const int32_t* row(int32_t table) const { return cdfs_ + static_cast<size_t>(table) * stride_; }
-  int32_t escape(int32_t table) const { return sizes_[table] - 2; }
-  int64_t offset(int32_t table) const { return offsets_[table]; }
+  const int32_t* row(size_t table) const { return cdfs_ + table * stride_; }
+  uint32_t bins(size_t table) const { return static_cast<uint32_t>(sizes_[table] - 1); }
+  int32_t offset(size_t table) const { return offsets_[table]; }
   // Throws std::invalid_argument if an index names no table.
   void check(const int32_t* indexes, size_t n) const;
 
@@ -45,9 +46,20 @@ class Tables {
   size_t count_, stride_;
 };
 
-std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, const Tables& tables);
+// How to run, which never changes the bytes. kernel: one of kernels(), or "" for the fastest.
+struct Engine {
+  unsigned threads = 1;
+  std::string kernel = {};
+};
+
+// The kernels that this machine runs, fastest first.
+std::vector<std::string> kernels();
+
+std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, const Tables& tables,
+                   const Engine& engine = {});
 
 // Writes n symbols. Throws StreamError for a stream that encode() cannot have made.
-void decode(const uint8_t* data, size_t size, const int32_t* indexes, size_t n, const Tables& tables, int32_t* symbols);
+void decode(const uint8_t* data, size_t size, const int32_t* indexes, size_t n, const Tables& tables, int32_t* symbols,
+            const Engine& engine = {});
 
 }  // namespace lora_comp::rans
