@@ -4,7 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <utility>
+#include <vector>
 
+#include "rans/latents.hpp"
 #include "rans/rans.hpp"
 #include "svd_lora/svd_lora.hpp"
 
@@ -15,6 +18,10 @@ namespace {
 
 // lora_comp/rans.py has checked shapes and made these C-contiguous; anything else is a TypeError here.
 using Ints = py::array_t<int32_t, py::array::c_style>;
+
+using Doubles = py::array_t<double, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+using Hints = std::vector<std::pair<size_t, int32_t>>;
 
 rans::Tables make_tables(const Ints& cdfs, const Ints& sizes, const Ints& offsets) {
   if (cdfs.ndim() != 2 || sizes.size() != cdfs.shape(0) || offsets.size() != cdfs.shape(0))
@@ -36,17 +43,64 @@ py::bytes encode(const Ints& symbols, const Ints& indexes, const Ints& cdfs, con
   return py::bytes(data);
 }
 
+struct View {
+  const uint8_t* data;
+  size_t size;
+  explicit View(const py::bytes& bytes) {
+    char* start = nullptr;
+    Py_ssize_t length = 0;
+    if (PyBytes_AsStringAndSize(bytes.ptr(), &start, &length) != 0) throw py::error_already_set();
+    data = reinterpret_cast<const uint8_t*>(start);
+    size = static_cast<size_t>(length);
+  }
+};
+
 void decode(const py::bytes& data, const Ints& indexes, const Ints& cdfs, const Ints& sizes, const Ints& offsets,
             Ints& symbols, unsigned threads, const std::string& kernel) {
   if (symbols.size() != indexes.size()) throw std::invalid_argument("symbols and indexes must have one shape");
-  char* bytes = nullptr;
-  Py_ssize_t size = 0;
-  if (PyBytes_AsStringAndSize(data.ptr(), &bytes, &size) != 0) throw py::error_already_set();
+  const View view(data);
   int32_t* const out = symbols.mutable_data();
   const py::gil_scoped_release release;
-  rans::decode(reinterpret_cast<const uint8_t*>(bytes), static_cast<size_t>(size), indexes.data(),
-               static_cast<size_t>(indexes.size()), make_tables(cdfs, sizes, offsets), out,
-               {threads, kernel});
+  rans::decode(view.data, view.size, indexes.data(), static_cast<size_t>(indexes.size()),
+               make_tables(cdfs, sizes, offsets), out, {threads, kernel});
+}
+
+rans::Gaussians make_gaussians(const Floats& y, const Doubles& means, const Doubles& scales, const Doubles& bounds,
+                               const Ints& symbols) {
+  if (means.size() != y.size() || scales.size() != y.size() || symbols.size() != y.size())
+    throw std::invalid_argument("y, means, scales and symbols must have one shape");
+  return {means.data(), scales.data(), static_cast<size_t>(y.size()), bounds.data(),
+          static_cast<size_t>(bounds.size())};
+}
+
+py::tuple encode_latents(const Floats& y, const Doubles& means, const Doubles& scales, const Doubles& bounds,
+                         const Ints& cdfs, const Ints& sizes, const Ints& offsets, double margin, Ints& symbols,
+                         unsigned threads) {
+  const rans::Gaussians model = make_gaussians(y, means, scales, bounds, symbols);
+  int32_t* const out = symbols.mutable_data();
+  std::string data;
+  Hints pairs;
+  {
+    const py::gil_scoped_release release;
+    std::vector<rans::Hint> hints;
+    data = rans::encode_latents(y.data(), model, make_tables(cdfs, sizes, offsets), margin, out, hints, {threads, {}});
+    for (const rans::Hint& hint : hints) pairs.emplace_back(hint.position, hint.table);
+  }
+  return py::make_tuple(py::bytes(data), pairs);
+}
+
+void decode_latents(const py::bytes& data, const Doubles& means, const Doubles& scales, const Doubles& bounds,
+                    const Ints& cdfs, const Ints& sizes, const Ints& offsets, const Hints& pairs, Ints& symbols,
+                    Floats& y, unsigned threads) {
+  const rans::Gaussians model = make_gaussians(y, means, scales, bounds, symbols);
+  const View view(data);
+  int32_t* const out = symbols.mutable_data();
+  float* const y_out = y.mutable_data();
+  const py::gil_scoped_release release;
+  std::vector<rans::Hint> hints;
+  for (const auto& [position, table] : pairs) hints.push_back({position, table});
+  rans::decode_latents(view.data, view.size, model, make_tables(cdfs, sizes, offsets), hints, out, y_out,
+                       {threads, {}});
 }
 
 void low_rank_update(uintptr_t y, uintptr_t x, uintptr_t u, uintptr_t s, uintptr_t v, ptrdiff_t y_stride,
@@ -92,6 +146,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("rans_decode", &decode, arg("data"), arg("indexes").noconvert(), arg("cdfs").noconvert(),
         arg("sizes").noconvert(), arg("offsets").noconvert(), arg("symbols").noconvert(), arg("threads") = 1,
         arg("kernel") = "", "Writes the decoded symbols into `symbols`.");
+  m.def("encode_latents", &encode_latents, arg("y").noconvert(), arg("means").noconvert(), arg("scales").noconvert(),
+        arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
+        arg("margin"), arg("symbols").noconvert(), arg("threads") = 1,
+        "Writes round(y - means) into `symbols`; returns their bytes and, as (position, table), the latents whose scale\n"
+        "lies within `margin`, relative, of a bound.");
+  m.def("decode_latents", &decode_latents, arg("data"), arg("means").noconvert(), arg("scales").noconvert(),
+        arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
+        arg("hints"), arg("symbols").noconvert(), arg("y").noconvert(), arg("threads") = 1,
+        "Writes the decoded symbols into `symbols` and means + symbols into `y`.");
   m.def("low_rank_update", &low_rank_update, arg("y"), arg("x"), arg("u"), arg("s"), arg("v"), arg("y_stride"),
         arg("x_stride"), arg("n"), arg("in_features"), arg("out_features"), arg("rank"), arg("scale"),
         arg("stream") = py::none(),

@@ -1,4 +1,4 @@
-from numpy import int32
+from numpy import float32, float64, int32
 from numpy.typing import NDArray
 
 has_cuda: bool
@@ -22,6 +22,31 @@ def rans_decode(
     symbols: NDArray[int32],
     threads: int = 1,
     kernel: str = "",
+) -> None: ...
+def encode_latents(
+    y: NDArray[float32],
+    means: NDArray[float64],
+    scales: NDArray[float64],
+    bounds: NDArray[float64],
+    cdfs: NDArray[int32],
+    sizes: NDArray[int32],
+    offsets: NDArray[int32],
+    margin: float,
+    symbols: NDArray[int32],
+    threads: int = 1,
+) -> tuple[bytes, list[tuple[int, int]]]: ...
+def decode_latents(
+    data: bytes,
+    means: NDArray[float64],
+    scales: NDArray[float64],
+    bounds: NDArray[float64],
+    cdfs: NDArray[int32],
+    sizes: NDArray[int32],
+    offsets: NDArray[int32],
+    hints: list[tuple[int, int]],
+    symbols: NDArray[int32],
+    y: NDArray[float32],
+    threads: int = 1,
 ) -> None: ...
 def low_rank_update(
     y: int,

@@ -129,8 +129,9 @@ def write(
     latents = coder_of(codec).compress(y, codec.h_a(y))
     header = bitstream.Header(
         *size, codec.name, codec.quality, codec.hash, latents.symbols_crc, method.name if method else "none",
-        method.adapter.identity if method else None)
-    return bitstream.write(header, [latents.z, latents.y] + ([payload] if method else []))
+        method.adapter.identity if method else None, hints=bool(latents.hints))
+    return bitstream.write(
+        header, [latents.z, latents.y] + ([payload] if method else []) + ([latents.hints] if latents.hints else []))
 
 
 @torch.no_grad()
@@ -150,7 +151,8 @@ def decode(
     codec = codec_of_file(header, codec)
     height, width = (-(-side // STRIDE) for side in (header.height, header.width))
     y_hat = coder_of(codec).decompress(
-        CodedLatents(sections[0], sections[1], header.symbols_crc), height, width)
+        CodedLatents(sections[0], sections[1], header.symbols_crc, sections[-1] if header.hints else b""),
+        height, width)
     g_s = codec.g_s
     if header.method != "none":
         if header.adapter_hash is None:
@@ -179,7 +181,8 @@ def codec_of_file(header: bitstream.Header, codec: Codec | None) -> Codec:
 def info(data: bytes) -> dict:
     """What a file's header says, without decoding it: sizes in pixels, bytes and bpp."""
     header, sections = bitstream.read(data)
-    named = dict(zip(("bytes_z", "bytes_y", "bytes_adapter"), map(len, sections), strict=False))
+    names = ["bytes_z", "bytes_y"] + ["bytes_adapter"] * (header.method != "none") + ["bytes_hints"] * header.hints
+    named = dict(zip(names, map(len, sections), strict=True))
     return {
         "height": header.height, "width": header.width, "codec": header.codec, "quality": header.quality,
         "method": header.method, "codec_hash": header.codec_hash.hex(),

@@ -5,7 +5,8 @@ field                 bytes     meaning
 ====================  ========  ==================================================================================
 magic                 3         `LCZ`
 version               1         1
-flags                 1         bit 0: an adapter hash follows the codec hash; the other bits are 0
+flags                 1         bit 0: an adapter hash follows the codec hash; bit 1: there is a section of table
+                                hints; the other bits are 0
 rate point, method    1         high four bits: quality; low four bits: position of the method in METHODS
 height - 1            1 to 5    varint, pixels
 width - 1             1 to 5    varint, pixels
@@ -13,8 +14,9 @@ codec name            1 + n     n in a byte (1 to 32), then n ASCII letters, dig
 codec hash            4         of the weights that the decoder needs
 adapter hash          0 or 4    of the pre-trained adapter that the deltas build on; only if bit 0 of the flags is set
 symbols CRC           4         CRC-32 of the decoded symbols, little-endian: a decoder that disagrees finds out
-section lengths       1 to 5 x  a varint for each section: z, y, and, unless the method is `none`, the method's deltas
-sections              lengths   z, y, deltas
+section lengths       1 to 5 x  a varint for each section: z, y, unless the method is `none` the method's deltas, and
+                                if bit 1 of the flags is set the hints (entropy/latents.py)
+sections              lengths   z, y, deltas, hints
 CRC                   4         CRC-32 of all bytes before it, little-endian
 ====================  ========  ==================================================================================
 
@@ -43,6 +45,7 @@ VERSION = 1
 METHODS = ("none", "svd_lora", "lora", "transtic", "duic", "alice", "slimmable")  # the position is the code in the file
 
 _HAS_ADAPTER = 1
+_HAS_HINTS = 2
 _HASH_BYTES = 4
 _CRC_BYTES = 4
 _VARINT_BYTES = 5
@@ -60,6 +63,7 @@ class Header:
     symbols_crc: CRC-32 of the latents' symbols, computed by the caller
     method: one of METHODS
     adapter_hash: 4 bytes, of the pre-trained adapter; None if there is none, as with the method "none"
+    hints: whether the last section says which tables some latents were coded with
     """
 
     height: int
@@ -70,11 +74,12 @@ class Header:
     symbols_crc: int
     method: str = "none"
     adapter_hash: bytes | None = None
+    hints: bool = False
 
 
-def section_count(method: str) -> int:
-    """How many sections a file of this method has: z and y, and the deltas of a method that adapts."""
-    return 2 if method == "none" else 3
+def section_count(header: Header) -> int:
+    """How many sections the file has: z and y, the deltas of a method that adapts, and the hints."""
+    return 2 + (header.method != "none") + header.hints
 
 
 def write(header: Header, sections: Sequence[bytes]) -> bytes:
@@ -82,12 +87,12 @@ def write(header: Header, sections: Sequence[bytes]) -> bytes:
     problem = _problem(header)
     if problem:
         raise ValueError(problem)
-    if len(sections) != section_count(header.method):
-        raise ValueError(
-            f"method {header.method!r} has {section_count(header.method)} sections, but {len(sections)} were given")
+    if len(sections) != section_count(header):
+        raise ValueError(f"method {header.method!r}, hints {header.hints}: the file has {section_count(header)} "
+                         f"sections, but {len(sections)} were given")
     file = bytearray(MAGIC)
     file += bytes([
-        VERSION, _HAS_ADAPTER if header.adapter_hash is not None else 0,
+        VERSION, (_HAS_ADAPTER if header.adapter_hash is not None else 0) | (_HAS_HINTS if header.hints else 0),
         header.quality << 4 | METHODS.index(header.method),
     ])
     file += _varint(header.height - 1) + _varint(header.width - 1)
@@ -121,15 +126,15 @@ def read(data: bytes, max_pixels: int = 2**28) -> tuple[Header, list[bytes]]:
     adapter_hash = fields.take(_HASH_BYTES) if flags & _HAS_ADAPTER else None
     symbols_crc = int.from_bytes(fields.take(4), "little")
     method_code = quality_method & 15
-    lengths = [fields.varint() for _ in range(3 if method_code else 2)]
+    lengths = [fields.varint() for _ in range(2 + bool(method_code) + bool(flags & _HAS_HINTS))]
 
     _check_whole(data, fields.position + sum(lengths) + _CRC_BYTES)
-    if flags & ~_HAS_ADAPTER or method_code >= len(METHODS):
+    if flags & ~(_HAS_ADAPTER | _HAS_HINTS) or method_code >= len(METHODS):
         raise BitstreamError(
             f"the file uses flags {flags:#04x} and method {method_code}, which this lora_comp does not know; update it")
     header = Header(
         height, width, codec.decode("ascii", "replace"), quality_method >> 4, codec_hash, symbols_crc,
-        METHODS[method_code], adapter_hash)
+        METHODS[method_code], adapter_hash, bool(flags & _HAS_HINTS))
     problem = _problem(header)
     if problem:
         raise BitstreamError(f"the file's header is not valid: {problem}")

@@ -14,8 +14,8 @@ at most 0.1 % and 16 bytes, and one to five bytes for each symbol outside its ta
 >>> decode(data, np.zeros(4, np.int32), cdfs, sizes, offsets)
 array([  -1,    0,    0, 1000], dtype=int32)
 
-The inner loops exist in plain C++, for AVX2 and for AVX-512; the fastest that this machine runs is taken. Neither it nor
-the number of threads changes a byte.
+The inner loops exist in plain C++, for AVX2 and for AVX-512; the fastest that this machine runs is taken. Neither
+the kernel nor the number of threads changes a byte.
 
 The stream holds no count and no tables: the decoder must be given the same indexes and tables. With others it raises
 BitstreamError or returns other symbols.

@@ -58,8 +58,8 @@ TARGET inline __m256i above(__m256i a, __m256i b) {
 
 TARGET inline __m256i select(__m256i mask, __m256i yes, __m256i no) { return _mm256_blendv_epi8(no, yes, mask); }
 
-TARGET size_t find_bins(const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n, uint32_t* bins,
-                        Found& found) {
+TARGET size_t find(const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n, uint32_t* bins,
+                   Found& found) {
   const uint32_t* const tables = &flat.tables[0].first;
   __m256i bits = _mm256_setzero_si256();
   const size_t whole = n - n % kWidth;
@@ -242,7 +242,7 @@ bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-const Kernel avx2{"avx2", kWidth, runs_here, find_bins, encode, decode};
+const Kernel avx2{"avx2", kWidth, runs_here, find, encode, decode};
 
 }  // namespace lora_comp::rans
 #endif

@@ -22,8 +22,8 @@ TARGET inline uint32_t bytes_of(__mmask16 one, __mmask16 two) {
   return _pdep_u32(one, 0x55555555) | _pdep_u32(two, 0xaaaaaaaa);
 }
 
-TARGET size_t find_bins(const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n, uint32_t* bins,
-                        Found& found) {
+TARGET size_t find(const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n, uint32_t* bins,
+                   Found& found) {
   const uint32_t* const tables = &flat.tables[0].first;
   __m512i bits = _mm512_setzero_si512();
   const size_t whole = n - n % kWidth;
@@ -179,7 +179,7 @@ bool runs_here() {
 
 }  // namespace
 
-const Kernel avx512{"avx512", kWidth, runs_here, find_bins, encode, decode};
+const Kernel avx512{"avx512", kWidth, runs_here, find, encode, decode};
 
 }  // namespace lora_comp::rans
 #endif

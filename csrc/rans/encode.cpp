@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,22 +28,6 @@ struct Layout {
   }
 };
 
-Found find_bins(const Kernel* kernel, const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n,
-                uint32_t* bins) {
-  Found found;
-  for (size_t i = kernel ? kernel->find_bins(flat, symbols, indexes, n, bins, found) : 0; i < n; ++i) {
-    const Flat::Table& table = flat.tables[static_cast<size_t>(indexes[i])];
-    uint32_t position = static_cast<uint32_t>(symbols[i]) - table.to_symbol;
-    if (position - table.first >= table.escape - table.first) {
-      put_escape(found.escapes, symbols[i], table);
-      position = table.escape;
-    }
-    bins[i] = flat.bins[position];
-    found.bits += 16 - bit_length(last_of(bins[i]));
-  }
-  return found;
-}
-
 // Codes back to front, as rANS must, and returns the block in the order a decoder reads.
 std::string encode_block(const Kernel* kernel, const uint32_t* bins, size_t n, size_t lanes) {
   const size_t capacity = kSlack + 2 * n + 4 * lanes;
@@ -69,22 +54,34 @@ std::string encode_block(const Kernel* kernel, const uint32_t* bins, size_t n, s
 
 }  // namespace
 
+Found find_bins(const Kernel* kernel, const Flat& flat, const int32_t* symbols, const int32_t* indexes, size_t n,
+                uint32_t* bins) {
+  Found found;
+  for (size_t i = kernel ? kernel->find_bins(flat, symbols, indexes, n, bins, found) : 0; i < n; ++i) {
+    const Flat::Table& table = flat.tables[static_cast<size_t>(indexes[i])];
+    uint32_t position = static_cast<uint32_t>(symbols[i]) - table.to_symbol;
+    if (position - table.first >= table.escape - table.first) {
+      put_escape(found.escapes, symbols[i], table);
+      position = table.escape;
+    }
+    bins[i] = flat.bins[position];
+    found.bits += 16 - bit_length(last_of(bins[i]));
+  }
+  return found;
+}
+
 void put_escape(std::string& escapes, int32_t symbol, const Flat::Table& table) {
   const auto offset = static_cast<int32_t>(table.to_symbol + table.first);
   put_varint(escapes, fold(static_cast<int64_t>(symbol) - offset, table.escape - table.first));
 }
 
-std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, const Tables& tables,
-                   const Engine& engine) {
-  if (n == 0) return {};
-  const Kernel* const kernel = choose(engine.kernel);
-  tables.check(indexes, n);
-  const Flat flat(tables, indexes, n, false);
+std::string encode_bins(size_t n, const std::function<Found(size_t, size_t, uint32_t*)>& fill, const Kernel* kernel,
+                        unsigned threads) {
   const std::unique_ptr<uint32_t[]> bins(new uint32_t[n]);
-  std::vector<Found> parts(std::min<size_t>(engine.threads, n / kSymbolsPerThread + 1));
-  parallel(parts.size(), engine.threads, [&](size_t i) {
+  std::vector<Found> parts(std::min<size_t>(threads, n / kSymbolsPerThread + 1));
+  parallel(parts.size(), threads, [&](size_t i) {
     const size_t begin = block_begin(n, i, parts.size()), end = block_begin(n, i + 1, parts.size());
-    parts[i] = find_bins(kernel, flat, symbols + begin, indexes + begin, end - begin, bins.get() + begin);
+    parts[i] = fill(begin, end, bins.get() + begin);
   });
   std::string escapes;
   uint64_t bits = 0;
@@ -95,7 +92,7 @@ std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, con
 
   const Layout layout(bits / 8);
   std::vector<std::string> blocks(layout.blocks);
-  parallel(layout.blocks, engine.threads, [&](size_t b) {
+  parallel(layout.blocks, threads, [&](size_t b) {
     const size_t begin = block_begin(n, b, layout.blocks), end = block_begin(n, b + 1, layout.blocks);
     blocks[b] = encode_block(kernel, bins.get() + begin, end - begin, size_t{1} << layout.log2_lanes);
   });
@@ -106,6 +103,18 @@ std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, con
   data += escapes;
   for (const std::string& block : blocks) data += block;
   return data;
+}
+
+std::string encode(const int32_t* symbols, const int32_t* indexes, size_t n, const Tables& tables,
+                   const Engine& engine) {
+  if (n == 0) return {};
+  const Kernel* const kernel = choose(engine.kernel);
+  tables.check(indexes, n);
+  const Flat flat(tables, indexes, n, false);
+  const auto fill = [&](size_t begin, size_t end, uint32_t* bins) {
+    return find_bins(kernel, flat, symbols + begin, indexes + begin, end - begin, bins);
+  };
+  return encode_bins(n, fill, kernel, engine.threads);
 }
 
 }  // namespace lora_comp::rans

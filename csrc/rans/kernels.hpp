@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ struct Flat {
   std::vector<uint32_t> bins;     // start << 16 | frequency - 1
   std::vector<uint32_t> buckets;  // position of the first bin that a slot of the bucket can mean: decoders search on
 
+  // Those of `tables` that indexes name; without indexes all.
   Flat(const Tables& tables, const int32_t* indexes, size_t n, bool for_decoder);
 };
 
@@ -75,6 +77,12 @@ struct Kernel {
 };
 
 extern const Kernel avx2, avx512;
+
+Found find_bins(const Kernel*, const Flat&, const int32_t* symbols, const int32_t* indexes, size_t n, uint32_t* bins);
+
+// The stream of n > 0 symbols, whose bins from `begin` to `end` are what fill(begin, end, bins) writes.
+std::string encode_bins(size_t n, const std::function<Found(size_t begin, size_t end, uint32_t* bins)>& fill,
+                        const Kernel*, unsigned threads);
 
 // null: the plain loops. Throws std::invalid_argument for a name that kernels() does not list.
 const Kernel* choose(const std::string& name);

@@ -34,8 +34,8 @@ void Tables::check(const int32_t* indexes, size_t n) const {
 }
 
 Flat::Flat(const Tables& from, const int32_t* indexes, size_t n, bool for_decoder) : tables(from.count()) {
-  std::vector<uint8_t> used(from.count());
-  for (size_t i = 0; i < n; ++i) used[static_cast<size_t>(indexes[i])] = 1;
+  std::vector<uint8_t> used(from.count(), indexes == nullptr);
+  for (size_t i = 0; indexes && i < n; ++i) used[static_cast<size_t>(indexes[i])] = 1;
   for (size_t t = 0; t < from.count(); ++t) {
     if (!used[t]) continue;
     const int32_t* const cdf = from.row(t);

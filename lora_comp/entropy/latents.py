@@ -5,9 +5,13 @@
                       h_s in float64 --> scales: which table;  means: what y is rounded about
                                              |
                                          y symbols --rANS, a table a scale--> bytes of y
+                                             `-> hints: the tables of scales that lie next to a bound between two
 
-Both sides evaluate the hyper synthesis in float64 on the CPU, so that a table is picked alike by machines whose
-float32 differs in the last bits; a checksum over all symbols catches what remains.
+Two machines must pick the same table for every y. Both evaluate the hyper synthesis in float64 on the CPU, where their
+scales differ by some 1e-14 of their size, whatever their threads, libraries and instruction sets. A scale nearer than
+MARGIN to a bound could fall on either side of it, so the encoder lists such a latent with the table it took, and the
+decoder takes that one. All others are farther from every bound than any two machines are apart. One latent in 60
+million is listed. A checksum over all symbols catches whatever else may go wrong.
 """
 import copy
 import zlib
@@ -18,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_comp import rans
+from lora_comp import _C, rans
 from lora_comp.entropy.tables import BETWEEN, bottleneck_tables, gaussian_tables
 from lora_comp.errors import BitstreamError
 
@@ -26,11 +30,18 @@ if TYPE_CHECKING:
     from lora_comp.codecs import Codec
 
 
+MARGIN = 1e-9  # of a scale: a hundred thousand times float64's error after some ten layers
+HINT = np.dtype([("position", "<u4"), ("table", "u1")])  # of y in (M, h, w) order, row by row
+
+
 @dataclass(frozen=True)
 class CodedLatents:
+    """The sections of a file: bytes of z, of y and of the hints, most often none; and CRC-32 of the symbols."""
+
     z: bytes
     y: bytes
     symbols_crc: int
+    hints: bytes = b""
 
 
 class LatentCoder:
@@ -49,12 +60,13 @@ class LatentCoder:
     def compress(self, y: Tensor, z: Tensor) -> CodedLatents:
         """y float32 (1, M, h, w) and z float32 (1, N, ceil(h / 4), ceil(w / 4)) of one picture."""
         z_symbols = (z[0].detach().double().cpu() - self.medians).round().numpy().astype(np.int32)
-        indexes, means = self.predict(z_symbols)
-        y_symbols = (y[0].detach().double().cpu() - means).round().numpy().astype(np.int32)
-        return CodedLatents(
-            rans.encode(z_symbols, self.channels(z_symbols.shape), *self.z_tables),
-            rans.encode(y_symbols, indexes, *gaussian_tables()),
-            checksum(z_symbols, y_symbols))
+        means, scales = self.predict(z_symbols)
+        y_symbols = np.empty(means.shape, np.int32)
+        coded, hints = _C.encode_latents(
+            y[0].detach().float().cpu().contiguous().numpy(), means, scales, BETWEEN, *gaussian_tables(), MARGIN,
+            y_symbols, torch.get_num_threads())
+        coded_z = rans.encode(z_symbols, self.channels(z_symbols.shape), *self.z_tables)
+        return CodedLatents(coded_z, coded, checksum(z_symbols, y_symbols), np.array(hints, HINT).tobytes())
 
     def decompress(self, coded: CodedLatents, height: int, width: int) -> Tensor:
         """y_hat float32 (1, M, 4 height, 4 width) where z is `height` by `width`.
@@ -62,19 +74,24 @@ class LatentCoder:
         Raises:
             BitstreamError: the bytes are damaged, or this machine's tables differ from the encoder's.
         """
+        if len(coded.hints) % HINT.itemsize:
+            raise BitstreamError("the hints of the file end early: the file is damaged")
+        hints = np.frombuffer(coded.hints, HINT).tolist()
         z_symbols = rans.decode(coded.z, self.channels((self.N, height, width)), *self.z_tables)
-        indexes, means = self.predict(z_symbols)
-        y_symbols = rans.decode(coded.y, indexes, *gaussian_tables())
+        means, scales = self.predict(z_symbols)
+        y_symbols, y_hat = np.empty(means.shape, np.int32), np.empty(means.shape, np.float32)
+        _C.decode_latents(coded.y, means, scales, BETWEEN, *gaussian_tables(), hints, y_symbols, y_hat,
+                          torch.get_num_threads())
         if checksum(z_symbols, y_symbols) != coded.symbols_crc:
             raise BitstreamError("the decoded latents differ from the encoded ones: the file is damaged")
-        return (torch.from_numpy(y_symbols).double() + means).float()[None]
+        return torch.from_numpy(y_hat)[None]
 
     @torch.no_grad()
-    def predict(self, z_symbols: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        """int32 (N, h, w) to the table of each y, int32 (M, 4h, 4w), and its mean, float64 of that shape."""
+    def predict(self, z_symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int32 (N, h, w) to the means and scales of y, each float64 (M, 4h, 4w)."""
         z_hat = torch.from_numpy(z_symbols).double() + self.medians
         scales, means = self.h_s(z_hat[None])[0].chunk(2)
-        return np.searchsorted(BETWEEN, scales.numpy()).astype(np.int32), means
+        return means.contiguous().numpy(), scales.contiguous().numpy()
 
     @staticmethod
     def channels(shape: tuple) -> np.ndarray:
@@ -83,4 +100,4 @@ class LatentCoder:
 
 
 def checksum(z_symbols: np.ndarray, y_symbols: np.ndarray) -> int:
-    return zlib.crc32(y_symbols.tobytes(), zlib.crc32(z_symbols.tobytes()))
+    return zlib.crc32(np.ascontiguousarray(y_symbols), zlib.crc32(np.ascontiguousarray(z_symbols)))

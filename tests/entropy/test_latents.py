@@ -1,10 +1,14 @@
 """Latents to bytes and back: exact, as short as the model says, and refused by a decoder that disagrees."""
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lora_comp as lc
-from lora_comp import api
-from lora_comp.entropy.latents import CodedLatents, LatentCoder
+from lora_comp import _C, api, rans
+from lora_comp.entropy.latents import HINT, MARGIN, CodedLatents, LatentCoder
+from lora_comp.entropy.tables import BETWEEN, SCALES, gaussian_tables
 
 SIZES = [(1, 1), (63, 65), (64, 64), (1, 300), (130, 200)]
 
@@ -72,3 +76,120 @@ def test_making_a_coder_leaves_the_codec_alone(codec):
     after = codec.state_dict()
     assert all(torch.equal(v, after[k]) and (d, e) == (after[k].dtype, after[k].device)
                for k, (v, d, e) in before.items())
+
+
+def code(y, means, scales, margin=MARGIN, threads=1):
+    """Bytes, symbols and hints of float32 (n,) under float64 (n,) means and scales."""
+    symbols = np.empty(y.shape, np.int32)
+    data, hints = _C.encode_latents(y, means, scales, BETWEEN, *gaussian_tables(), margin, symbols, threads)
+    return data, symbols, hints
+
+
+def decode(data, means, scales, hints):
+    symbols, y = np.empty(means.shape, np.int32), np.empty(means.shape, np.float32)
+    _C.decode_latents(data, means, scales, BETWEEN, *gaussian_tables(), hints, symbols, y)
+    return symbols, y
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([0, 1, 5, 1023, 1024, 1025, 5000]),
+       spread=st.sampled_from([0.0, 1.0, 300.0, 2.0**20]))
+def test_one_pass_over_the_latents_does_what_numpy_says(seed, n, spread):
+    """round(y - mean), half to even; the table whose bounds hold the scale; then lora_comp.rans."""
+    rng = np.random.default_rng(seed)
+    y = (rng.normal(size=n) * spread).astype(np.float32)
+    means = np.where(rng.random(n) < 0.2, y.astype(float) - 0.5, rng.normal(size=n) * spread)  # some lie between
+    scales = rng.choice([0.0, -1.0, 1e9, *SCALES, *BETWEEN], n)
+    symbols = np.rint(y - means).astype(np.int32)
+    expected = rans.encode(symbols, np.searchsorted(BETWEEN, scales), *gaussian_tables())
+    data, coded, hints = code(y, means, scales)
+    assert data == expected
+    np.testing.assert_array_equal(coded, symbols)
+    decoded, y_hat = decode(data, means, scales, hints)
+    np.testing.assert_array_equal(decoded, symbols)
+    np.testing.assert_array_equal(y_hat, (means + symbols).astype(np.float32))
+
+
+def test_a_million_latents_come_back_whatever_the_threads():
+    rng = np.random.default_rng(0)
+    scales = np.exp(rng.uniform(np.log(0.05), np.log(400), 1_200_000))
+    means, noise = rng.normal(size=(2, *scales.shape))
+    y = (means + noise * scales).astype(np.float32)
+    data, symbols, hints = code(y, means, scales)
+    assert code(y, means, scales, threads=3)[0] == data
+    np.testing.assert_array_equal(decode(data, means, scales, hints)[0], symbols)
+    assert len(hints) <= 2  # one in 60 million is expected
+
+
+def test_a_decoder_whose_scales_differ_in_the_last_bits_reads_the_same_symbols():
+    """Half of all scales lie next to a bound, where a change by 1e-12 of the scale picks the other table."""
+    rng = np.random.default_rng(0)
+    off = rng.choice([-1e-14, 1e-14, 0.01, -0.01], 20_000)
+    scales = rng.choice(BETWEEN, 20_000) * (1 + off)
+    means = np.zeros_like(scales)
+    y = (rng.normal(size=scales.shape) * scales).astype(np.float32)
+    data, symbols, hints = code(y, means, scales)
+    assert [position for position, _ in hints] == np.flatnonzero(abs(off) < MARGIN).tolist()
+    for seed in range(5):
+        elsewhere = scales * (1 + 1e-12 * np.random.default_rng(seed).uniform(-1, 1, scales.shape))
+        assert (np.searchsorted(BETWEEN, elsewhere) != np.searchsorted(BETWEEN, scales)).mean() > 0.1
+        np.testing.assert_array_equal(decode(data, means, elsewhere, hints)[0], symbols)
+
+
+def test_without_hints_such_a_decoder_would_not():
+    scales = np.repeat(BETWEEN, 50)
+    y = (np.random.default_rng(0).normal(size=scales.shape) * scales).astype(np.float32)
+    data, symbols, hints = code(y, np.zeros_like(scales), scales)
+    assert len(hints) == len(scales)
+    try:
+        other, _ = decode(data, np.zeros_like(scales), scales * (1 + 1e-12), [])
+    except lc.BitstreamError:
+        return
+    assert (other != symbols).any()
+
+
+def test_hints_travel_in_the_file(codec, picture, monkeypatch):
+    """With a margin so wide that some scales of any picture lie within it."""
+    plain = lc.encode(picture(130, 200), codec, method="none").data
+    monkeypatch.setattr("lora_comp.entropy.latents.MARGIN", 1e-3)
+    data = lc.encode(picture(130, 200), codec, method="none").data
+    assert lc.info(data)["bytes_hints"] >= HINT.itemsize and "bytes_hints" not in lc.info(plain)
+    assert torch.equal(lc.decode(data, codec), lc.decode(plain, codec))
+
+
+@pytest.mark.parametrize("hints", [b"1234", np.array([(10**9, 0)], HINT).tobytes(),
+                                   np.array([(0, 64)], HINT).tobytes()])
+def test_hints_that_cannot_be_are_refused(codec, coder, picture, hints):
+    out = latents(codec, picture(64, 64))
+    coded = coder.compress(out["y"], out["z"])
+    with pytest.raises(lc.BitstreamError, match="hint"):
+        coder.decompress(CodedLatents(coded.z, coded.y, coded.symbols_crc, hints), 1, 1)
+
+
+@pytest.mark.parametrize("y, mean, scale", [(np.nan, 0, 1), (np.inf, 0, 1), (0, np.nan, 1), (0, 0, np.nan),
+                                            (2.0**31, 0, 1), (-2.0**31, 0, 1)])
+def test_what_is_no_latent_is_refused(y, mean, scale):
+    arrays = np.float32([y]), np.float64([mean]), np.float64([scale])
+    with pytest.raises(ValueError, match="finite"):
+        code(*arrays)
+    if not np.isfinite([mean, scale]).all():
+        data, *_ = code(np.zeros(1, np.float32), np.zeros(1), np.ones(1))
+        with pytest.raises(lc.BitstreamError):
+            decode(data, *arrays[1:], [])
+
+
+def test_the_margin_is_far_above_the_error_of_float64(codec, picture):
+    """The hyper synthesis, with the sums of its linear layers taken in another order."""
+    coder = LatentCoder(codec)
+    z = latents(codec, picture(130, 200))["z"]
+    symbols = (z[0].double() - coder.medians).round().numpy().astype(np.int32)
+    _, scales = coder.predict(symbols)
+
+    def in_pieces(self, x):
+        return sum(x[..., i::3] @ self.weight[:, i::3].T for i in range(3)) + self.bias
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", in_pieces)
+        _, other = coder.predict(symbols)
+    apart = np.abs(other / scales - 1)[scales > BETWEEN[0] / 2].max()
+    assert 0 < apart < MARGIN / 1000
