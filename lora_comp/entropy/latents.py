@@ -100,4 +100,4 @@ class LatentCoder:
 
 
 def checksum(z_symbols: np.ndarray, y_symbols: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(y_symbols), zlib.crc32(np.ascontiguousarray(z_symbols)))
+    return zlib.crc32(y_symbols.tobytes(), zlib.crc32(z_symbols.tobytes()))
