@@ -166,7 +166,6 @@ def test_a_wrong_request_is_told_in_one_line(call, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
 def test_the_shipped_network_knows_unseen_scenes():
     network = load_network("scenes")
     for size, least in ((256, 0.9), ("odd", 0.85)):
@@ -177,7 +176,6 @@ def test_the_shipped_network_knows_unseen_scenes():
 
 
 @pytest.mark.data
-@pytest.mark.slow
 def test_the_shipped_network_knows_unseen_flowers(shared):
     network, data = load_network("flowers"), load_data("folder", shared / "data" / "flowers", "val")
     assert data.classes == network.classes
