@@ -137,6 +137,7 @@ def write(
 @torch.no_grad()
 def decode(
     data: bytes, codec: Codec | None = None, method: LowRank | None = None, adapter: str | Path | None = None,
+    max_pixels: int = bitstream.MAX_PIXELS,
 ) -> Tensor:
     """The picture in a file: float32 (3, H, W) in [0, 1].
 
@@ -144,10 +145,11 @@ def decode(
         codec: the codec that wrote the file, where it is not one that ships.
         method: the method that wrote it, where it is at hand already.
         adapter: path of a pre-trained adapter that does not ship.
+        max_pixels: of the largest picture to decode; a larger one is refused before anything is allocated for it.
     Raises:
         BitstreamError: the file is not whole, or was written with weights that are not at hand.
     """
-    header, sections = bitstream.read(data)
+    header, sections = bitstream.read(data, max_pixels)
     codec = codec_of_file(header, codec)
     height, width = (-(-side // STRIDE) for side in (header.height, header.width))
     y_hat = coder_of(codec).decompress(
@@ -179,8 +181,8 @@ def codec_of_file(header: bitstream.Header, codec: Codec | None) -> Codec:
 
 
 def info(data: bytes) -> dict:
-    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp."""
-    header, sections = bitstream.read(data)
+    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp. No picture is too large."""
+    header, sections = bitstream.read(data, max_pixels=2**64)
     names = ["bytes_z", "bytes_y"] + ["bytes_adapter"] * (header.method != "none") + ["bytes_hints"] * header.hints
     named = dict(zip(names, map(len, sections), strict=True))
     return {

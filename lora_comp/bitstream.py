@@ -42,6 +42,7 @@ from lora_comp.errors import BitstreamError
 
 MAGIC = b"LCZ"
 VERSION = 1
+MAX_PIXELS = 2**28  # of a picture, unless the reader is told otherwise
 METHODS = ("none", "svd_lora", "lora", "transtic", "duic", "alice", "slimmable")  # the position is the code in the file
 
 _HAS_ADAPTER = 1
@@ -49,6 +50,7 @@ _HAS_HINTS = 2
 _HASH_BYTES = 4
 _CRC_BYTES = 4
 _VARINT_BYTES = 5
+_CODED_SIDE = 64  # pixels: a shorter side is coded as this many, so a thin picture takes what a broad one does
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")  # never a path: it will be looked up
 
 
@@ -104,13 +106,14 @@ def write(header: Header, sections: Sequence[bytes]) -> bytes:
     return bytes(file + zlib.crc32(file).to_bytes(_CRC_BYTES, "little"))
 
 
-def read(data: bytes, max_pixels: int = 2**28) -> tuple[Header, list[bytes]]:
+def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]]:
     """The header and the sections of a file: the inverse of `write`.
 
     Nothing is allocated beyond copies of parts of `data`, whatever the header declares.
 
     Raises BitstreamError, and nothing else, for bytes that are not a lora_comp file, of another version, cut short,
-    with extra bytes, altered, or that declare a picture of more than `max_pixels` pixels.
+    with extra bytes, altered, or that declare a picture of more than `max_pixels` pixels, a side shorter than the 64
+    that it is coded as counted as 64.
     """
     if not data or not MAGIC.startswith(data[:len(MAGIC)]):
         raise BitstreamError("this is not a lora_comp file: it does not begin with 'LCZ'")
@@ -138,10 +141,11 @@ def read(data: bytes, max_pixels: int = 2**28) -> tuple[Header, list[bytes]]:
     problem = _problem(header)
     if problem:
         raise BitstreamError(f"the file's header is not valid: {problem}")
-    if height * width > max_pixels:
+    longest = max(height, width)
+    if height * width > max_pixels or (longest > _CODED_SIDE and longest * _CODED_SIDE > max_pixels):
         raise BitstreamError(
-            f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed; raise max_pixels "
-            "if you trust its source")
+            f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed (where a side counts as "
+            f"{_CODED_SIDE} at least); raise max_pixels if you trust its source")
     return header, [fields.take(length) for length in lengths]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_comp.errors import LoraCompError
 
 USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=20] ...
-       lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH]
+       lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH] [max_pixels=268435456]
        lora-comp info FILE.lcz"""
 
 
@@ -65,14 +65,17 @@ def decode(file: str, picture: str, words: Sequence[str]) -> None:
     from lora_comp.data import write_image
 
     options = dict(word.partition("=")[::2] for word in words)
-    if unknown := set(options) - {"adapter", "weights"}:
-        raise LoraCompError(f"decode takes adapter=PATH and weights=PATH, not {min(unknown)}")
-    data = read(file)
+    if unknown := set(options) - {"adapter", "weights", "max_pixels"}:
+        raise LoraCompError(f"decode takes adapter=PATH, weights=PATH and max_pixels=NUMBER, not {min(unknown)}")
+    limit = options.get("max_pixels", str(bitstream.MAX_PIXELS))
+    if not limit.isdecimal() or len(limit) > 20:
+        raise LoraCompError(f"max_pixels must be a whole number, not {limit!r}")
+    data, max_pixels = read(file), int(limit)
     codec = None
     if "weights" in options:
-        header, _ = bitstream.read(data)
+        header, _ = bitstream.read(data, max_pixels)
         codec = load_codec(header.codec, header.quality, options["weights"])
-    write_image(picture, api.decode(data, codec, adapter=options.get("adapter")))
+    write_image(picture, api.decode(data, codec, adapter=options.get("adapter"), max_pixels=max_pixels))
 
 
 def info(file: str) -> None:

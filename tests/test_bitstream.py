@@ -117,6 +117,16 @@ def test_pixels_are_bounded():
         read(largest)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 2**22), (2**22, 64), (2**14, 2**14)])
+def test_a_thin_picture_counts_as_it_is_coded(height, width):
+    """1x2^28 pixels would be padded to 64x2^28."""
+    header = dataclasses.replace(PLAIN, height=height, width=width)
+    assert read(write(header, [b"", b""]))[0] == header
+    longer = dataclasses.replace(header, **({"height": height + 1} if height > width else {"width": width + 1}))
+    with pytest.raises(BitstreamError, match="a side counts as 64 at least"):
+        read(write(longer, [b"", b""]))
+
+
 @pytest.mark.parametrize("body, message", [
     (b"LCZ\x01\x04\x00\x00\x00\x03tic" + b"12345678" + b"\x00\x00", "flags 0x04"),
     (b"LCZ\x01\x00\x0f\x00\x00\x03tic" + b"12345678" + b"\x00\x00\x00", "method 15"),

@@ -1,0 +1,149 @@
+"""Make the seed corpus anew, from the package itself: after every change of the format or of the weights that ship.
+
+    python tests/fuzz/make_corpus.py
+"""
+import random
+import shutil
+
+import numpy as np
+import torch
+from mutations import NAMES, split, varint
+from targets import CORPUS, DELTAS
+
+import lora_comp as lc
+from lora_comp import api, bitstream
+from lora_comp.codecs import Codec
+from lora_comp.entropy import deltas, latents
+from lora_comp.methods import load_method
+from lora_comp.methods.svd_lora import LowRankLinear
+
+PICTURES = (((1, 1), 1), ((16, 16), 2), ((64, 64), 3), ((100, 70), 4), ((70, 100), 1))  # height and width, quality
+
+
+def shake(module: torch.nn.Module, exponent: int) -> None:
+    """Some whole steps on everything that travels."""
+    rng = np.random.default_rng(exponent)
+    for layer in module.modules():
+        if isinstance(layer, LowRankLinear):
+            for name in layer.travels:
+                tensor = getattr(layer, name)
+                tensor.add_(torch.from_numpy(rng.integers(-1, 2, tuple(tensor.shape)) * 2.0 ** -exponent))
+
+
+@torch.no_grad()
+def valid_files() -> dict[str, bytes]:
+    whole = lc.load_data("scenes", limit=1)[0].image
+    files = {}
+    for (height, width), quality in PICTURES:
+        codec = lc.load_codec("tic-s", quality)
+        x = api.pad(whole[:, 80:80 + height, 90:90 + width])
+        files[f"none-{height}x{width}-q{quality}"] = api.write(codec, codec, x, (height, width))
+        for name, rank in (("svd_lora", 4), ("lora", 1)):
+            method = load_method(name, codec, adapter=None, rank=rank, seed=quality)
+            adapted = method.prepare(codec)
+            shake(adapted.codec.g_s, method.exponent)
+            files[f"{name}-{height}x{width}-q{quality}"] = api.write(
+                codec, adapted.codec, x, (height, width), method, adapted.payload())
+    codec = lc.load_codec("tic-s", 2)
+    margin, latents.MARGIN = latents.MARGIN, 0.01  # every fiftieth latent or so gets a hint
+    files["hints-64x64-q2"] = api.write(codec, codec, api.pad(whole[:, :64, :64]), (64, 64))
+    latents.MARGIN = margin
+    method = load_method("svd_lora", codec, "cls-scenes")
+    adapted = method.prepare(codec)
+    files["pretrained-64x64-q2"] = api.write(
+        codec, adapted.codec, api.pad(whole[:, :64, :64]), (64, 64), method, adapted.payload())
+    return files
+
+
+@torch.no_grad()
+def forged_files(codec: Codec) -> dict[str, bytes]:
+    """Files whose every checksum is right and that no encoder would write: values of up to 2^30 on every latent."""
+    coder, files = api.coder_of(codec), {}
+    sizes = {"huge-y": (2.0**30, 0), "large-y": (2.0**20, 0), "huge-z": (0, 2**30), "large-z": (0, 99)}
+    for name, (y_size, z_size) in sizes.items():
+        z = torch.full((1, codec.N, 1, 1), float(z_size))
+        z[:, ::2] *= -1
+        z += codec.medians[None, :, None, None]
+        means, _ = coder.predict((z[0] - codec.medians[:, None, None]).round().int().numpy())
+        y = torch.tensor(means)[None].float()  # what y is rounded about, so that it stays within int32
+        y[:, ::2] += y_size
+        y[:, 1::2] -= y_size
+        coded = coder.compress(y, z)
+        header = bitstream.Header(64, 64, codec.name, codec.quality, codec.hash, coded.symbols_crc)
+        files[name] = bitstream.write(header, [coded.z, coded.y])
+    return files
+
+
+def edited_files(data: bytes) -> dict[str, bytes]:
+    """One field of a valid adapted file says something else, and the checksum is right."""
+    edits = {
+        "long": ("height", varint(2**28 - 1)), "wide": ("width", varint(2**28 - 1)),
+        "thin": ("width", varint(2**24 - 1)), "largest": ("width", varint(2**22 - 1)),
+        "quality-15": ("quality and method", b"\xf1"), "method-7": ("quality and method", b"\x27"),
+        "method-duic": ("quality and method", b"\x24"), "flags-ff": ("flags", b"\xff"),
+        "rank-0": ("adapter hash", b"\0\0\x08\0"), "rank-255": ("adapter hash", b"\0\xff\xff\xff"),
+        "unknown-adapter": ("adapter hash", b"\x80abc"), "unknown-codec": ("codec hash", b"\0\0\0\0"),
+        "other-symbols": ("symbols CRC", b"\0\0\0\0"), "long-z": ("length 0", varint(2**35 - 1)),
+        "no-z": ("length 0", varint(0)),
+    }
+    edits |= {f"name-{i}": ("codec name", bytes([len(name)]) + name) for i, name in enumerate(NAMES)}
+    files = {}
+    for name, (field, value) in edits.items():
+        parts = split(data)
+        parts.fields[field] = value
+        files[name] = parts.join(fitting=False)
+    for which, section in enumerate(("z", "y", "deltas")):
+        for name, value in (("empty", b""), ("noise", random.Random(which).randbytes(60)), ("ones", b"\xff" * 200)):
+            parts = split(data)
+            parts.sections[which] = value
+            files[f"{section}-{name}"] = parts.join(fitting=True)
+    return files
+
+
+def payloads() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    files = {"empty": b"", "short": b"\x05", "step-25": b"\x19\x00abcd", "prior-255": b"\x05\xffabcd"}
+    for name, reach in (("small", 1), ("wide", 300), ("huge", 2**31 - 1)):
+        files[name] = deltas.encode(rng.integers(-reach, reach + 1, DELTAS).astype(np.int32), 5)
+    return files
+
+
+def coder_inputs() -> dict[str, dict[str, bytes]]:
+    """Inputs of the C++ targets, by target: see there for their first bytes."""
+    decode: dict[str, bytes] = {}
+    round_trip: dict[str, bytes] = {}
+    latents: dict[str, bytes] = {}
+    rng = random.Random(0)
+    for tables in range(6):
+        for head in (0, 8, 0x10, 5, 0x1d, 0x0b, 0x40):  # blocks - 1, escapes, log2 of the lanes
+            n = rng.choice([1, 40, 700, 3000])
+            decode[f"{tables}-{head:02x}"] = (
+                bytes([tables, n & 255, n >> 8, rng.randrange(8), head]) + b"\x90\x01" * (head >> 4)
+                + b"\0\0\0\1" * (1 << (head & 7)) + rng.randbytes(rng.choice([0, 40, 200])))
+        for n, shape in ((1, 0), (3000, 0), (65535, 0), (40000, 31), (9000, 128)):
+            round_trip[f"{tables}-{n}"] = bytes([tables, n & 255, n >> 8, shape, rng.choice([0, 4])]) + rng.randbytes(4)
+    for scales, n, hints in ((1, 1, 0), (2, 300, 3), (3, 2000, 1), (8, 50, 20), (16, 400, 0)):
+        stream = bytes([0]) + b"\0\0\0\1" + rng.randbytes(20 + n // 4)
+        named = b"".join(rng.randrange(n).to_bytes(4, "little") + bytes([rng.randrange(20)]) for _ in range(hints))
+        latents[f"{scales}-{n}"] = bytes([scales, n & 255, n >> 8, hints]) + named + stream
+    return {"rans_decode": decode, "rans_round_trip": round_trip, "latents_decode": latents}
+
+
+def main() -> None:
+    valid = valid_files()
+    folders = {
+        "valid": {f"{name}.lcz": data for name, data in valid.items()},
+        "forged": {f"{name}.lcz": data for name, data in
+                   (forged_files(lc.load_codec("tic-s", 2)) | edited_files(valid["svd_lora-16x16-q2"])).items()},
+        "payload": payloads(), **coder_inputs(),
+    }
+    shutil.rmtree(CORPUS, ignore_errors=True)
+    for folder, files in folders.items():
+        (CORPUS / folder).mkdir(parents=True)
+        for name, data in files.items():
+            (CORPUS / folder / name).write_bytes(data)
+        print(f"{folder}: {len(files)} files, {sum(map(len, files.values()))} bytes")
+
+
+if __name__ == "__main__":
+    main()
