@@ -87,7 +87,10 @@ def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None
     base, start = peak_megabytes(), time.monotonic()
     outcomes, kinds = collections.Counter(), collections.Counter()
     findings, slowest = {}, 0.0
+    parent = os.getppid()
     for index in indexes:
+        if os.getppid() != parent:  # it was stopped: nobody waits for an answer
+            return
         at.value = index
         kind, data = mutants[index]
         before, began = peak_megabytes(), time.process_time()

@@ -161,8 +161,10 @@ def edited_section(rng: random.Random, data: bytes, others: Sequence[Parts]) -> 
     if len(parts.sections) > 2 and rng.random() < 0.1:
         which = rng.randrange(2, len(parts.sections))
     how = rng.random()
-    if how < 0.8:
+    if how < 0.7:
         parts.sections[which] = changed(rng, parts.sections[which])
+    elif how < 0.8:  # a stream of other lanes, blocks and escapes
+        parts.sections[which] = bytes([rng.randrange(64)]) + parts.sections[which][1:]
     elif how < 0.95:
         parts.sections[which] = rng.choice(rng.choice(others).sections)
     else:
