@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "attention/window_attention.hpp"
 #include "rans/latents.hpp"
 #include "rans/rans.hpp"
 #include "svd_lora/svd_lora.hpp"
@@ -119,6 +121,26 @@ void low_rank_update(uintptr_t y, uintptr_t x, uintptr_t u, uintptr_t s, uintptr
 #endif
 }
 
+using AttentionSizes = std::array<size_t, 7>;
+
+WindowAttention make_attention(uintptr_t qkv, uintptr_t bias, const AttentionSizes& sizes) {
+  const auto [batch, height, width, heads, dim, window, shift] = sizes;
+  return {reinterpret_cast<const float*>(qkv), reinterpret_cast<const float*>(bias), batch, height, width, heads, dim,
+          window, shift};
+}
+
+void attention_forward(uintptr_t qkv, uintptr_t bias, uintptr_t out, const AttentionSizes& sizes, unsigned threads) {
+  const py::gil_scoped_release release;
+  window_attention_forward(make_attention(qkv, bias, sizes), reinterpret_cast<float*>(out), threads);
+}
+
+void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintptr_t grad_qkv, uintptr_t grad_bias,
+                        const AttentionSizes& sizes, unsigned threads) {
+  const py::gil_scoped_release release;
+  window_attention_backward(make_attention(qkv, bias, sizes), reinterpret_cast<const float*>(grad_out),
+                            reinterpret_cast<float*>(grad_qkv), reinterpret_cast<float*>(grad_bias), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -155,6 +177,10 @@ PYBIND11_MODULE(_C, m) {
         arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
         arg("hints"), arg("symbols").noconvert(), arg("y").noconvert(), arg("threads") = 1,
         "Writes the decoded symbols into `symbols` and means + symbols into `y`.");
+  m.def("window_attention_forward", &attention_forward, arg("qkv"), arg("bias"), arg("out"), arg("sizes"),
+        arg("threads"), "Addresses of contiguous float32; sizes: batch, height, width, heads, dim, window, shift.");
+  m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
+        arg("grad_bias"), arg("sizes"), arg("threads"), "Writes grad_qkv and adds to grad_bias, unless that is 0.");
   m.def("low_rank_update", &low_rank_update, arg("y"), arg("x"), arg("u"), arg("s"), arg("v"), arg("y_stride"),
         arg("x_stride"), arg("n"), arg("in_features"), arg("out_features"), arg("rank"), arg("scale"),
         arg("stream") = py::none(),

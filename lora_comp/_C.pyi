@@ -48,6 +48,10 @@ def decode_latents(
     y: NDArray[float32],
     threads: int = 1,
 ) -> None: ...
+def window_attention_forward(qkv: int, bias: int, out: int, sizes: tuple[int, ...], threads: int) -> None: ...
+def window_attention_backward(
+    qkv: int, bias: int, grad_out: int, grad_qkv: int, grad_bias: int, sizes: tuple[int, ...], threads: int
+) -> None: ...
 def low_rank_update(
     y: int,
     x: int,

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "kernels.hpp"
-#include "parallel.hpp"
+#include "../parallel.hpp"
 #include "stream.hpp"
 
 namespace lora_comp::rans {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels.hpp"
-#include "parallel.hpp"
+#include "../parallel.hpp"
 #include "stream.hpp"
 
 namespace lora_comp::rans {

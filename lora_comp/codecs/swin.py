@@ -1,29 +1,13 @@
-"""Swin Transformer blocks on feature maps of any size.
+"""Swin Transformer blocks.
 
 Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021, as used by TIC
-(Lu et al., "Transformer-based Image Compression", DCC 2022). A map whose sides are no multiples of the window is
-padded inside the attention, and what was padded is masked, so that every size gives every token its own window only.
+(Lu et al., "Transformer-based Image Compression", DCC 2022), on maps of any size.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MASKED = -100.0  # added to the logit of a forbidden pair: exp(-100) is 0 in float32, and no row becomes NaN
-CHUNK = 2048  # windows attended to at once; bounds the memory that the masks of a large picture take
-
-
-def partition(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) to (B, windows, window * window, C); H and W are multiples of `window`."""
-    b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
-    return x.reshape(b, -1, window * window, c)
-
-
-def merge(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """The inverse of `partition`: (B, windows, window * window, C) to (B, height, width, C)."""
-    b, _, _, c = x.shape
-    x = x.view(b, height // window, width // window, window, window, c).transpose(2, 3)
-    return x.reshape(b, height, width, c)
+from lora_comp import ops
 
 
 def position_index(window: int) -> Tensor:
@@ -32,25 +16,6 @@ def position_index(window: int) -> Tensor:
     at = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)  # (2, N)
     offset = at[:, :, None] - at[:, None, :] + window - 1  # (2, N, N)
     return offset[0] * (2 * window - 1) + offset[1]
-
-
-def regions(height: int, width: int, window: int, shift: int) -> Tensor:
-    """Who may attend to whom: int32 (windows, N), tokens of a window with equal numbers see each other.
-
-    After the cyclic shift the last window of a row holds two strips that are no neighbours in the picture, and the
-    padding of a map that is no multiple of the window belongs to nobody.
-    """
-    def axis(size: int) -> Tensor:
-        padded = -(-size // window) * window
-        number = torch.zeros(padded, dtype=torch.int32)
-        if shift:
-            number[-window:-shift] = 1
-            number[-shift:] = 2
-        number[((torch.arange(padded) + shift) % padded) >= size] = 3
-        return number
-
-    number = axis(height)[:, None] * 4 + axis(width)[None, :]
-    return partition(number[None, :, :, None], window)[0, :, :, 0]
 
 
 class WindowAttention(nn.Module):
@@ -68,55 +33,11 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("index", position_index(window), persistent=False)
-        self._cached: tuple[tuple, Tensor] | None = None
-
-    def bias(self, height: int, width: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits of the windows of a map: (1 or windows, heads, N, N). Kept while frozen."""
-        table = self.relative_position_bias_table
-        key = (height, width, dtype, table.device, table._version, table.data_ptr())
-        if self._cached is not None and self._cached[0] == key:
-            return self._cached[1]
-        bias = table[self.index].permute(2, 0, 1)[None]  # (1, heads, N, N)
-        if self.shift or height % self.window or width % self.window:
-            number = regions(height, width, self.window, self.shift).to(table.device)
-            apart = number[:, None, :, None] != number[:, None, None, :]  # (windows, 1, N, N)
-            bias = bias + MASKED * apart.to(bias.dtype)
-        bias = bias.to(dtype)
-        if not bias.requires_grad and len(bias) <= CHUNK:
-            self._cached = (key, bias)
-        return bias
-
-    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (B, windows, N, C) with bias (1 or windows, heads, N, N) to (B, windows, N, C)."""
-        b, windows, n, c = x.shape
-        qkv = self.qkv(x).view(b, windows, n, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
-        q, k, v = qkv.unbind(0)  # (B, windows, heads, N, C / heads)
-        if b == 1 or len(bias) == 1:
-            fold = (b * windows, self.heads, n, c // self.heads)
-        else:  # the mask differs from window to window: fold windows into heads, and it broadcasts over B
-            fold, bias = (b, windows * self.heads, n, c // self.heads), bias.reshape(1, -1, n, n)
-        out = F.scaled_dot_product_attention(q.reshape(fold), k.reshape(fold), v.reshape(fold), attn_mask=bias)
-        return self.proj(out.view(b, windows, self.heads, n, -1).transpose(2, 3).reshape(b, windows, n, c))
 
     def forward(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        window, shift = self.window, self.shift
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        padded = x.shape[1:3]
-        if shift:
-            x = x.roll((-shift, -shift), (1, 2))
-        x = partition(x, window)
-        bias = self.bias(height, width, x.dtype)
-        if x.shape[1] <= CHUNK:
-            x = self.attend(x, bias)
-        else:
-            chunks = x.split(CHUNK, 1)
-            biases = [bias] * len(chunks) if len(bias) == 1 else bias.split(CHUNK)
-            x = torch.cat([self.attend(*pair) for pair in zip(chunks, biases, strict=True)], 1)
-        x = merge(x, window, *padded)
-        if shift:
-            x = x.roll((shift, shift), (1, 2))
-        return x[:, :height, :width]
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, H, W, 3, heads, C / heads)
+        bias = self.relative_position_bias_table[self.index.T].permute(2, 0, 1)  # (heads, N, N): key, query
+        return self.proj(ops.window_attention(qkv, bias, self.window, self.shift))
 
 
 class Mlp(nn.Module):

@@ -55,22 +55,3 @@ def test_pictures_of_a_batch_do_not_see_each_other(shift):
     with torch.no_grad():
         together, alone = attention(x), torch.cat([attention(picture[None]) for picture in x])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("shift", [0, 4])
-def test_windows_taken_in_chunks_give_the_same(monkeypatch, shift):
-    attention = swin.WindowAttention(dim=16, heads=2, window=8, shift=shift)
-    x = torch.randn(1, 40, 30, 16)
-    with torch.no_grad():
-        whole = attention(x)
-        monkeypatch.setattr(swin, "CHUNK", 3)
-        torch.testing.assert_close(attention(x), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_the_bias_is_computed_once_while_frozen_and_anew_when_the_weights_change():
-    attention = swin.WindowAttention(dim=16, heads=2, window=8, shift=0).requires_grad_(False)
-    bias = attention.bias(16, 16, torch.float32)
-    assert attention.bias(16, 16, torch.float32) is bias
-    with torch.no_grad():
-        attention.relative_position_bias_table.add_(1)
-    torch.testing.assert_close(attention.bias(16, 16, torch.float32), bias + 1)

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-namespace lora_comp::rans {
+namespace lora_comp {
 
 // f(0), ..., f(count - 1), each once, on up to `threads` threads. Throws what one of the calls threw.
 template <class F>
@@ -39,4 +39,4 @@ void parallel(size_t count, unsigned threads, const F& f) {
   if (failure) std::rethrow_exception(failure);
 }
 
-}  // namespace lora_comp::rans
+}  // namespace lora_comp

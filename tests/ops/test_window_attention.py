@@ -1,0 +1,91 @@
+"""The fused window attention against the few lines of torch that define it."""
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lora_comp.ops import window_attention
+from lora_comp.ops.window_attention import plain_window_attention
+
+
+def problem(batch, height, width, heads, dim, window, seed, spread=1.0):
+    rng = torch.Generator().manual_seed(seed)
+    n = window * window
+    return (spread * torch.randn(batch, height, width, 3, heads, dim, generator=rng),
+            torch.randn(heads, n, n, generator=rng))
+
+
+maps = dict(
+    batch=st.integers(1, 3), height=st.integers(1, 20), width=st.integers(1, 20), heads=st.integers(1, 4),
+    dim=st.integers(1, 32), window=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+
+
+@settings(deadline=None, max_examples=60)
+@given(**maps, shifts=st.booleans())
+@example(batch=1, height=16, width=16, heads=4, dim=16, window=8, seed=0, shifts=True)
+def test_it_is_what_torch_computes(shifts, **sizes):
+    qkv, bias = problem(**sizes)
+    window, shift = sizes["window"], sizes["window"] // 2 if shifts else 0
+    expected = plain_window_attention(qkv.double(), bias.double(), window, shift)
+    torch.testing.assert_close(window_attention(qkv, bias, window, shift), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(**maps, shifts=st.booleans())
+def test_gradients_are_those_of_float64(shifts, **sizes):
+    window, shift = sizes["window"], sizes["window"] // 2 if shifts else 0
+    inputs = [t.requires_grad_() for t in problem(**sizes)]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    out = window_attention(*inputs, window, shift)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((out * weight).sum(), inputs)
+    expected = torch.autograd.grad((plain_window_attention(*doubles, window, shift) * weight).sum(), doubles)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-5 * float(b.abs().max() + 1))
+
+
+def test_large_logits_neither_overflow_nor_lose_the_largest():
+    qkv, bias = problem(1, 8, 8, 2, 16, 8, 0, spread=30.0)
+    expected = plain_window_attention(qkv.double(), bias.double(), 8, 0).float()
+    torch.testing.assert_close(window_attention(qkv, bias, 8, 0), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_threads_change_no_bit():
+    qkv, bias = (t.requires_grad_() for t in problem(2, 40, 24, 3, 12, 8, 0))
+    results = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        out = window_attention(qkv, bias, 8, 4)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (qkv, bias))])
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_strided_input_and_bfloat16():
+    qkv, bias = problem(2, 9, 17, 2, 16, 4, 0)
+    strided = qkv.permute(0, 2, 1, 3, 4, 5).contiguous().permute(0, 2, 1, 3, 4, 5)
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(window_attention(strided, bias, 4, 2), window_attention(qkv, bias, 4, 2))
+    half = window_attention(qkv.bfloat16(), bias, 4, 2)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), window_attention(qkv, bias, 4, 2), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("window, dim, dtype", [(2, 4, torch.float32), (8, 33, torch.float32), (8, 16, torch.float64)])
+def test_other_sizes_and_types_take_the_definition(window, dim, dtype):
+    qkv, bias = (t.to(dtype) for t in problem(1, 10, 7, 2, dim, window, 0))
+    expected = plain_window_attention(qkv, bias, window, 1)
+    assert torch.equal(window_attention(qkv, bias, window, 1), expected)
+
+
+def test_the_operator_keeps_torch_s_rules():
+    """Its fake and its gradient agree with itself, so that torch.compile and export take it."""
+    qkv, bias = (t.requires_grad_() for t in problem(1, 8, 12, 2, 16, 4, 0))
+    torch.library.opcheck(torch.ops.lora_comp.window_attention.default, (qkv, bias, 4, 2))
+
+
+def test_it_compiles():
+    qkv, bias = problem(1, 8, 12, 2, 16, 4, 0)
+    compiled = torch.compile(lambda q, b: window_attention(q, b, 4, 2) * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(qkv, bias), 2 * window_attention(qkv, bias, 4, 2))
