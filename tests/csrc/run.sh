@@ -8,8 +8,9 @@ SANITIZE=${SANITIZE:-address,undefined}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
+object() { echo "${1//\//-}.o"; }
 compile() {  # source, object
-    $CXX -std=c++17 -O1 -g -fsanitize="$SANITIZE" -fno-sanitize-recover=all -Icsrc -Itests/csrc -c "$1" -o "$2"
+    $CXX -std=c++17 -O1 -g -Wno-psabi -fsanitize="$SANITIZE" -fno-sanitize-recover=all -Icsrc -Itests/csrc -c "$1" -o "$2"
 }
 export -f compile
 export CXX SANITIZE
@@ -18,23 +19,24 @@ if ! echo 'int main() {}' | $CXX -x c++ -fsanitize="$SANITIZE" - -o "$out/probe"
     echo "skipped: $CXX builds nothing with -fsanitize=$SANITIZE here: $(tail -n 1 "$out/said")"
     exit 0
 fi
-for source in csrc/rans/*.cpp csrc/svd_lora/cpu.cpp tests/csrc/*.cpp tests/fuzz/*.cpp; do
-    echo "$source $out/$(basename "$source" .cpp).o"
+for source in csrc/rans/*.cpp csrc/*/cpu.cpp tests/csrc/*.cpp tests/fuzz/*.cpp; do
+    echo "$source $out/$(object "$source")"
 done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
 rans=()
-for source in csrc/rans/*.cpp; do rans+=("$out/$(basename "$source" .cpp).o"); done
+for source in csrc/rans/*.cpp; do rans+=("$out/$(object "$source")"); done
 link() { $CXX -fsanitize="$SANITIZE" "$@" -pthread; }
-link "$out/test_rans.o" "${rans[@]}" -o "$out/test_rans"
-link "$out/test_latents.o" "${rans[@]}" -o "$out/test_latents"
-link "$out/test_svd_lora.o" "$out/cpu.o" -o "$out/test_svd_lora"
-tests=(test_rans test_latents)
+link "$out/tests-csrc-test_rans.cpp.o" "${rans[@]}" -o "$out/test_rans"
+link "$out/tests-csrc-test_latents.cpp.o" "${rans[@]}" -o "$out/test_latents"
+link "$out/tests-csrc-test_svd_lora.cpp.o" "$out/csrc-svd_lora-cpu.cpp.o" -o "$out/test_svd_lora"
+link "$out/tests-csrc-test_window_attention.cpp.o" "$out/csrc-attention-cpu.cpp.o" -o "$out/test_window_attention"
+tests=(test_rans test_latents test_window_attention)
 [ "$SANITIZE" = thread ] || tests+=(test_svd_lora)  # has no threads, and its clones are chosen before TSan is up
 for name in "${tests[@]}"; do
     "$out/$name"
     echo "$name: passed"
 done
 for name in rans_decode rans_round_trip latents_decode; do
-    link "$out/$name.o" "$out/replay.o" "${rans[@]}" -o "$out/$name"
+    link "$out/tests-fuzz-$name.cpp.o" "$out/tests-fuzz-replay.cpp.o" "${rans[@]}" -o "$out/$name"
     echo "$name: $("$out/$name" tests/fuzz/corpus/"$name"/*)"
 done
