@@ -106,8 +106,9 @@ def encode(
         return Coded(plain, bpp(plain, size), "none", before, before)
     adapted = method.prepare(codec)
     part = middle(image)
-    ttft.fit(adapted, pad(part), (part.shape[1], part.shape[2]), distortion if part is image else distance_from(part),
-             weight, steps, lr, seed, on_step)
+    fitted = pad(part), (part.shape[1], part.shape[2]), distortion if part is image else distance_from(part), weight
+    ttft.fit(adapted, *fitted, steps, lr, seed, on_step)
+    ttft.refine(adapted, *fitted)
     data = write(codec, adapted.codec, x, size, method, adapted.payload())
     after = objective(data)
     if after < before:

@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lora_comp.entropy.deltas import EXPONENTS, FEW
+
 MILESTONES = (15 / 40, 25 / 40, 30 / 40, 35 / 40)  # of the steps: where the published schedule halves its step size
+ATTEMPTS = 4  # of `refine`
 LR = 2e-2  # Adam's step size; with the published 5e-3 20 steps gain less than half: docs/ttft.md
 
 
@@ -71,3 +75,50 @@ def _fit(adapted, x, size, distortion, weight, steps, lr, on_step) -> Fit:
         for parameter, value in zip(trained, kept, strict=True):
             parameter.copy_(value)
     return result
+
+
+def refine(
+    adapted, x: Tensor, size: tuple[int, int], distortion: Callable[[Tensor], Tensor], weight: float,
+) -> None:
+    """Choose what travels, and the step it is rounded to, at the lowest true objective found in a few attempts.
+
+    The analysis transform and so the latents stay as `fit` left them: only the synthesis and the task run. The slope of
+    the distortion tells which whole numbers should be better, and those are kept if they are. This takes as long
+    as three or four steps of `fit`. Where more travels than `deltas.FEW` nothing is done.
+
+    Args:
+        adapted: after `fit`; also has `place`, `propose` and `travelling_parameters`, see `methods.svd_lora.Adapted`.
+        x, size, distortion, weight: as for `fit`.
+    """
+    if len(adapted.whole()) > FEW:
+        return
+    height, width = size
+    with torch.no_grad():
+        y_hat = adapted(x)["y_hat"].contiguous(memory_format=torch.channels_last)
+
+    def measure() -> tuple[Tensor, float]:
+        x_hat = adapted.codec.g_s(y_hat)[..., :height, :width].clamp(0, 1)
+        bits = weight * height * width * distortion(x_hat).sum()
+        return bits, bits.item() + adapted.bits().item()
+
+    def slopes() -> tuple[np.ndarray, float]:
+        bits, objective = measure()
+        gradients = torch.autograd.grad(bits, adapted.travelling_parameters())
+        return torch.cat([g.flatten() for g in gradients]).double().cpu().numpy(), objective
+
+    damping, (slope, lowest) = 1.0, slopes()
+    for attempt in range(ATTEMPTS):
+        best, before = (adapted.whole(), adapted.exponent), lowest
+        nearby = {adapted.exponent, adapted.exponent - 1, adapted.exponent + 1} if attempt == 0 else {adapted.exponent}
+        proposals = [(adapted.propose(slope, e, damping), e) for e in sorted(nearby & set(EXPONENTS))]
+        for k, exponent in proposals:
+            adapted.place(k, exponent)
+            with torch.no_grad():
+                _, objective = measure()
+            if objective < lowest:
+                best, lowest = (k, exponent), objective
+        adapted.place(*best)
+        if lowest == before:
+            damping *= 4
+        elif attempt < ATTEMPTS - 1:
+            slope, _ = slopes()

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 from lora_comp import ttft
+from lora_comp.entropy import deltas
 from lora_comp.methods import load_method
+from lora_comp.methods.svd_lora import LowRankLinear
 
 
 class Toy(nn.Module):
@@ -19,6 +21,10 @@ class Toy(nn.Module):
 
     def bits(self):
         return 2 * self.colour.sum()
+
+
+def low_rank(adapted):
+    return [m for m in adapted.codec.g_s.modules() if isinstance(m, LowRankLinear)]
 
 
 X = torch.full((1, 3, 8, 6), 0.7)
@@ -88,3 +94,51 @@ def test_a_picture_is_overfitted_and_alike_each_time(codec, human, picture):
     assert fits[0] == fits[1]
     losses = fits[0][0]
     assert min(losses) < 0.9 * losses[0]
+
+
+@pytest.fixture(params=["svd_lora", "lora"])
+def fitted(request, codec, human, picture):
+    """An adapted codec after a few steps on a picture, and the rest of what they took."""
+    adapted, x = load_method(request.param, codec).prepare(codec), picture()[None]
+    arguments = (x, (64, 64), lambda y: human.distortion(y, x), 500.0)
+    ttft.fit(adapted, *arguments, steps=6, lr=0.02)
+    return adapted, arguments
+
+
+@torch.no_grad()
+def bits_in_all(adapted, x, size, distortion, weight):
+    out = adapted(x)
+    rate = adapted.bits() - sum(p.log2().sum() for p in out["likelihoods"].values())
+    return (weight * size[0] * size[1] * distortion(out["x_hat"].clamp(0, 1)).sum() + rate).item()
+
+
+def test_refining_lowers_the_objective_and_leaves_the_latents_alone(fitted):
+    adapted, arguments = fitted
+    before, latents = bits_in_all(adapted, *arguments), adapted(arguments[0])["y_hat"]
+    payload = adapted.payload()
+    ttft.refine(adapted, *arguments)
+    assert torch.equal(adapted(arguments[0])["y_hat"], latents)
+    if len(adapted.whole()) <= deltas.FEW:
+        assert bits_in_all(adapted, *arguments) < before - 10
+    else:
+        assert adapted.payload() == payload
+
+
+def test_refining_again_never_harms(fitted):
+    adapted, arguments = fitted
+    objectives = [bits_in_all(adapted, *arguments)]
+    for _ in range(3):
+        ttft.refine(adapted, *arguments)
+        objectives.append(bits_in_all(adapted, *arguments))
+    assert objectives == sorted(objectives, reverse=True)
+
+
+def test_the_file_carries_the_changes_and_the_step_that_refining_chose(fitted):
+    adapted, arguments = fitted
+    ttft.refine(adapted, *arguments)
+    k, step = deltas.decode(adapted.payload(), len(adapted.whole()))
+    assert k.tolist() == adapted.whole().tolist()
+    assert step == 2.0 ** -adapted.exponent
+    carried = torch.cat([m.value(n).flatten() - getattr(m, f"{n}_base").flatten() for m in low_rank(adapted)
+                         for n in m.travels])
+    torch.testing.assert_close(carried, step * torch.from_numpy(k).float(), rtol=0, atol=1e-6)

@@ -1,11 +1,21 @@
 """What an adapted decoder costs: the changes of its adapter, quantised and coded.
 
-A change d of a parameter travels as k = round(d / step) under a two-sided geometric prior,
-    p(k) = (1 - rho) / (1 + rho) rho^|k|,
-whose mean absolute value is chosen for the file. Payload: a byte for the step, 2^-byte; a byte for the prior, an index
-into `tables.DECAYS`; the rANS bytes of all k. No change at all is an empty payload.
+A change d of a parameter travels as a whole number k = d / step, with a step of 2^-exponent for the file. No change at
+all is an empty payload. Up to FEW values (the singular values of SVD-LoRA) are coded by `coded_adaptively`, more (U and
+V of plain LoRA) by `coded_with_one_prior`.
+
+Few: the exponent in five bits; then for each k decisions, whether it is not 0, its sign, whether its magnitude is above
+1, above 2 and so on. How likely each is follows from the magnitudes before it (`Scale`), so each layer finds its own
+scale and a run of layers that stay as they were costs next to nothing. The decisions are coded in a range coder of 32
+bits (Martin, 1979), which ends in the fewest bytes that tell them; zeros follow. Decoding is integer arithmetic only.
+A payload other than the one that its changes are coded to is damaged.
+
+Many: a byte for the exponent; a byte for the prior, an index into `tables.DECAYS`, of p(k) = (1 - rho) / (1 + rho)
+rho^|k|; the rANS bytes of all k.
 """
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -15,24 +25,129 @@ from lora_comp.entropy.tables import DECAYS, geometric_ratio, laplace_tables
 from lora_comp.errors import BitstreamError
 
 EXPONENTS = range(0, 25)  # of the step: 1 down to 2^-24
+FEW = 2048  # values: coding one takes some 10 microseconds
+ONE = 1 << 16
+UNARY = 15  # decisions at most; then the rest's length and bits
+LOOK_AHEAD = 6  # values whose rate is looked at when one before them is chosen
+DAMAGED = "the adapter's part of the file is damaged"
+
+Decision = tuple[int, int, int]  # what was decided, 1's share of the total, the total; with 0 first
+
+
+@dataclass
+class Scale:
+    """Running means of the magnitudes coded so far, in units of 1 / ONE.
+
+    fast and slow forget at rates 1/4 and 1/16: their sum says how likely the next change is not 0. `excess`, of
+    |k| - 1 over those that are not 0, forgets at 1/8 and says how far beyond 1 one goes.
+    """
+
+    fast: int = ONE // 10
+    slow: int = ONE // 10
+    excess: int = ONE * 3 // 5
+
+    def copy(self) -> "Scale":
+        return Scale(self.fast, self.slow, self.excess)
+
+    def add(self, magnitude: int) -> None:
+        value = magnitude * ONE
+        self.fast += (value - self.fast) // 4
+        self.slow += (value - self.slow) // 16
+        if magnitude:
+            self.excess += (value - ONE - self.excess) // 8
+
+    def changed(self) -> tuple[int, int]:
+        """That the next is not 0: share and total, 1/64 to 31/32."""
+        rest = ONE * 4 // 5
+        share = min(max(self.fast + self.slow, rest // 63), 31 * rest)
+        return share, share + rest
+
+    def more(self) -> tuple[int, int, int]:
+        """A magnitude beyond 1 is a number of steps of 2^shift, and shift bits: share and total that there is a
+        further step, and shift."""
+        shift = max((self.excess // ONE).bit_length() - 2, 0)
+        share = max(self.excess >> shift, ONE // 10)
+        return share, share + ONE, shift
+
+
+def decisions(k: int, scale: Scale) -> Iterator[Decision]:
+    """How k is told; `scale` is left as it was."""
+    changed, total = scale.changed()
+    yield int(k != 0), changed, total
+    if not k:
+        return
+    yield int(k < 0), 1, 2
+    further, total, shift = scale.more()
+    steps, low = divmod(abs(k) - 1, 1 << shift)
+    for _ in range(min(steps, UNARY)):
+        yield 1, further, total
+    if steps < UNARY:
+        yield 0, further, total
+    else:
+        rest = steps - UNARY + 1
+        length = rest.bit_length() - 1
+        yield from bits_of(length, 5)
+        yield from bits_of(rest - (1 << length), length)
+    yield from bits_of(low, shift)
+
+
+def bits_of(value: int, count: int) -> Iterator[Decision]:
+    return ((value >> i & 1, 1, 2) for i in reversed(range(count)))
+
+
+def price(k: int, scale: Scale) -> float:
+    """Bits of k: the sum of -log2 of its decisions' shares."""
+    return sum(math.log2(total / (share if bit else total - share)) for bit, share, total in decisions(k, scale))
 
 
 def bits(k: Tensor) -> Tensor:
-    """Ideal code length of whole-numbered k under the prior fitted to them: a scalar, differentiable in k."""
-    decay = max(k.detach().abs().mean().item(), DECAYS[0])
-    rho = geometric_ratio(decay)
-    return k.numel() * math.log2((1 + rho) / (1 - rho)) - k.abs().sum() * math.log2(rho)
+    """Code length of whole-numbered k (n,): a scalar, differentiable in k. The slope is that between a value
+    one larger and one smaller (beyond 3, farther), and none at 0."""
+    values = k.detach().cpu().round().long().tolist()
+    if not any(values):
+        return 0 * k.sum()
+    if len(values) > FEW:
+        rho = geometric_ratio(max(k.detach().abs().mean().item(), DECAYS[0]))
+        return k.numel() * math.log2((1 + rho) / (1 - rho)) - k.abs().sum() * math.log2(rho)
+    scale, total, slopes = Scale(), 5.0, []
+    for value in values:
+        total += price(value, scale)
+        magnitude = abs(value)
+        reach = max(1 << scale.more()[-1], magnitude // 2)  # rates rise in stairs as wide as that
+        more, less = magnitude + reach, max(magnitude - reach, 0)
+        slope = (price(more, scale) - price(less, scale)) / (more - less)
+        slopes.append(math.copysign(slope, value) if value else 0.0)
+        scale.add(magnitude)
+    slope = k.new_tensor(slopes)
+    return total + (slope * (k - k.detach())).sum()
+
+
+def cheapest(choices: list[dict[int, float]], before: list[int]) -> list[int]:
+    """Few whole numbers of low rate and distortion, chosen in the order of the file.
+
+    Args:
+        choices: for each value, the k that it may take and the distortion of each in bits.
+        before: whole numbers that stand for the later ones while one is chosen.
+    """
+    scale, chosen = Scale(), []
+    for i, choice in enumerate(choices):
+        costs = {}
+        for k, distortion in choice.items():
+            then = scale.copy()
+            costs[k] = distortion
+            for value in (k, *before[i + 1:i + 1 + LOOK_AHEAD]):
+                costs[k] += price(value, then)
+                then.add(abs(value))
+        chosen.append(min(costs, key=costs.__getitem__))
+        scale.add(abs(chosen[-1]))
+    return chosen
 
 
 def encode(k: np.ndarray, exponent: int) -> bytes:
     """int32 (n,) in steps of 2^-exponent to a payload."""
     if not k.any():
         return b""
-    fitted = min(int(np.searchsorted(DECAYS, np.abs(k).mean())), len(DECAYS) - 1)
-    priors = range(max(fitted - 3, 0), min(fitted + 4, len(DECAYS)))  # those within a factor of two
-    coded = [(rans.encode(k, np.full(k.shape, p, np.int32), *laplace_tables()), p) for p in priors]
-    data, best = min(coded, key=lambda pair: len(pair[0]))
-    return bytes([exponent, best]) + data
+    return (coded_adaptively if len(k) <= FEW else coded_with_one_prior)(k, exponent)
 
 
 def decode(payload: bytes, count: int) -> tuple[np.ndarray, float]:
@@ -43,7 +158,88 @@ def decode(payload: bytes, count: int) -> tuple[np.ndarray, float]:
     """
     if not payload:
         return np.zeros(count, np.int32), 1.0
+    return (decoded_adaptively if count <= FEW else decoded_with_one_prior)(payload, count)
+
+
+def coded_adaptively(k: np.ndarray, exponent: int) -> bytes:
+    low, extent, place = 0, 1 << 32, 0  # the interval of all numbers that tell what was told, in units of 2^-place
+    scale, told = Scale(), list(bits_of(exponent, 5))
+    for value in k.tolist():
+        told += decisions(value, scale)
+        scale.add(abs(value))
+    for bit, share, total in told:
+        zeros = extent * (total - share) // total
+        low, extent = (low + zeros, extent - zeros) if bit else (low, zeros)
+        while extent < 1 << 24:
+            low, extent, place = low << 8, extent << 8, place + 8
+    free = next(n for n in range(place + 32, -1, -8) if -(-low >> n) << n < low + extent)
+    number = -(-low >> free)  # the one with fewest bytes
+    return number.to_bytes((place + 32 - free) // 8, "big")
+
+
+class Reader:
+    """Takes decisions from bytes, in the order in which they were told. After the last byte follow zeros."""
+
+    def __init__(self, data: bytes):
+        self.rest = iter(data)
+        self.above, self.extent = 0, 1 << 32  # how far the number is above the interval's lower end
+        for _ in range(4):
+            self.above = self.above << 8 | next(self.rest, 0)
+
+    def take(self, share: int, total: int) -> int:
+        zeros = self.extent * (total - share) // total
+        bit = int(self.above >= zeros)
+        self.above, self.extent = (self.above - zeros, self.extent - zeros) if bit else (self.above, zeros)
+        while self.extent < 1 << 24:
+            self.above, self.extent = self.above << 8 | next(self.rest, 0), self.extent << 8
+        return bit
+
+    def bits(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            value = 2 * value + self.take(1, 2)
+        return value
+
+    def change(self, scale: Scale) -> int:
+        """The k that `decisions` told."""
+        if not self.take(*scale.changed()):
+            return 0
+        negative = self.take(1, 2)
+        share, total, shift = scale.more()
+        steps = 0
+        while steps < UNARY and self.take(share, total):
+            steps += 1
+        if steps == UNARY:
+            length = self.bits(5)
+            steps += (1 << length) + self.bits(length) - 1
+        magnitude = (steps << shift) + self.bits(shift) + 1
+        return -magnitude if negative else magnitude
+
+
+def decoded_adaptively(payload: bytes, count: int) -> tuple[np.ndarray, float]:
+    reader, scale, k = Reader(payload), Scale(), []
+    exponent = reader.bits(5)
+    for _ in range(count):
+        k.append(reader.change(scale))
+        if not -1 << 31 <= k[-1] < 1 << 31:
+            raise BitstreamError(DAMAGED)
+        scale.add(abs(k[-1]))
+    changes = np.array(k, np.int32)
+    if exponent not in EXPONENTS or encode(changes, exponent) != payload:
+        raise BitstreamError(DAMAGED)
+    return changes, 2.0 ** -exponent
+
+
+def coded_with_one_prior(k: np.ndarray, exponent: int) -> bytes:
+    fitted = min(int(np.searchsorted(DECAYS, np.abs(k).mean())), len(DECAYS) - 1)
+    priors = range(max(fitted - 3, 0), min(fitted + 4, len(DECAYS)))  # those within a factor of two
+    coded = [(rans.encode(k, np.full(k.shape, p, np.int32), *laplace_tables()), p) for p in priors]
+    data, best = min(coded, key=lambda pair: len(pair[0]))
+    return bytes([exponent, best]) + data
+
+
+def decoded_with_one_prior(payload: bytes, count: int) -> tuple[np.ndarray, float]:
     if len(payload) < 2 or payload[0] not in EXPONENTS or payload[1] >= len(DECAYS):
-        raise BitstreamError("the adapter's part of the file is damaged")
+        raise BitstreamError(DAMAGED)
     k = rans.decode(payload[2:], np.full(count, payload[1], np.int32), *laplace_tables())
     return k, 2.0 ** -payload[0]

@@ -24,7 +24,7 @@ def load_method(
         task: full name of the task, as "cls-scenes": with adapter "auto", the adapter pre-trained for it is used
             where one ships, else one made from the seed with this rank, alpha and choice of layers.
         adapter: "auto", a path to a pre-trained one, or None for one made from the seed.
-        exponent: the decoder's changes are multiples of 2^-exponent.
+        exponent: the decoder's changes are fitted in steps of 2^-exponent; `ttft.refine` may take half or twice that.
     """
     if name not in METHODS:
         raise LoraCompError(f"there is no method {name!r}; known are {', '.join(METHODS)}")

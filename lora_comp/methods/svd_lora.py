@@ -21,6 +21,7 @@ from lora_comp.entropy import deltas
 from lora_comp.entropy.models import round_ste
 from lora_comp.errors import BitstreamError, LoraCompError
 
+REACH = 2  # steps that a value is moved at most, but for a move to 0
 SEEDED = 0  # first byte of the identity of an adapter that is made from a seed; the other three tell how
 
 
@@ -139,6 +140,11 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> dict:
         return self.codec(x)
 
+    def travelling_parameters(self) -> list[nn.Parameter]:
+        """What is rounded and travels, in the order of the file."""
+        return [getattr(module, name) for module in self.codec.g_s.modules() if isinstance(module, LowRankLinear)
+                for name in module.travels]
+
     def travelling(self) -> Iterator[Tensor]:
         """Each travelling tensor of the decoder in whole steps, in the order of the file."""
         for module in self.codec.g_s.modules():
@@ -149,17 +155,52 @@ class Adapted(nn.Module):
         """Rate of what travels: a scalar in bits, differentiable."""
         return deltas.bits(torch.cat(list(self.travelling())))
 
+    def whole(self) -> np.ndarray:
+        """What travels, in steps of 2^-exponent: int32 (n,)."""
+        return np.rint(torch.cat(list(self.travelling())).detach().cpu().numpy()).astype(np.int32)
+
+    @torch.no_grad()
+    def place(self, k: np.ndarray, exponent: int) -> None:
+        """Let what travels be k int32 (n,) in steps of 2^-exponent."""
+        self.exponent, at = exponent, 0
+        for module in self.codec.g_s.modules():
+            if isinstance(module, LowRankLinear):
+                module.step = 2.0 ** -exponent
+                for name in module.travels:
+                    value, base = getattr(module, name), getattr(module, f"{name}_base")
+                    steps = torch.from_numpy(k[at:at + value.numel()]).to(value)
+                    value.copy_(base + module.step * steps.view_as(value))
+                    at += value.numel()
+
+    def propose(self, slopes: np.ndarray, exponent: int, damping: float) -> np.ndarray:
+        """Changes int32 (n,) in steps of 2^-exponent at which distortion and rate should be lower than they are.
+
+        About the present place the distortion is taken as slope * d + curvature / 2 * d^2 in each value d apart. The
+        curvature is a guess: damping times slope, which lets a value move by some 1 / damping.
+
+        Args:
+            slopes: of the distortion, in bits, along each change: float (n,).
+        """
+        k = self.whole() * 2.0 ** (exponent - self.exponent)
+        slopes = slopes * 2.0 ** -exponent
+        curvature = damping * (np.abs(slopes) + np.abs(slopes).mean() / 4)
+        nearest = np.rint(k).astype(np.int32)
+        choices = []
+        for start, middle, slope, curve in zip(k, nearest.tolist(), slopes, curvature, strict=True):
+            moves = {value: value - start for value in (*range(middle - REACH, middle + REACH + 1), 0)}
+            choices.append({value: slope * d + curve / 2 * d * d for value, d in moves.items()})
+        return np.array(deltas.cheapest(choices, nearest.tolist()), np.int32)
+
     def payload(self) -> bytes:
         """What the file carries."""
-        k = torch.cat(list(self.travelling())).detach().cpu().numpy()
-        return deltas.encode(np.rint(k).astype(np.int32), self.exponent)
+        return deltas.encode(self.whole(), self.exponent)
 
 
 class LowRank:
     """SVD-LoRA (`name` "svd_lora") or plain LoRA ("lora") with a given adapter.
 
     Args:
-        exponent: the decoder's changes are whole multiples of 2^-exponent.
+        exponent: the decoder's changes are fitted in whole multiples of 2^-exponent.
     """
 
     def __init__(self, name: str, adapter: Adapter, exponent: int = 5):

@@ -97,6 +97,31 @@ def test_the_payload_holds_whole_steps_off_the_adapter(codec):
 
 
 @BOTH
+@pytest.mark.parametrize("exponent", [0, 5, 24])
+def test_changes_are_placed_where_the_file_will_have_them(codec, name, exponent):
+    method = load_method(name, codec, exponent=3)
+    adapted = disturbed(method, codec)
+    k = np.random.default_rng(0).integers(-9, 10, len(adapted.whole())).astype(np.int32)
+    adapted.place(k, exponent)
+    np.testing.assert_array_equal(adapted.whole(), k)
+    decoded, step = deltas.decode(adapted.payload(), len(k))
+    assert (decoded.tolist(), step) == (k.tolist(), 2.0 ** -exponent)
+
+
+@pytest.mark.parametrize("exponent", [2, 3, 4])
+def test_proposed_changes_go_down_the_slope_where_it_is_steep_and_to_0_where_it_is_flat(codec, exponent):
+    adapted = load_method("svd_lora", codec, exponent=3).prepare(codec)
+    k = np.array([4, -4] * 32, np.int32)
+    adapted.place(k, 3)
+    slopes = np.zeros(64)
+    slopes[16:32] = 40.0
+    proposed = adapted.propose(slopes, exponent, damping=1.0) * 2.0 ** (3 - exponent)
+    assert (proposed[16:32] < k[16:32]).all()
+    assert np.abs(proposed[32:]).mean() < np.abs(k[32:]).mean()
+    assert adapted.whole().tolist() == k.tolist()
+
+
+@BOTH
 @pytest.mark.parametrize("mlp", [False, True])
 def test_merged_decoding_equals_the_adapted_transform(codec, picture, name, mlp):
     method = load_method(name, codec, mlp=mlp)
