@@ -103,7 +103,7 @@ def edited_files(data: bytes) -> dict[str, bytes]:
 
 def payloads() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
-    files = {"empty": b"", "short": b"\x05", "step-25": b"\x19\x00abcd", "prior-255": b"\x05\xffabcd"}
+    files = {"empty": b"", "short": b"\x05", "step-31": b"\xff\x00abcd", "noise": b"\x05\xff" + rng.bytes(60)}
     for name, reach in (("small", 1), ("wide", 300), ("huge", 2**31 - 1)):
         files[name] = deltas.encode(rng.integers(-reach, reach + 1, DELTAS).astype(np.int32), 5)
     return files

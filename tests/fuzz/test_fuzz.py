@@ -28,8 +28,9 @@ def test_valid_files_decode_wherever_they_were_made():
 
 
 def test_payloads_are_read_or_refused():
-    said = {targets.payload(data) for data in corpus("payload/*").values()}
-    assert said == {"read", "the adapter's part of the file is damaged"}
+    said = {name.split("/")[1]: targets.payload(data) for name, data in corpus("payload/*").items()}
+    assert [said[name] for name in ("empty", "small", "wide", "huge")] == ["read"] * 4
+    assert said["step-31"] == "the adapter's part of the file is damaged"
 
 
 @pytest.mark.parametrize(("file", "message"), [
@@ -38,7 +39,6 @@ def test_payloads_are_read_or_refused():
     ("largest", "end early"),  # as many pixels as may be, behind the z of 16x16
     ("long-z", "cut short: .* its header declares 34359738"),
     ("rank-0", "names an adapter that cannot be"),
-    ("rank-255", "end early"),
     ("unknown-adapter", "needs the adapter 80616263"),
     ("unknown-codec", "written with other weights"),
     ("method-duic", "method 'duic', which this version cannot decode"),
