@@ -1,0 +1,118 @@
+"""The decoder's singular values: what they cost here, and at the published step and price.
+
+`python benchmarks/deltas.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts pictures of each folder
+to the features of NETWORK (flowers) twice, by `lora_comp.encode` and with steps of 5e-5 whose price under the published
+spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2. SIDE takes the
+middle of a picture, at most so many rows and columns.
+
+Objective: weight x distortion + bpp, from the decoded latents. bpp counts the file's bytes; the published singular
+values, for which there is no coder, count with their ideal bits.
+"""
+import argparse
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import lora_comp as lc
+from lora_comp import api, bitstream, ttft
+from lora_comp.codecs import Codec
+from lora_comp.data.folders import Folder
+from lora_comp.entropy.latents import CodedLatents
+from lora_comp.methods import LowRank, load_method
+from lora_comp.methods.svd_lora import Adapted, LowRankLinear
+
+STEP = 5e-5
+SLAB, SPIKE, SPIKE_WEIGHT = 0.05, 0.005 / 6, 1000.0  # standard deviations, and the spike's share against the slab's
+QUALITY = 2
+
+
+def published_bits(s: Tensor) -> Tensor:
+    """Bits of each change s, a multiple of STEP: -log2 of the mixture's mass on [s - STEP / 2, s + STEP / 2]."""
+    def mass(sigma: float) -> Tensor:
+        root = math.sqrt(0.5) / sigma
+        return 0.5 * (torch.erfc((s.abs() - STEP / 2) * root) - torch.erfc((s.abs() + STEP / 2) * root))
+
+    return -((mass(SLAB) + SPIKE_WEIGHT * mass(SPIKE)) / (1 + SPIKE_WEIGHT)).clamp_min(1e-30).log2()
+
+
+class PublishedAdapted(Adapted):
+    """SVD-LoRA whose singular values change in steps of 5e-5 at the published price."""
+
+    def __init__(self, codec: Codec, method: LowRank):
+        super().__init__(codec, method.adapter, method.travels, 0)
+        for module in self.modules():
+            if isinstance(module, LowRankLinear):
+                module.step = STEP
+
+    def bits(self) -> Tensor:
+        return published_bits(STEP * torch.cat(list(self.travelling())).double()).sum().float()
+
+
+@torch.no_grad()
+def published(image: Tensor, codec: Codec, task, steps: int, lr: float) -> tuple[float, float]:
+    """Objective and bits of the singular values."""
+    method = load_method("svd_lora", codec, adapter=None)
+    adapted, x, size = PublishedAdapted(codec, method), api.pad(image), (image.shape[1], image.shape[2])
+    distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(QUALITY)
+    with torch.enable_grad():
+        ttft.fit(adapted, x, size, distortion, weight, steps, lr)
+    data = api.write(codec, adapted.codec, x, size, method, b"")
+    header, (z, y, _, *hints) = bitstream.read(data)
+    latents = CodedLatents(z, y, header.symbols_crc, *hints)
+    y_hat = api.coder_of(codec).decompress(latents, x.shape[2] // 64, x.shape[3] // 64)
+    x_hat = adapted.codec.g_s(y_hat.contiguous(memory_format=torch.channels_last))[..., :size[0], :size[1]].clamp(0, 1)
+    bits = adapted.bits().item()
+    return weight * distortion(x_hat).item() + (8 * len(data) + bits) / (size[0] * size[1]), bits
+
+
+def ours(image: Tensor, codec: Codec, task, steps: int, lr: float) -> tuple[float, float, float]:
+    """Objective, bits of the singular values, and the objective of the plain file."""
+    coded = lc.encode(image, codec, task, load_method("svd_lora", codec, adapter=None), steps, lr)
+    assert coded.loss_before is not None and coded.loss_after is not None
+    return coded.loss_after, 8 * lc.info(coded.data).get("bytes_adapter", 0), coded.loss_before
+
+
+def middle(image: Tensor, side: int) -> Tensor:
+    height, width = (min(extent, side) for extent in image.shape[1:])
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top:top + height, left:left + width].clone()
+
+
+def row(name: str, size: str, figures: Tensor) -> None:
+    plain, theirs, mine, bits, bits_mine = figures.tolist()
+    print(f"| {name} | {size} | {plain:.4f} | {theirs:.4f} | {mine:.4f} | {bits:.0f} | {bits_mine:.0f} | "
+          f"{100 * bits_mine / bits:.1f} % |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER[:NETWORK[:SIDE]]")
+    parser.add_argument("--limit", type=int, default=12, help="pictures of each folder, evenly spaced")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=ttft.LR)
+    words = parser.parse_args()
+    codec = lc.load_codec("tic-s", QUALITY)
+    print("| picture | size | plain | published: objective | ours: objective | published: bits | ours: bits | ratio |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    means = []
+    for word in words.folders:
+        folder, network, side = (word.split(":") + ["flowers", "100000"][len(word.split(":")) - 1:])[:3]
+        task, rows = lc.load_task("cls", network=network), []
+        for sample in Folder(folder, limit=words.limit):
+            image = middle(sample.image, int(side))
+            objective, bits = published(image, codec, task, words.steps, words.lr)
+            mine, bits_mine, plain = ours(image, codec, task, words.steps, words.lr)
+            rows.append(torch.tensor([plain, objective, mine, bits, bits_mine]))
+            row(sample.name, f"{image.shape[2]}x{image.shape[1]}", rows[-1])
+        means.append((folder, rows))
+    for folder, rows in means:
+        row(f"mean of {folder}", f"{len(rows)}", torch.stack(rows).mean(0))
+    if len(means) > 1:
+        together = [figures for _, rows in means for figures in rows]
+        row("mean of all", f"{len(together)}", torch.stack(together).mean(0))
+
+
+if __name__ == "__main__":
+    main()
