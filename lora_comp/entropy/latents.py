@@ -55,7 +55,7 @@ class LatentCoder:
         self.h_s = copy.deepcopy(codec.h_s).double().cpu()
         self.medians = codec.medians.double().cpu()[:, None, None]  # (N, 1, 1)
         self.z_tables = bottleneck_tables(codec.entropy_bottleneck)
-        self.N = codec.N
+        self.N, self.M = codec.N, codec.M
 
     def compress(self, y: Tensor, z: Tensor) -> CodedLatents:
         """y float32 (1, M, h, w) and z float32 (1, N, ceil(h / 4), ceil(w / 4)) of one picture."""
@@ -76,6 +76,8 @@ class LatentCoder:
         """
         if len(coded.hints) % HINT.itemsize:
             raise BitstreamError("the hints of the file end early: the file is damaged")
+        if len(coded.hints) > HINT.itemsize * 16 * self.M * height * width:
+            raise BitstreamError("the file has more hints than latents: the file is damaged")
         hints = np.frombuffer(coded.hints, HINT).tolist()
         z_symbols = rans.decode(coded.z, self.channels((self.N, height, width)), *self.z_tables)
         means, scales = self.predict(z_symbols)

@@ -116,3 +116,9 @@ def test_a_crash_and_a_hang_are_found_and_the_rest_goes_on(monkeypatch):
     assert sum(report.outcomes.values()) == 10 and report.outcomes["read"] == 7
     assert report.findings == {
         "3": "the process died, exit code 139", "5": "no answer in 1 s", "7": "AssertionError: not so"}
+
+
+def test_hints_cannot_outnumber_latents():
+    parts = split((CORPUS / "valid" / "hints-64x64-q2.lcz").read_bytes())
+    parts.sections[-1] = parts.sections[-1][:5] * (96 * 16 + 1)
+    assert "more hints than latents" in targets.picture(parts.join(fitting=True))
