@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every fuzz target for some seconds each, 10 or as said: ./run.sh SECONDS. PYTHON: the one with lora_comp. What is not installed is skipped, and said.
+# Every fuzz target for some seconds each, 10 or as said: ./run.sh SECONDS. PYTHON: the one with lora_comp. What is not
+# installed is skipped, and said.
 # What a fuzzer finds it writes to the current folder as crash-*, timeout-* or oom-*.
 set -euo pipefail
 seconds=${1:-10}
