@@ -17,7 +17,7 @@ if (_here.parent / "csrc" / "bindings.cpp").is_file():
 
 _EXPORTS = {
     "load_codec": "codecs", "load_task": "tasks", "load_data": "data", "load_method": "methods", "encode": "api",
-    "decode": "api", "info": "api", "from_reference": "reference", "LoraCompError": "errors",
+    "decode": "api", "info": "bitstream", "from_reference": "reference", "LoraCompError": "errors",
     "BitstreamError": "errors", "ImageError": "errors",
 }
 _MODULES = ("ops", "rans", "bitstream", "zoo")

@@ -179,17 +179,3 @@ def codec_of_file(header: bitstream.Header, codec: Codec | None) -> Codec:
             f"the file was written with other weights of {header.codec} quality {header.quality} "
             f"({header.codec_hash.hex()}) than are here ({codec.hash.hex()})")
     return codec
-
-
-def info(data: bytes) -> dict:
-    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp. No picture is too large."""
-    header, sections = bitstream.read(data, max_pixels=2**64)
-    names = ["bytes_z", "bytes_y"] + ["bytes_adapter"] * (header.method != "none") + ["bytes_hints"] * header.hints
-    named = dict(zip(names, map(len, sections), strict=True))
-    return {
-        "height": header.height, "width": header.width, "codec": header.codec, "quality": header.quality,
-        "method": header.method, "codec_hash": header.codec_hash.hex(),
-        "adapter": header.adapter_hash.hex() if header.adapter_hash else None, "bytes": len(data),
-        "bpp": bpp(data, (header.height, header.width)), **named,
-        "bytes_header": len(data) - sum(map(len, sections)),
-    }

@@ -149,6 +149,22 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
     return header, [fields.take(length) for length in lengths]
 
 
+def info(data: bytes) -> dict:
+    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp. No picture is too large.
+
+    Raises BitstreamError as `read` does.
+    """
+    header, sections = read(data, max_pixels=2**64)
+    names = ["bytes_z", "bytes_y"] + ["bytes_adapter"] * (header.method != "none") + ["bytes_hints"] * header.hints
+    return {
+        "height": header.height, "width": header.width, "codec": header.codec, "quality": header.quality,
+        "method": header.method, "codec_hash": header.codec_hash.hex(),
+        "adapter": header.adapter_hash.hex() if header.adapter_hash else None, "bytes": len(data),
+        "bpp": 8 * len(data) / (header.height * header.width), **dict(zip(names, map(len, sections), strict=True)),
+        "bytes_header": len(data) - sum(map(len, sections)),
+    }
+
+
 def _check_whole(data: bytes, declared: int) -> None:
     if len(data) < declared:
         raise BitstreamError(f"the file is cut short: {len(data)} bytes are there, its header declares {declared}")

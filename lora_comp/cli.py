@@ -79,8 +79,8 @@ def decode(file: str, picture: str, words: Sequence[str]) -> None:
 
 
 def info(file: str) -> None:
-    from lora_comp import api
-    for name, value in api.info(read(file)).items():
+    from lora_comp import bitstream
+    for name, value in bitstream.info(read(file)).items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from lora_comp import api
+from lora_comp import api, bitstream
 from lora_comp.codecs import Codec
 from lora_comp.data import Sample
 from lora_comp.errors import ImageError
@@ -160,7 +160,7 @@ def score(
     return {
         "image": sample.name, "height": height, "width": width, "task": task.name, "method": name,
         "codec": codec.name, "quality": codec.quality, "file": str(path), "bytes": len(data),
-        "bytes_adapter": api.info(data).get("bytes_adapter", 0), "bpp": api.bpp(data, (height, width)),
+        "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0), "bpp": api.bpp(data, (height, width)),
         "psnr": psnr(decoded, sample.image), "adapted": coded.method != "none", "loss_before": coded.loss_before,
         "loss_after": coded.loss_after, "seconds_encode": seconds_encode, "seconds_decode": seconds_decode,
         "threads": torch.get_num_threads(), **task.measure(decoded, sample),

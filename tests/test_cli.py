@@ -296,3 +296,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words):
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
     assert ended.stdout == ""
     assert everything_under(tmp_path) == ["text.png"]
+
+
+def test_info_waits_neither_for_torch_nor_for_compressai(cat, lcz, plain):
+    """It reads a header: a folder of files is listed in a moment."""
+    assert cli.command(["encode", cat, lcz, *plain]) == 0
+    program = ("import sys; from lora_comp import cli; code = cli.command(['info', sys.argv[1]]);"
+               "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy')))")
+    assert subprocess.run([sys.executable, "-c", program, lcz], capture_output=True).returncode == 0
