@@ -45,7 +45,10 @@ def decode(data, hints, means, scales):
 
 @pytest.mark.benchmark(group="latents to bytes")
 def test_encode(benchmark, latents):
-    benchmark.extra_info["bytes"] = len(benchmark(encode, *latents)[0])
+    y, means, scales = latents
+    data, hints = benchmark(encode, y, means, scales)
+    benchmark.extra_info["bytes"] = len(data)
+    assert np.abs(decode(data, hints, means, scales) - y).max() <= 0.501
 
 
 @pytest.mark.benchmark(group="latents to bytes")
@@ -55,7 +58,9 @@ def test_encode_compressai(benchmark, latents, compressai):
     def compress():
         return compressai.compress(y, compressai.build_indexes(scales), means)
 
-    benchmark.extra_info["bytes"] = len(benchmark(compress)[0])
+    data = benchmark(compress)
+    benchmark.extra_info["bytes"] = len(data[0])
+    assert (compressai.decompress(data, compressai.build_indexes(scales), means=means) - y).abs().max() <= 0.501
 
 
 @pytest.mark.benchmark(group="bytes to latents")

@@ -92,6 +92,7 @@ def test_encode_constriction(benchmark, constriction_problem):
 
     data = benchmark(encode)
     report(benchmark, data.nbytes)
+    np.testing.assert_array_equal(coder(data).decode(family, means, deviations), symbols)
 
 
 @pytest.mark.benchmark(group="decode")

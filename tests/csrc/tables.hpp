@@ -22,6 +22,12 @@ struct Random {
     return x ^ x >> 31;
   }
   uint64_t below(uint64_t bound) { return (*this)() % bound; }
+  // Numbers in [-1, 1].
+  std::vector<float> values(size_t count) {
+    std::vector<float> made(count);
+    for (float& value : made) value = static_cast<float>(below(2001)) / 1000 - 1;
+    return made;
+  }
 };
 
 struct TableSet {

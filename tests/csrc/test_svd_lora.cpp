@@ -12,19 +12,14 @@ namespace {
 
 rans::Random generator{5};
 
-std::vector<float> values(size_t count) {
-  std::vector<float> made(count);
-  for (float& value : made) value = static_cast<float>(generator.below(2001)) / 1000 - 1;
-  return made;
-}
-
 size_t length(size_t rows, size_t width, size_t stride) { return rows == 0 ? 0 : (rows - 1) * stride + width; }
 
 void test_agrees_with_its_definition(size_t n, size_t in, size_t out, int rank, size_t gap) {
   const auto r = static_cast<size_t>(rank);
   const size_t x_stride = in + gap, y_stride = out + 2 * gap;
-  const auto x = values(length(n, in, x_stride)), u = values(out * r), s = values(r), v = values(in * r);
-  const auto before = values(length(n, out, y_stride));
+  const auto x = generator.values(length(n, in, x_stride)), u = generator.values(out * r);
+  const auto s = generator.values(r), v = generator.values(in * r);
+  const auto before = generator.values(length(n, out, y_stride));
   auto y = before;
   low_rank_update_cpu({y.data(), x.data(), u.data(), s.data(), v.data(), static_cast<ptrdiff_t>(y_stride),
                        static_cast<ptrdiff_t>(x_stride), n, in, out, rank, 2.0f});

@@ -13,12 +13,6 @@ namespace {
 
 rans::Random generator{7};
 
-std::vector<float> values(size_t count) {
-  std::vector<float> made(count);
-  for (float& value : made) value = static_cast<float>(generator.below(2001)) / 1000 - 1;
-  return made;
-}
-
 // The window of a row or column, its place there, and the side of the seam that the shift made.
 struct Place {
   size_t window, token, side;
@@ -64,7 +58,8 @@ double loss(const WindowAttention& a, const std::vector<double>& qkv, const std:
 
 void test_agrees_with_its_definition(WindowAttention a, unsigned threads) {
   const size_t size = a.batch * a.height * a.width * a.heads * a.dim, tokens = a.window * a.window;
-  const auto qkv = values(3 * size), bias = values(a.heads * tokens * tokens), weights = values(size);
+  const auto qkv = generator.values(3 * size), bias = generator.values(a.heads * tokens * tokens);
+  const auto weights = generator.values(size);
   a.qkv = qkv.data();
   a.bias = bias.data();
   std::vector<float> out(size), grad_qkv(3 * size), grad_bias(bias.size());
@@ -75,7 +70,7 @@ void test_agrees_with_its_definition(WindowAttention a, unsigned threads) {
   for (size_t i = 0; i < size; ++i) found += static_cast<double>(out[i]) * weights[i];
   CHECK(std::abs(found - loss(a, at, weights)) < 1e-5 * static_cast<double>(size));
 
-  const auto direction = values(3 * size);
+  const auto direction = generator.values(3 * size);
   double slope = 0;
   std::vector<double> ahead(at), behind(at);
   for (size_t i = 0; i < at.size(); ++i) {
