@@ -12,6 +12,7 @@
 #include "rans/latents.hpp"
 #include "rans/rans.hpp"
 #include "svd_lora/svd_lora.hpp"
+#include "swin/block.hpp"
 
 namespace py = pybind11;
 using namespace lora_comp;
@@ -141,6 +142,47 @@ void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintp
                             reinterpret_cast<float*>(grad_qkv), reinterpret_cast<float*>(grad_bias), threads);
 }
 
+// The tensors of `swin_block.py`, in its order.
+using Addresses = std::vector<uintptr_t>;
+
+SwinBlock make_swin_block(const Addresses& frozen, const Addresses& low_rank, const std::array<size_t, 4>& ranks,
+                          bool own, const std::array<size_t, 8>& sizes) {
+  if (frozen.size() != 13 || low_rank.size() != 12) throw std::invalid_argument("13 and 12 tensors");
+  const auto [batch, height, width, window, shift, dim, heads, hidden] = sizes;
+  const auto tensor = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
+  SwinBlock block{};
+  block.batch = batch, block.windows = {height, width, window, shift}, block.dim = dim, block.heads = heads;
+  block.norm1_weight = tensor(frozen[0]), block.norm1_bias = tensor(frozen[1]);
+  block.norm2_weight = tensor(frozen[2]), block.norm2_bias = tensor(frozen[3]);
+  block.position = tensor(frozen[4]), block.own = own;
+  LowRankLinear* const layers[] = {&block.qkv, &block.proj, &block.fc1, &block.fc2};
+  const size_t in[] = {dim, dim, dim, hidden}, out[] = {3 * dim, dim, hidden, dim};
+  for (size_t i = 0; i < 4; ++i)
+    *layers[i] = {tensor(frozen[5 + 2 * i]), tensor(frozen[6 + 2 * i]), tensor(low_rank[3 * i]),
+                  tensor(low_rank[3 * i + 1]), tensor(low_rank[3 * i + 2]), in[i], out[i], ranks[i]};
+  return block;
+}
+
+void forward_swin_block(uintptr_t x, uintptr_t y, const Addresses& frozen, const Addresses& low_rank,
+                        const std::array<size_t, 4>& ranks, bool own, const std::array<size_t, 8>& sizes, bool half,
+                        unsigned threads) {
+  const py::gil_scoped_release release;
+  swin_block_forward(make_swin_block(frozen, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
+                     reinterpret_cast<float*>(y), half, threads);
+}
+
+void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const Addresses& frozen,
+                         const Addresses& low_rank, const std::array<size_t, 4>& ranks, bool own,
+                         const std::array<size_t, 8>& sizes, const Addresses& grads, bool half, unsigned threads) {
+  if (grads.size() != 12) throw std::invalid_argument("12 gradients");
+  const auto at = [&](size_t i) { return reinterpret_cast<float*>(grads[i]); };
+  const auto layer = [&](size_t i) { return LowRankGrad{at(3 * i), at(3 * i + 1), at(3 * i + 2)}; };
+  const py::gil_scoped_release release;
+  swin_block_backward(make_swin_block(frozen, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
+                      reinterpret_cast<const float*>(grad_y), reinterpret_cast<float*>(grad_x),
+                      {layer(0), layer(1), layer(2), layer(3)}, half, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -181,6 +223,13 @@ PYBIND11_MODULE(_C, m) {
         arg("threads"), "Addresses of contiguous float32; sizes: batch, height, width, heads, dim, window, shift.");
   m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
         arg("grad_bias"), arg("sizes"), arg("threads"), "Writes grad_qkv and adds to grad_bias, unless that is 0.");
+  m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
+  m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("frozen"), arg("low_rank"), arg("ranks"),
+        arg("own"), arg("sizes"), arg("half"), arg("threads"),
+        "Addresses of contiguous float32; sizes: batch, height, width, window, shift, channels, heads, hidden.");
+  m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("frozen"),
+        arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("grads"), arg("half"), arg("threads"),
+        "Writes grad_x and adds to the gradients of the low-rank tensors whose address is not 0.");
   m.def("low_rank_update", &low_rank_update, arg("y"), arg("x"), arg("u"), arg("s"), arg("v"), arg("y_stride"),
         arg("x_stride"), arg("n"), arg("in_features"), arg("out_features"), arg("rank"), arg("scale"),
         arg("stream") = py::none(),

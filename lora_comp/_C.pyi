@@ -52,6 +52,31 @@ def window_attention_forward(qkv: int, bias: int, out: int, sizes: tuple[int, ..
 def window_attention_backward(
     qkv: int, bias: int, grad_out: int, grad_qkv: int, grad_bias: int, sizes: tuple[int, ...], threads: int
 ) -> None: ...
+def swin_block_half() -> bool: ...
+def swin_block_forward(
+    x: int,
+    y: int,
+    frozen: list[int],
+    low_rank: list[int],
+    ranks: list[int],
+    own: bool,
+    sizes: tuple[int, ...],
+    half: bool,
+    threads: int,
+) -> None: ...
+def swin_block_backward(
+    x: int,
+    grad_y: int,
+    grad_x: int,
+    frozen: list[int],
+    low_rank: list[int],
+    ranks: list[int],
+    own: bool,
+    sizes: tuple[int, ...],
+    grads: list[int],
+    half: bool,
+    threads: int,
+) -> None: ...
 def low_rank_update(
     y: int,
     x: int,

@@ -4,46 +4,18 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
 #include "../parallel.hpp"
+#include "../simd.hpp"
+#include "window.hpp"
 #include "window_attention.hpp"
-
-// The body is plain C++ on vectors of sixteen; INLINE compiles it anew for each instruction set below.
-#define INLINE inline __attribute__((always_inline))
 
 namespace lora_comp {
 namespace {
 
-typedef float Vector __attribute__((vector_size(64), may_alias));
-typedef int32_t Integers __attribute__((vector_size(64), may_alias));
-constexpr size_t kWidth = 16;
 constexpr float kMasked = -100.0f;  // added to the logit of a forbidden pair, as in the definition
-
-INLINE Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
-INLINE const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-
-// exp of what is not above 0, to two units in the last place (the polynomial of Cephes); 0 below -60, where a softmax in
-// float32 would not see it, because products with denormal numbers take ten times as long.
-INLINE Vector exp_of(Vector x) {
-  const auto seen = x > -60.0f;
-  x = seen ? x : Vector{};
-  const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Integers bits = (__builtin_convertvector(n, Integers) + 127) << 23;
-  Vector power;
-  std::memcpy(&power, &bits, sizeof power);
-  return seen ? p * power : Vector{};
-}
 
 // c (rows, kColumns) = a b, where a(r, k) = a[r * row + k * inner_step] and b is (inner, kColumns).
 template <size_t kColumns>
@@ -65,33 +37,6 @@ INLINE void multiply(const float* a, size_t row, size_t inner_step, const float*
     }
   }
 }
-
-// Where the tokens of a window lie in the map, and which of them see each other.
-template <size_t kTokens>
-struct Window {
-  ptrdiff_t place[kTokens];  // of the token among those of the map, or -1 outside
-  int32_t region[kTokens];
-  bool mixed;
-
-  Window(const WindowAttention& a, size_t batch, size_t top, size_t left) : mixed(false) {
-    const size_t padded_height = (a.height + a.window - 1) / a.window * a.window;
-    const size_t padded_width = (a.width + a.window - 1) / a.window * a.window;
-    for (size_t t = 0; t < kTokens; ++t) {
-      const size_t shifted_y = top + t / a.window, shifted_x = left + t % a.window;
-      const size_t y = (shifted_y + a.shift) % padded_height, x = (shifted_x + a.shift) % padded_width;
-      place[t] = y < a.height && x < a.width ? static_cast<ptrdiff_t>((batch * a.height + y) * a.width + x) : -1;
-      region[t] = number(shifted_y, y, a.height, padded_height, a) * 4 + number(shifted_x, x, a.width, padded_width, a);
-      mixed |= region[t] != region[0];
-    }
-  }
-
- private:
-  static int32_t number(size_t shifted, size_t own, size_t size, size_t padded, const WindowAttention& a) {
-    if (own >= size) return 3;
-    if (a.shift == 0 || shifted + a.window < padded) return 0;
-    return shifted + a.shift < padded ? 1 : 2;
-  }
-};
 
 template <size_t kTokens, size_t kDim>
 struct alignas(64) Head {
@@ -219,9 +164,10 @@ struct Job {
 
 template <size_t kTokens, size_t kDim>
 INLINE void run_row(const Job& job, size_t row) {
-  const size_t rows = (job.a.height + job.a.window - 1) / job.a.window;
+  const Windows windows{job.a.height, job.a.width, job.a.window, job.a.shift};
+  const size_t rows = windows.rows();
   for (size_t left = 0; left < job.a.width; left += job.a.window) {
-    const Window<kTokens> window(job.a, row / rows, row % rows * job.a.window, left);
+    const Window<kTokens> window(windows, row / rows, row % rows * job.a.window, left);
     if (job.grad_out)
       backward_window<kTokens, kDim>(job.a, window, job.grad_out, job.out, job.grad_bias);
     else
@@ -238,10 +184,8 @@ INLINE void run_any(const Job& job, size_t row) {
 void run_plain(const Job& job, size_t row) { run_any(job, row); }
 
 #ifdef __x86_64__
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))) void run_avx512(const Job& job, size_t row) {
-  run_any(job, row);
-}
-__attribute__((target("avx2,fma"))) void run_avx2(const Job& job, size_t row) { run_any(job, row); }
+TARGET_AVX512 void run_avx512(const Job& job, size_t row) { run_any(job, row); }
+TARGET_AVX2 void run_avx2(const Job& job, size_t row) { run_any(job, row); }
 #endif
 
 auto fastest() {
@@ -254,7 +198,9 @@ auto fastest() {
   return run_plain;
 }
 
-size_t window_rows(const WindowAttention& a) { return a.batch * ((a.height + a.window - 1) / a.window); }
+size_t window_rows(const WindowAttention& a) {
+  return a.batch * Windows{a.height, a.width, a.window, a.shift}.rows();
+}
 
 void check(const WindowAttention& a) {
   if (!window_attention_fits(a)) throw std::invalid_argument("windows of 4 or 8 and heads of up to 32, no others");

@@ -4,7 +4,6 @@ Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Win
 (Lu et al., "Transformer-based Image Compression", DCC 2022), on maps of any size.
 """
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_comp import ops
@@ -34,10 +33,9 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("index", position_index(window), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, H, W, 3, heads, C / heads)
-        bias = self.relative_position_bias_table[self.index.T].permute(2, 0, 1)  # (heads, N, N): key, query
-        return self.proj(ops.window_attention(qkv, bias, self.window, self.shift))
+    def position(self) -> Tensor:
+        """What is added to the logit of each key and query of a window: (heads, N, N)."""
+        return self.relative_position_bias_table[self.index.T].permute(2, 0, 1)
 
 
 class Mlp(nn.Module):
@@ -46,8 +44,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+
+def as_layer(module) -> ops.Layer:
+    """Of an nn.Linear, or of what a method has put in its place, which has `as_layer`."""
+    return ops.Layer(module.weight, module.bias) if isinstance(module, nn.Linear) else module.as_layer()
 
 
 class SwinBlock(nn.Module):
@@ -61,8 +61,11 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        attn, mlp = self.attn, self.mlp
+        norms = ((norm.weight, norm.bias) for norm in (self.norm1, self.norm2))
+        qkv, proj, fc1, fc2 = map(as_layer, (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
+        parts = ops.Parts(next(norms), qkv, attn.position(), proj, next(norms), fc1, fc2)
+        return ops.swin_block(x, parts, attn.window, attn.shift)
 
 
 class RSTB(nn.Module):

@@ -115,9 +115,9 @@ class LowRankLinear(nn.Module):
             return getattr(self, name)
         return getattr(self, f"{name}_base") + self.step * self.steps(name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def as_layer(self) -> ops.Layer:
         u, s, v = self.value("U"), self.value("S"), self.value("V")
-        return ops.svd_lora_linear(x, self.layer.weight, self.layer.bias, u, s, v, self.scale)
+        return ops.Layer(self.layer.weight, self.layer.bias, u, self.scale * s, v)
 
 
 class Adapted(nn.Module):

@@ -1,4 +1,5 @@
 from lora_comp.ops.svd_lora import merge, svd_lora_linear
+from lora_comp.ops.swin_block import Layer, Parts, swin_block
 from lora_comp.ops.window_attention import window_attention
 
-__all__ = ["merge", "svd_lora_linear", "window_attention"]
+__all__ = ["Layer", "Parts", "merge", "svd_lora_linear", "swin_block", "window_attention"]

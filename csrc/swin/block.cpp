@@ -1,0 +1,58 @@
+#include "block.hpp"
+
+#include <stdexcept>
+
+#include "run.hpp"
+#include "tiles.hpp"
+
+namespace lora_comp {
+namespace swin {
+namespace {
+
+constexpr size_t kMostHead = 16, kMostRank = 256;
+
+#ifdef __x86_64__
+bool avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+void check(const SwinBlock& a, bool half) {
+  const auto demand = [](bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+  };
+  demand(a.windows.window == 8 && a.windows.shift < 8, "windows of 8, shifted by less");
+  demand(a.dim % 32 == 0 && a.fc1.out % 32 == 0, "channels in multiples of 32");
+  demand(a.heads > 0 && a.heads % 2 == 0 && a.dim % a.heads == 0 && a.dim / a.heads <= kMostHead,
+         "an even number of heads of up to 16 channels");
+  for (const LowRankLinear* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2})
+    demand(layer->rank <= kMostRank, "ranks of up to 256");
+  demand(!half || tiles_available(), "this machine does not multiply in bfloat16");
+}
+
+void run_any(const Job& job, const SwinBlockGrad& grad, bool half, unsigned threads) {
+  check(job.block, half);
+#ifdef __x86_64__
+  if (half) return run_half(job, grad, threads);
+  if (avx512()) return run_avx512(job, grad, threads);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return run_avx2(job, grad, threads);
+#endif
+  run_plain(job, grad, threads);
+}
+
+}  // namespace
+}  // namespace swin
+
+bool swin_block_half_available() { return swin::tiles_available(); }
+
+void swin_block_forward(const SwinBlock& a, const float* x, float* y, bool half, unsigned threads) {
+  swin::run_any({a, x, nullptr, y}, {}, half, threads);
+}
+
+void swin_block_backward(const SwinBlock& a, const float* x, const float* grad_y, float* grad_x,
+                         const SwinBlockGrad& grad, bool half, unsigned threads) {
+  swin::run_any({a, x, grad_y, grad_x}, grad, half, threads);
+}
+
+}  // namespace lora_comp

@@ -1,0 +1,47 @@
+// A whole Swin block, x + attention(norm(x)) and then x + MLP(norm(x)), one window at a time in the second cache:
+// nothing between its input and its output is written to memory, and the backward pass computes it all again.
+// lora_comp/ops/swin_block.py says what it computes.
+#pragma once
+
+#include <cstddef>
+
+#include "../attention/window.hpp"
+
+namespace lora_comp {
+
+// y = W x + U (s * (V^T x)) + b. u, s and v are those of the first picture; with `own` the others' follow.
+struct LowRankLinear {
+  const float *weight, *bias;  // (out, in), (out)
+  const float *u, *s, *v;      // (out, rank), (rank), (in, rank)
+  size_t in, out, rank;        // rank 0: a plain linear layer
+};
+
+struct SwinBlock {
+  size_t batch;
+  Windows windows;  // of 8x8
+  size_t dim, heads;
+  const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // (dim)
+  const float* position;                                               // (heads, tokens, tokens): head, key, query
+  LowRankLinear qkv, proj, fc1, fc2;
+  bool own;  // every picture of the batch has its own u, s and v
+};
+
+// Sums are added to what stands here, one array for each picture with `own`; null for what is not wanted.
+struct LowRankGrad {
+  float *u, *s, *v;  // those of u and v without their factor s
+};
+
+struct SwinBlockGrad {
+  LowRankGrad qkv, proj, fc1, fc2;
+};
+
+// Whether the machine multiplies in bfloat16.
+bool swin_block_half_available();
+
+// x, y: (batch, height, width, dim). half: products of bfloat16 numbers. Throws std::invalid_argument for a block that
+// the kernels do not know, or for `half` on a machine without it.
+void swin_block_forward(const SwinBlock&, const float* x, float* y, bool half, unsigned threads);
+void swin_block_backward(const SwinBlock&, const float* x, const float* grad_y, float* grad_x, const SwinBlockGrad&,
+                         bool half, unsigned threads);
+
+}  // namespace lora_comp

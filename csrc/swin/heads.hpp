@@ -1,0 +1,111 @@
+// The attention of the heads of one window. A map is held with a row for each key, so that a softmax is a sum of rows.
+#pragma once
+
+#include "layers.hpp"
+
+namespace lora_comp::swin {
+namespace {
+
+constexpr float kMasked = -100.0f;  // added to the logit of a forbidden pair, as in the definition
+
+// What one head needs. `deep` operands have the channels of a head padded to the inner size of a product.
+template <class N>
+struct alignas(64) Head {
+  static constexpr size_t kDeep = N::kInner > kHead ? N::kInner : kHead;
+  using Left = typename N::Left;
+  using Right = typename N::Right;
+
+  Right query[kDeep / N::kPack * kTokens] = {}, key[kDeep / N::kPack * kTokens] = {},
+        value[kDeep / N::kPack * kTokens] = {};                  // deep
+  Left key_tokens[kTokens * kDeep], value_tokens[kTokens * kDeep];  // (tokens, deep)
+  Left query_rows[kHead * kTokens], key_rows[kHead * kTokens], value_rows[kHead * kTokens];
+  Right keys[kTokens * kTokens / N::kPack];  // the map, its keys as the inner size
+
+  // Only the backward pass:
+  float map_grad[kTokens * kTokens];
+  Left map_rows[kTokens * kTokens];
+  Right queries[kTokens * kTokens / N::kPack];  // a map, its queries as the inner size
+};
+
+// exp(logit - the query's largest), and its sums over the keys.
+struct Map {
+  float* weight;  // (keys, queries)
+  float* total;   // (queries)
+};
+
+template <class N>
+void deep_transpose(const typename N::Right* deep, typename N::Left* to) {
+  transpose_words<N>(words(const_cast<typename N::Right*>(deep)), kHead, kTokens, words(to));
+}
+
+// out (kHead, tokens) = values times the map's shares; leaves the map as it was computed.
+template <class N>
+void attend(const float* q, const float* k, const float* v, const float* position,
+                   const Window<kTokens>& window, Head<N>& h, const Map& map, float* out) {
+  to_right<N>(q, kHead, h.query);
+  to_right<N>(k, kHead, h.key);
+  rows_to_left<N>(v, kHead, h.value_rows);
+  static_assert(Head<N>::kDeep / N::kPack == kHead, "so many words hold the channels of a head");
+  deep_transpose<N>(h.key, h.key_tokens);
+  N::multiply(h.key_tokens, Head<N>::kDeep, h.query, Head<N>::kDeep, map.weight, kTokens, kTokens, position);
+  Vector largest[kVectors];
+  for (Vector& x : largest) x = Vector{} - 3.0e38f;
+  for (size_t j = 0; j < kTokens; ++j)
+    for (size_t i = 0; i < kVectors; ++i) {
+      Vector& x = at(map.weight + j * kTokens + i * kWidth);
+      if (window.mixed) {
+        Integers regions;
+        std::memcpy(&regions, window.region + i * kWidth, sizeof regions);
+        x += regions == window.region[j] ? Vector{} : Vector{} + kMasked;
+      }
+      largest[i] = x > largest[i] ? x : largest[i];
+    }
+  Vector sum[kVectors] = {};
+  for (size_t j = 0; j < kTokens; ++j)
+    for (size_t i = 0; i < kVectors; ++i) {
+      Vector& x = at(map.weight + j * kTokens + i * kWidth);
+      x = exp_of(x - largest[i]);
+      sum[i] += x;
+    }
+  for (size_t i = 0; i < kVectors; ++i) at(map.total + i * kWidth) = sum[i];
+  to_right<N>(map.weight, kTokens, h.keys);
+  N::multiply(h.value_rows, kTokens, h.keys, kTokens, out, kHead, kTokens, nullptr);
+  for (size_t c = 0; c < kHead; ++c)
+    for (size_t t = 0; t < kTokens; t += kWidth) at(out + c * kTokens + t) /= at(map.total + t);
+}
+
+// After `attend`: from the gradient of the head's output (kHead, tokens) to those of q, k and v, in place of them.
+template <class N>
+void attend_back(const float* grad, float* q, float* k, float* v, Head<N>& h, const Map& map) {
+  using Left = typename N::Left;
+  rows_to_left<N>(q, kHead, h.query_rows);
+  rows_to_left<N>(k, kHead, h.key_rows);
+  to_right<N>(v, kHead, h.value);
+  deep_transpose<N>(h.value, h.value_tokens);
+  to_right<N>(grad, kHead, h.query);  // whose own values are not needed again
+  N::multiply(h.value_tokens, Head<N>::kDeep, h.query, Head<N>::kDeep, h.map_grad, kTokens, kTokens, nullptr);
+  for (size_t t = 0; t < kTokens; t += kWidth) {
+    const Vector inverse = 1.0f / at(map.total + t);
+    Vector mean = {};
+    for (size_t j = 0; j < kTokens; ++j) {
+      at(map.weight + j * kTokens + t) *= inverse;
+      mean += at(map.weight + j * kTokens + t) * at(h.map_grad + j * kTokens + t);
+    }
+    for (size_t j = 0; j < kTokens; ++j)
+      at(h.map_grad + j * kTokens + t) = at(map.weight + j * kTokens + t) * (at(h.map_grad + j * kTokens + t) - mean);
+  }
+  const size_t pairs = kTokens / N::kPack;
+  alignas(64) Left grad_rows[kHead * kTokens];
+  rows_to_left<N>(grad, kHead, grad_rows);
+  rows_to_left<N>(map.weight, kTokens, h.map_rows);
+  transpose_words<N>(words(h.map_rows), kTokens, pairs, words(h.queries));
+  N::multiply(grad_rows, kTokens, h.queries, kTokens, v, kHead, kTokens, nullptr);
+  rows_to_left<N>(h.map_grad, kTokens, h.map_rows);
+  transpose_words<N>(words(h.map_rows), kTokens, pairs, words(h.queries));
+  N::multiply(h.query_rows, kTokens, h.queries, kTokens, k, kHead, kTokens, nullptr);
+  to_right<N>(h.map_grad, kTokens, h.keys);
+  N::multiply(h.key_rows, kTokens, h.keys, kTokens, q, kHead, kTokens, nullptr);
+}
+
+}  // namespace
+}  // namespace lora_comp::swin

@@ -1,0 +1,158 @@
+// The layers of a Swin block on the tokens of one window, forward and backward. Activations are float32, a row of
+// tokens for each channel.
+#pragma once
+
+#include <cmath>
+
+#include "pack.hpp"
+
+namespace lora_comp::swin {
+namespace {
+
+constexpr size_t kVectors = kTokens / kWidth;
+constexpr float kEpsilon = 1e-5f;  // of the normalisation
+
+// (channels, tokens) to a Right.
+template <class N>
+void to_right(const float* rows, size_t channels, typename N::Right* to) {
+  for (size_t c = 0; c < channels; c += 2)
+    for (size_t t = 0; t < kTokens; t += kWidth)
+      N::put(to, kTokens, c, t, at(rows + c * kTokens + t), at(rows + (c + 1) * kTokens + t));
+}
+
+template <class N>
+void rows_to_left(const float* rows, size_t channels, typename N::Left* to) {
+  for (size_t i = 0; i < channels * kTokens; i += kWidth) N::put(to + i, at(rows + i));
+}
+
+// The first rows of a Right as a Left.
+template <class N>
+void to_left(const typename N::Right* from, size_t channels, typename N::Left* to) {
+  for (size_t c = 0; c < channels; c += 2)
+    for (size_t t = 0; t < kTokens; t += kWidth)
+      N::take(from, kTokens, c, t, to + c * kTokens + t, to + (c + 1) * kTokens + t);
+}
+
+struct Moments {
+  Vector mean[kVectors], inverse[kVectors];  // of the deviation
+};
+
+// Layer normalisation over the channels of x: Ba et al., 2016.
+template <class N>
+Moments normalise(const float* x, size_t channels, const float* weight, const float* bias,
+                         typename N::Right* to) {
+  Moments m = {};
+  for (size_t c = 0; c < channels; ++c)
+    for (size_t v = 0; v < kVectors; ++v) m.mean[v] += at(x + c * kTokens + v * kWidth);
+  for (Vector& mean : m.mean) mean /= static_cast<float>(channels);
+  Vector square[kVectors] = {};
+  for (size_t c = 0; c < channels; ++c)
+    for (size_t v = 0; v < kVectors; ++v) {
+      const Vector apart = at(x + c * kTokens + v * kWidth) - m.mean[v];
+      square[v] += apart * apart;
+    }
+  for (size_t v = 0; v < kVectors; ++v) {
+    const Vector variance = square[v] / static_cast<float>(channels) + kEpsilon;
+    for (size_t i = 0; i < kWidth; ++i) m.inverse[v][i] = 1.0f / std::sqrt(variance[i]);
+  }
+  for (size_t c = 0; c < channels; c += 2)
+    for (size_t v = 0; v < kVectors; ++v) {
+      const float* const from = x + c * kTokens + v * kWidth;
+      N::put(to, kTokens, c, v * kWidth, (at(from) - m.mean[v]) * m.inverse[v] * weight[c] + bias[c],
+             (at(from + kTokens) - m.mean[v]) * m.inverse[v] * weight[c + 1] + bias[c + 1]);
+    }
+  return m;
+}
+
+// Adds to grad_x what comes back through the normalisation of x.
+inline void normalise_back(const float* grad, const float* x, const Moments& m, size_t channels, const float* weight,
+                           float* grad_x) {
+  Vector mean[kVectors] = {}, along[kVectors] = {};
+  for (size_t c = 0; c < channels; ++c)
+    for (size_t v = 0; v < kVectors; ++v) {
+      const Vector g = at(grad + c * kTokens + v * kWidth) * weight[c];
+      mean[v] += g;
+      along[v] += g * (at(x + c * kTokens + v * kWidth) - m.mean[v]);
+    }
+  for (size_t v = 0; v < kVectors; ++v) {
+    mean[v] /= static_cast<float>(channels);
+    along[v] *= m.inverse[v] * m.inverse[v] / static_cast<float>(channels);
+  }
+  for (size_t c = 0; c < channels; ++c)
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t i = c * kTokens + v * kWidth;
+      at(grad_x + i) += m.inverse[v] * (at(grad + i) * weight[c] - mean[v] - (at(x + i) - m.mean[v]) * along[v]);
+    }
+}
+
+// y (outputs, tokens) = side x + start; x has room for the low-rank rows. low gets the values before their gain.
+template <class N>
+void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, const float* start) {
+  if (side.extra) {
+    N::multiply(side.thin.get(), side.inputs, x, side.inputs, low, side.ranks, kTokens, nullptr);
+    for (size_t k = 0; k < side.ranks && k < side.extra; k += 2)
+      for (size_t t = 0; t < kTokens; t += kWidth)
+        N::put(x, kTokens, side.inputs + k, t, at(low + k * kTokens + t) * side.gain[k],
+               at(low + (k + 1) * kTokens + t) * side.gain[k + 1]);
+  }
+  N::multiply(side.wide.get(), side.row(), x, side.row(), y, side.outputs, kTokens, start);
+}
+
+// Sums of one layer's low-rank gradients: x of grad_y times low, and the like; see `low_rank_grads`.
+struct LowRankSums {
+  bool wanted = false, factors = false;  // factors: of U and V too
+  Buffer<float> u, s, v;                 // (ranks / 16, out, 16), (ranks), (ranks / 16, in, 16)
+
+  LowRankSums() = default;
+  LowRankSums(size_t in, size_t out, size_t ranks, bool wanted, bool factors)
+      : wanted(wanted), factors(factors), u(factors ? ranks * out : 0), s(ranks), v(factors ? ranks * in : 0) {}
+};
+
+// u += grad_y low^T, v += x low_back^T, s += sums over the tokens of low times low_back; all padded.
+//   low (ranks, tokens) = V^T x, low_back = U^T grad_y; x and grad_y (channels, tokens) as Left.
+template <class N>
+void low_rank_grads(const Linear<N>& layer, const typename N::Left* x, const typename N::Left* grad_y,
+                           const float* low, const float* low_back, LowRankSums& sums) {
+  const size_t ranks = layer.forward.ranks, pairs = kTokens / N::kPack;
+  for (size_t k = 0; k < layer.rank; ++k) {
+    Vector sum = {};
+    for (size_t t = 0; t < kTokens; t += kWidth) sum += at(low + k * kTokens + t) * at(low_back + k * kTokens + t);
+    for (size_t i = 0; i < kWidth; ++i) sums.s.get()[k] += sum[i];
+  }
+  if (!sums.factors) return;
+  alignas(64) typename N::Left left[kWidth * kTokens];
+  alignas(64) typename N::Right right[kTokens * kWidth];
+  for (size_t k = 0; k < ranks; k += kWidth) {
+    const auto accumulate = [&](const float* from, const typename N::Left* by, size_t channels, float* to) {
+      rows_to_left<N>(from + k * kTokens, kWidth, left);
+      transpose_words<N>(words(left), kWidth, pairs, words(right));
+      float* const block = to + k * channels;  // (ranks / 16, channels, 16)
+      N::multiply(by, kTokens, right, kTokens, block, channels, kWidth, block);
+    };
+    accumulate(low, grad_y, layer.forward.outputs, sums.u.get());
+    accumulate(low_back, x, layer.forward.inputs, sums.v.get());
+  }
+}
+
+// x Phi(x), to 1e-7. Phi(-|x|) is exp of a polynomial fitted to its logarithm.
+INLINE Vector gelu_share(Vector x) {
+  const auto negative = x < 0.0f;
+  Vector size = negative ? -x : x;
+  size = size > 6.0f ? Vector{} + 6.0f : size;
+  Vector p = size * 3.23756808e-6f - 1.18700736e-5f;
+  p = p * size - 3.86266998e-4f;
+  p = p * size + 5.2900291e-3f;
+  p = p * size - 3.66724692e-2f;
+  p = p * size - 3.18198979e-1f;
+  p = p * size - 7.97898471e-1f;
+  p = p * size - 6.93146884e-1f;
+  const Vector tail = exp_of(p);
+  return negative ? tail : 1.0f - tail;
+}
+
+INLINE Vector gelu(Vector x) { return x * gelu_share(x); }
+
+INLINE Vector gelu_slope(Vector x) { return gelu_share(x) + x * exp_of(-0.5f * x * x) * 0.39894228f; }
+
+}  // namespace
+}  // namespace lora_comp::swin

@@ -1,0 +1,28 @@
+// Products of bfloat16 numbers on Intel's AMX: eight tiles of 16 rows of 64 bytes, and an instruction that multiplies
+// two.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lora_comp::swin {
+
+// c (rows, columns) = a b + start, sums in float32: a (rows, inner) bfloat16, its rows `row` apart, b (inner, columns)
+// with two of its rows in a word, low half first. Rows and columns are multiples of 16, inner of 32; start may be null.
+void multiply_tiles(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
+                    size_t columns, const float* start);
+
+// Whether this machine has the tiles and the system lets this process use them.
+bool tiles_available();
+
+// Sets the tiles up for `multiply_tiles` on this thread, and leaves them as they were found.
+class Tiles {
+ public:
+  Tiles();
+  ~Tiles();
+
+ private:
+  alignas(64) uint8_t before_[64];
+};
+
+}  // namespace lora_comp::swin

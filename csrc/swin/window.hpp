@@ -1,0 +1,196 @@
+// A Swin block on one window, forward and backward.
+#pragma once
+
+#include <algorithm>
+
+#include "heads.hpp"
+
+namespace lora_comp::swin {
+namespace {
+
+// Everything that one window needs, forward and backward.
+template <class N>
+struct Scratch {
+  using Right = Buffer<typename N::Right>;
+  using Left = Buffer<typename N::Left>;
+
+  Buffer<float> x, middle, qkv, attended, hidden, maps, low[4];
+  Buffer<float> grad, grad_narrow, grad_wide, grad_low;  // the backward pass alone
+  Right normed1, normed2, heads, active, grad_right;
+  Left rows, grad_rows;
+  Head<N> head;
+
+  static constexpr size_t kMapSize = kTokens * kTokens + kTokens;
+
+  Map map(size_t head) const {
+    float* const weight = maps.get() + head * kMapSize;
+    return {weight, weight + kTokens * kTokens};
+  }
+  static size_t words(const Side<N>& side) { return side.row() * kTokens / N::kPack; }
+
+  Scratch(const Packed<N>& p, bool back)
+      : x(p.dim * kTokens),
+        middle(p.dim * kTokens),
+        qkv(p.qkv.forward.outputs * kTokens),
+        attended(p.proj.forward.inputs * kTokens),
+        hidden(p.hidden * kTokens),
+        maps((back ? p.heads : 1) * kMapSize),
+        grad(back ? p.dim * kTokens : 0),
+        grad_narrow(back ? p.dim * kTokens : 0),
+        grad_wide(back ? std::max(p.hidden, p.proj.forward.inputs) * kTokens : 0),
+        grad_low(back ? 256 * kTokens : 0),
+        normed1(words(p.qkv.forward)),
+        normed2(words(p.fc1.forward)),
+        heads(words(p.proj.forward)),
+        active(words(p.fc2.forward)),
+        grad_right(back ? std::max({words(p.qkv.backward), words(p.proj.backward), words(p.fc1.backward),
+                                    words(p.fc2.backward)})
+                        : 0),
+        rows(back ? std::max({p.qkv.forward.inputs, p.proj.forward.inputs, p.hidden}) * kTokens : 0),
+        grad_rows(back ? std::max({p.qkv.forward.outputs, p.hidden}) * kTokens : 0) {
+    const Linear<N>* const layers[] = {&p.qkv, &p.proj, &p.fc1, &p.fc2};
+    for (size_t i = 0; i < 4; ++i) low[i] = Buffer<float>(layers[i]->forward.ranks * kTokens);
+  }
+};
+
+// The tokens of a window, channel by channel; zeros outside the map.
+template <class N>
+void gather(const float* from, size_t channels, const Window<kTokens>& window, float* to) {
+  for (size_t t = 0; t < kTokens; t += kWidth)
+    for (size_t c = 0; c < channels; c += kWidth) {
+      Words block[kWidth] = {};
+      for (size_t i = 0; i < kWidth; ++i)
+        if (window.place[t + i] >= 0)
+          block[i] = same_bits<Words>(load(from + static_cast<size_t>(window.place[t + i]) * channels + c));
+      transpose<N::kShuffles>(block);
+      for (size_t i = 0; i < kWidth; ++i) at(to + (c + i) * kTokens + t) = same_bits<Vector>(block[i]);
+    }
+}
+
+template <class N>
+void scatter(const float* from, size_t channels, const Window<kTokens>& window, float* to) {
+  for (size_t t = 0; t < kTokens; t += kWidth)
+    for (size_t c = 0; c < channels; c += kWidth) {
+      Words block[kWidth];
+      for (size_t i = 0; i < kWidth; ++i) block[i] = same_bits<Words>(at(from + (c + i) * kTokens + t));
+      transpose<N::kShuffles>(block);
+      for (size_t i = 0; i < kWidth; ++i)
+        if (window.place[t + i] >= 0)
+          store(to + static_cast<size_t>(window.place[t + i]) * channels + c, same_bits<Vector>(block[i]));
+    }
+}
+
+inline void add_bias(float* rows, size_t channels, const float* bias, float factor) {
+  for (size_t c = 0; c < channels; ++c)
+    for (size_t t = 0; t < kTokens; t += kWidth) {
+      Vector& x = at(rows + c * kTokens + t);
+      x = (x + bias[c]) * factor;
+    }
+}
+
+// q, k and v of all heads, those of q over sqrt(dim).
+template <class N>
+Moments project(const Packed<N>& p, Scratch<N>& s) {
+  const Moments m = normalise<N>(s.x.get(), p.dim, p.norm1_weight, p.norm1_bias, s.normed1.get());
+  apply(p.qkv.forward, s.normed1.get(), s.low[0].get(), s.qkv.get(), nullptr);
+  const size_t each = p.heads * kHead;
+  add_bias(s.qkv.get(), each, p.qkv.bias.get(), 1.0f / std::sqrt(static_cast<float>(p.own_head)));
+  add_bias(s.qkv.get() + each * kTokens, 2 * each, p.qkv.bias.get() + each, 1.0f);
+  return m;
+}
+
+// Attention and the skip over it: s.middle.
+template <class N>
+void attend_all(const Packed<N>& p, const Window<kTokens>& window, bool keep, Scratch<N>& s) {
+  const size_t head = kHead * kTokens, each = p.heads * head;
+  for (size_t h = 0; h < p.heads; ++h) {
+    const float* const q = s.qkv.get() + h * head;
+    attend<N>(q, q + each, q + 2 * each, p.position + h * kTokens * kTokens, window, s.head, s.map(keep ? h : 0),
+              s.attended.get() + h * head);
+  }
+  to_right<N>(s.attended.get(), p.heads * kHead, s.heads.get());
+  apply(p.proj.forward, s.heads.get(), s.low[1].get(), s.middle.get(), s.x.get());
+  add_bias(s.middle.get(), p.dim, p.proj.bias.get(), 1.0f);
+}
+
+// The hidden layer of the MLP before its GELU: s.hidden.
+template <class N>
+Moments expand(const Packed<N>& p, Scratch<N>& s) {
+  const Moments m = normalise<N>(s.middle.get(), p.dim, p.norm2_weight, p.norm2_bias, s.normed2.get());
+  apply(p.fc1.forward, s.normed2.get(), s.low[2].get(), s.hidden.get(), nullptr);
+  add_bias(s.hidden.get(), p.hidden, p.fc1.bias.get(), 1.0f);
+  return m;
+}
+
+template <class N>
+void activate(const float* hidden, size_t channels, typename N::Right* to) {
+  for (size_t c = 0; c < channels; c += 2)
+    for (size_t t = 0; t < kTokens; t += kWidth) {
+      const Vector even = at(hidden + c * kTokens + t), odd = at(hidden + (c + 1) * kTokens + t);
+      N::put(to, kTokens, c, t, gelu(even), gelu(odd));
+    }
+}
+
+template <class N>
+void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x, float* y) {
+  gather<N>(x, p.dim, window, s.x.get());
+  project(p, s);
+  attend_all(p, window, false, s);
+  expand(p, s);
+  activate<N>(s.hidden.get(), p.hidden, s.active.get());
+  apply(p.fc2.forward, s.active.get(), s.low[3].get(), s.x.get(), s.middle.get());
+  add_bias(s.x.get(), p.dim, p.fc2.bias.get(), 1.0f);
+  scatter<N>(s.x.get(), p.dim, window, y);
+}
+
+// grad_x = (W^T + V diag(s) U^T) grad_y, and the layer's own gradients. x: (in, tokens), read where `factors`.
+template <class N>
+void back(const Linear<N>& layer, const typename N::Right* x, const float* low, const float* grad_y, Scratch<N>& s,
+          LowRankSums& sums, float* grad_x) {
+  const Side<N>& side = layer.backward;
+  to_right<N>(grad_y, side.inputs, s.grad_right.get());
+  apply(side, s.grad_right.get(), s.grad_low.get(), grad_x, nullptr);
+  if (!sums.wanted) return;
+  if (sums.factors) {
+    to_left<N>(x, side.outputs, s.rows.get());
+    to_left<N>(s.grad_right.get(), side.inputs, s.grad_rows.get());
+  }
+  low_rank_grads(layer, s.rows.get(), s.grad_rows.get(), low, s.grad_low.get(), sums);
+}
+
+template <class N>
+void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x,
+                     const float* grad_y, float* grad_x, LowRankSums* sums) {
+  gather<N>(x, p.dim, window, s.x.get());
+  gather<N>(grad_y, p.dim, window, s.grad.get());
+  const Moments first = project(p, s);
+  attend_all(p, window, true, s);
+  const Moments second = expand(p, s);
+
+  if (sums[3].wanted) {  // what the forward pass would have computed next
+    const Side<N>& side = p.fc2.forward;
+    activate<N>(s.hidden.get(), p.hidden, s.active.get());
+    N::multiply(side.thin.get(), side.inputs, s.active.get(), side.inputs, s.low[3].get(), side.ranks, kTokens,
+                nullptr);
+  }
+  back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums[3], s.grad_wide.get());
+  for (size_t i = 0; i < p.hidden * kTokens; i += kWidth)
+    at(s.grad_wide.get() + i) *= gelu_slope(at(s.hidden.get() + i));
+  back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums[2], s.grad_narrow.get());
+  normalise_back(s.grad_narrow.get(), s.middle.get(), second, p.dim, p.norm2_weight, s.grad.get());
+
+  back(p.proj, s.heads.get(), s.low[1].get(), s.grad.get(), s, sums[1], s.grad_wide.get());
+  const size_t head = kHead * kTokens, each = p.heads * head;
+  for (size_t h = 0; h < p.heads; ++h) {
+    float* const q = s.qkv.get() + h * head;
+    attend_back<N>(s.grad_wide.get() + h * head, q, q + each, q + 2 * each, s.head, s.map(h));
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(p.own_head));
+  for (size_t i = 0; i < each; i += kWidth) at(s.qkv.get() + i) *= scale;
+  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv.get(), s, sums[0], s.grad_narrow.get());
+  normalise_back(s.grad_narrow.get(), s.x.get(), first, p.dim, p.norm1_weight, s.grad.get());
+  scatter<N>(s.grad.get(), p.dim, window, grad_x);
+}
+
+}  // namespace
+}  // namespace lora_comp::swin

@@ -1,0 +1,166 @@
+"""A whole Swin block (Liu et al., "Swin Transformer", ICCV 2021, eq. 3), its linear layers with low-rank updates."""
+from typing import NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_comp import _C
+from lora_comp.ops.svd_lora import svd_lora_linear
+from lora_comp.ops.window_attention import window_attention
+
+FUSED_WINDOW, FUSED_HEAD, FUSED_RANK = 8, 16, 256  # what the CPU kernel knows: its window, the largest head and rank
+Arguments: TypeAlias = tuple[list[int], list[int], list[int], bool, tuple[int, ...]]  # as in _C.pyi
+HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
+
+
+class Layer(NamedTuple):
+    """x W^T + ((x V) * s) U^T + b: see `svd_lora_linear`, its scale being part of s. Without u a plain layer.
+
+    u (out, r), s (r,), v (in, r); or (B, out, r), (B, r), (B, in, r), a low-rank part for each picture of a batch.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    u: Tensor | None = None
+    s: Tensor | None = None
+    v: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.u is None or self.s is None or self.v is None:
+            return F.linear(x, self.weight, self.bias)
+        return svd_lora_linear(x, self.weight, self.bias, self.u, self.s, self.v, 1.0)
+
+
+class Parts(NamedTuple):
+    """What a block is made of. Norms are (weight, bias); position is the bias of the attention's logits.
+
+    position: (heads, N, N) for each key and query of a window, N = window * window.
+    """
+
+    norm1: tuple[Tensor, Tensor]
+    qkv: Layer
+    position: Tensor
+    proj: Layer
+    norm2: tuple[Tensor, Tensor]
+    fc1: Layer
+    fc2: Layer
+
+    @property
+    def layers(self) -> tuple[Layer, Layer, Layer, Layer]:
+        return self.qkv, self.proj, self.fc1, self.fc2
+
+    def frozen(self) -> list[Tensor]:
+        """What the fused kernel has no gradients for, in its order."""
+        weights = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+        return [*self.norm1, *self.norm2, self.position, *weights]
+
+    def low_rank(self) -> list[Tensor]:
+        """u, s, v of each layer; a tensor without elements where there is none."""
+        none = self.position.new_empty(0)
+        return [none if tensor is None else tensor for layer in self.layers for tensor in layer[2:]]
+
+
+def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
+    """The definition of `swin_block`, in torch."""
+    heads, channels = parts.position.shape[0], x.shape[3:]
+    qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
+    x = x + parts.proj(window_attention(qkv, parts.position, window, shift))
+    return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2))))
+
+
+def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
+    """x + attention(norm(x)) in windows shifted by `shift`, then x + MLP(norm(x)).
+
+    On the CPU a block whose own weights are frozen is one fused kernel, which computes a window of all its layers in
+    the cache and keeps nothing but x for the backward pass. It computes in float32; under `torch.autocast` in bfloat16
+    with sums, norms and skips in float32, where the processor has AMX. Elsewhere it is `plain_swin_block`.
+
+    Args:
+        x: (B, H, W, C).
+    Returns:
+        (B, H, W, C); float32 from the kernel.
+    """
+    if not _fits(x, parts, window):
+        return plain_swin_block(x, parts, window, shift)
+    half = HALF and torch.is_autocast_enabled("cpu")
+    return _fused(x.float(), parts.frozen(), parts.low_rank(), window, shift, half)
+
+
+def _fits(x: Tensor, parts: Parts, window: int) -> bool:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+        return False
+    if parts.qkv.weight.dtype != torch.float32:
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parts.frozen()):
+        return False
+    heads, channels, hidden = parts.position.shape[0], x.shape[3], parts.fc1.bias.shape[0]
+    ranks = [layer.s.shape[-1] for layer in parts.layers if layer.s is not None]
+    return (window == FUSED_WINDOW and channels % 32 == 0 and hidden % 32 == 0 and heads % 2 == 0
+            and channels % heads == 0 and channels // heads <= FUSED_HEAD and max(ranks, default=0) <= FUSED_RANK)
+
+
+def _arguments(x: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int) -> Arguments:
+    b, height, width, channels = x.shape
+    ranks = [s.shape[-1] if s.numel() else 0 for s in low_rank[1::3]]
+    own = any(s.dim() == 2 for s in low_rank[1::3])
+    sizes = b, height, width, window, shift, channels, len(frozen[4]), len(frozen[10])
+    return [t.data_ptr() for t in frozen], [t.data_ptr() for t in low_rank], ranks, own, sizes
+
+
+@torch.library.custom_op("lora_comp::swin_block", mutates_args=(), device_types="cpu")
+def _fused(x: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool) -> Tensor:
+    x, frozen, low_rank = x.contiguous(), [t.contiguous() for t in frozen], [t.contiguous() for t in low_rank]
+    y = torch.empty_like(x)
+    _C.swin_block_forward(x.data_ptr(), y.data_ptr(), *_arguments(x, frozen, low_rank, window, shift), half,
+                          torch.get_num_threads())
+    return y
+
+
+@_fused.register_fake
+def _(x: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("lora_comp::swin_block_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    x: Tensor, grad: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """The gradient of x, then those of the low-rank tensors, one without elements where it is not wanted."""
+    x, frozen, low_rank = x.contiguous(), [t.contiguous() for t in frozen], [t.contiguous() for t in low_rank]
+    grad = grad.contiguous()
+    grad_x = torch.empty_like(x)
+    grads = [torch.zeros_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
+    _C.swin_block_backward(
+        x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), *_arguments(x, frozen, low_rank, window, shift),
+        [g.data_ptr() if wants else 0 for g, wants in zip(grads, wanted, strict=True)], half, torch.get_num_threads())
+    for i, s in enumerate(low_rank[1::3]):  # the kernel leaves out the factor s of these two
+        for k in (3 * i, 3 * i + 2):
+            if wanted[k]:
+                grads[k] *= s.unsqueeze(-2)
+    return [grad_x, *grads]
+
+
+@_backward.register_fake
+def _(x, grad, frozen, low_rank, window, shift, half, wanted):
+    grads = [torch.empty_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
+    return [torch.empty_like(x), *grads]
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    x, frozen, low_rank, ctx.window, ctx.shift, ctx.half = inputs
+    ctx.count = len(frozen)
+    ctx.save_for_backward(x, *frozen, *low_rank)
+
+
+def _differentiate(ctx, grad: Tensor) -> tuple:
+    x, *rest = ctx.saved_tensors
+    frozen, low_rank = rest[:ctx.count], rest[ctx.count:]
+    wanted = ctx.needs_input_grad[2]
+    grad_x, *grads = _backward(x, grad, frozen, low_rank, ctx.window, ctx.shift, ctx.half, wanted)
+    grads = [g if wants else None for g, wants in zip(grads, wanted, strict=True)]
+    return grad_x, [None] * len(frozen), grads, None, None, None
+
+
+_fused.register_autograd(_differentiate, setup_context=_keep)

@@ -1,0 +1,71 @@
+// Every window size of map, shift, head and rank stays within its arrays, and threads change nothing.
+#include <random>
+
+#include "check.hpp"
+#include "swin/block.hpp"
+
+using namespace lora_comp;
+
+namespace {
+
+std::vector<float> random_floats(size_t size, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal(0, 0.3f);
+  std::vector<float> x(size);
+  for (float& value : x) value = normal(generator);
+  return x;
+}
+
+// The tensors of one linear layer.
+struct Layer {
+  std::vector<float> weight, bias, u, s, v, grad_u, grad_s, grad_v;
+  LowRankLinear view;
+
+  Layer(size_t in, size_t out, size_t rank, size_t pictures, unsigned seed)
+      : weight(random_floats(in * out, seed)),
+        bias(random_floats(out, seed + 1)),
+        u(random_floats(pictures * out * rank, seed + 2)),
+        s(random_floats(pictures * rank, seed + 3)),
+        v(random_floats(pictures * in * rank, seed + 4)),
+        grad_u(u.size()),
+        grad_s(s.size()),
+        grad_v(v.size()),
+        view{weight.data(), bias.data(), u.data(), s.data(), v.data(), in, out, rank} {}
+
+  LowRankGrad grad() { return {grad_u.data(), grad_s.data(), grad_v.data()}; }
+};
+
+std::vector<float> run(size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads, size_t rank,
+                       bool own, bool half, unsigned threads) {
+  const size_t pictures = own ? batch : 1, size = batch * height * width * dim;
+  Layer qkv(dim, 3 * dim, rank, pictures, 1), proj(dim, dim, rank, pictures, 2);
+  Layer fc1(dim, 2 * dim, 0, pictures, 3), fc2(2 * dim, dim, rank / 2, pictures, 4);
+  const std::vector<float> norm = random_floats(dim, 5), position = random_floats(heads * 64 * 64, 6);
+  const SwinBlock block{batch, {height, width, 8, shift}, dim, heads, norm.data(), norm.data(), norm.data(),
+                        norm.data(), position.data(), qkv.view, proj.view, fc1.view, fc2.view, own};
+  const std::vector<float> x = random_floats(size, 7), grad_y = random_floats(size, 8);
+  std::vector<float> y(size), grad_x(size);
+  swin_block_forward(block, x.data(), y.data(), half, threads);
+  swin_block_backward(block, x.data(), grad_y.data(), grad_x.data(),
+                      {qkv.grad(), proj.grad(), LowRankGrad{}, fc2.grad()}, half, threads);
+  for (const Layer* layer : {&qkv, &proj, &fc2})
+    for (const std::vector<float>* grad : {&layer->grad_u, &layer->grad_s, &layer->grad_v})
+      y.insert(y.end(), grad->begin(), grad->end());
+  y.insert(y.end(), grad_x.begin(), grad_x.end());
+  return y;
+}
+
+}  // namespace
+
+int main() {
+  for (const bool half : {false, true}) {
+    if (half && !swin_block_half_available()) continue;
+    for (const bool own : {false, true}) {
+      const std::vector<float> one = run(2, 9, 20, 4, 64, 4, 5, own, half, 1);
+      for (const float value : one) CHECK(value == value);
+      CHECK(one == run(2, 9, 20, 4, 64, 4, 5, own, half, 3));
+    }
+    run(1, 8, 8, 0, 32, 4, 17, false, half, 1);
+    run(1, 3, 3, 7, 96, 6, 0, false, half, 2);
+  }
+}

@@ -1,0 +1,150 @@
+"""The fused Swin block against the torch lines that define it: values and gradients, float32 and bfloat16."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_comp import _C
+from lora_comp.ops.swin_block import Layer, Parts, _fused, plain_swin_block, swin_block
+
+half_only = pytest.mark.skipif(not _C.swin_block_half(), reason="the processor does not multiply in bfloat16")
+
+
+def random_parts(channels, heads, hidden, ranks, pictures=None, seed=0):
+    """Of random tensors; ranks of qkv, proj, fc1 and fc2. With `pictures`, low-rank tensors for each of them."""
+    generator = torch.Generator().manual_seed(seed)
+    many = () if pictures is None else (pictures,)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    def layer(inputs, outputs, rank):
+        weight, bias = normal(outputs, inputs) / inputs ** 0.5, normal(outputs) / 10
+        if not rank:
+            return Layer(weight, bias)
+        u, s, v = normal(*many, outputs, rank) / outputs ** 0.5, normal(*many, rank), normal(*many, inputs, rank)
+        return Layer(weight, bias, u, s, v / inputs ** 0.5)
+
+    def norm():
+        return 1 + normal(channels) / 10, normal(channels) / 10
+
+    return Parts(
+        norm(), layer(channels, 3 * channels, ranks[0]), normal(heads, 64, 64), layer(channels, channels, ranks[1]),
+        norm(), layer(channels, hidden, ranks[2]), layer(hidden, channels, ranks[3]))
+
+
+def convert(parts, change):
+    def convert_layer(layer):
+        return Layer(*(tensor if tensor is None else change(tensor) for tensor in layer))
+
+    return Parts(tuple(map(change, parts.norm1)), convert_layer(parts.qkv), change(parts.position),
+                 convert_layer(parts.proj), tuple(map(change, parts.norm2)), convert_layer(parts.fc1),
+                 convert_layer(parts.fc2))
+
+
+def evaluate(block, x, parts, shift, grad):
+    """y, and the gradients of x and of all low-rank tensors, in float64."""
+    low_rank = [tensor for layer in parts.layers for tensor in layer[2:] if tensor is not None]
+    trained = [tensor.requires_grad_() for tensor in (x.clone(), *low_rank)]
+    y = block(trained[0], parts, 8, shift)
+    return [t.double() for t in (y.detach(), *torch.autograd.grad(y, trained, grad.to(y.dtype)))]
+
+
+def expected(x, parts, shift, grad):
+    return evaluate(plain_swin_block, x.double(), convert(parts, torch.Tensor.double), shift, grad.double())
+
+
+def assert_near(got, wanted, tolerance):
+    """y and the gradient of x each, the others together: one number alone may be a difference of larger ones."""
+    def groups(tensors):
+        return tensors[0], tensors[1], torch.cat([tensor.flatten() for tensor in (tensors[1], *tensors[2:])])
+
+    for a, b in zip(groups(got), groups(wanted), strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+SHAPES = dict(
+    batch=st.integers(1, 2),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    shift=st.integers(0, 7),
+    channels=st.sampled_from([(32, 2), (64, 4), (96, 6), (64, 8), (96, 8)]),  # and heads: of 16, 16, 16, 8 and 12
+    ranks=st.tuples(*[st.sampled_from([0, 1, 4, 17])] * 4),
+    seed=st.integers(0, 1000),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(**SHAPES)
+def test_agrees_with_its_definition(batch, size, shift, channels, ranks, seed):
+    parts = random_parts(*channels, 64, ranks, seed=seed)
+    x, grad = torch.randn(2, batch, *size, channels[0], generator=torch.Generator().manual_seed(seed))
+    assert_near(evaluate(swin_block, x, parts, shift, grad), expected(x, parts, shift, grad), 1e-5)
+
+
+@half_only
+@settings(deadline=None, max_examples=20)
+@given(**SHAPES)
+def test_in_bfloat16_it_is_near_its_definition(batch, size, shift, channels, ranks, seed):
+    parts = random_parts(*channels, 64, ranks, seed=seed)
+    x, grad = torch.randn(2, batch, *size, channels[0], generator=torch.Generator().manual_seed(seed))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(swin_block, x, parts, shift, grad)
+    assert_near(got, expected(x, parts, shift, grad), 1e-2)
+
+
+def test_every_picture_may_have_an_adapter_of_its_own():
+    parts = random_parts(64, 4, 128, (4, 4, 0, 2), pictures=3)
+    x, grad = torch.randn(2, 3, 16, 9, 64)
+    y, grad_x, *grads = evaluate(swin_block, x, parts, 4, grad)
+    for i in range(3):
+        def of_picture(layer, i=i):
+            low_rank = () if layer.u is None else (layer.u[i].detach(), layer.s[i].detach(), layer.v[i].detach())
+            return Layer(layer.weight, layer.bias, *low_rank)
+
+        alone = Parts(parts.norm1, of_picture(parts.qkv), parts.position, of_picture(parts.proj), parts.norm2,
+                      of_picture(parts.fc1), of_picture(parts.fc2))
+        wanted = evaluate(swin_block, x[i:i + 1], alone, 4, grad[i:i + 1])
+        assert_near([y[i:i + 1], grad_x[i:i + 1], *(g[i] for g in grads)], wanted, 1e-5)
+
+
+def test_the_number_of_threads_changes_nothing():
+    parts = random_parts(64, 4, 128, (4, 4, 0, 0))
+    x, grad = torch.randn(2, 2, 24, 24, 64)
+    one = evaluate(swin_block, x, parts, 4, grad)
+    torch.set_num_threads(3)
+    try:
+        three = evaluate(swin_block, x, parts, 4, grad)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+def test_weights_that_are_trained_get_their_gradients():
+    """The kernel has none for them, so the definition takes its place."""
+    parts = random_parts(32, 2, 64, (0, 0, 0, 0))
+    parts.fc1.weight.requires_grad_()
+    swin_block(torch.randn(1, 8, 8, 32), parts, 8, 0).sum().backward()
+    assert parts.fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("window, channels, heads", [(4, 32, 2), (8, 40, 2), (8, 32, 1), (8, 96, 4)])
+def test_sizes_that_the_kernel_does_not_know_are_computed_all_the_same(window, channels, heads):
+    parts = random_parts(channels, heads, 64, (2, 0, 0, 0))
+    tokens = window * window
+    parts = parts._replace(position=parts.position[:, :tokens, :tokens])
+    x = torch.randn(1, 8, 8, channels)
+    torch.testing.assert_close(swin_block(x, parts, window, 0), plain_swin_block(x, parts, window, 0))
+
+
+def test_torch_checks_the_operator():
+    parts = random_parts(32, 2, 64, (4, 0, 0, 0))
+    low_rank = [tensor.requires_grad_() if tensor.numel() else tensor for tensor in parts.low_rank()]
+    x = torch.randn(1, 8, 8, 32, requires_grad=True)
+    torch.library.opcheck(_fused, (x, parts.frozen(), low_rank, 8, 4, False))
+
+
+def test_it_can_be_compiled():
+    parts = random_parts(32, 2, 64, (4, 0, 0, 0))
+    x = torch.randn(1, 8, 8, 32)
+    compiled = torch.compile(lambda x: swin_block(x, parts, 8, 4) * 2, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), swin_block(x, parts, 8, 4) * 2)
