@@ -95,6 +95,11 @@ def test_a_machine_that_tells_little_is_still_named(write, capsys):
     assert printed(capsys, write(machine={"machine": "arm64"}))[-1] == "Medians on arm64, 2026-01-02."
 
 
+def test_processor_time_is_told_from_the_time_of_a_clock(write, capsys):
+    timed = [run | {"options": {"timer": "process_time"}} for run in RUN]
+    assert printed(capsys, write(timed))[-1].endswith(", 2026-01-02, processor time.")
+
+
 def test_out_gets_the_table_and_a_plot(write, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     assert main(["bench", str(write()), "--out", str(out)]) == 0

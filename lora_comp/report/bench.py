@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lora_comp.errors import LoraCompError
 
 OURS = "ours"
-NOISY = 1.25  # a median so far above the fastest round tells of other processes
+NOISY = 1.25  # a median so far above the fastest round tells of other processes (process_time hardly sees them)
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _VECTORS = (("avx512f", "AVX-512"), ("avx2", "AVX2"))
 
@@ -42,6 +42,8 @@ def read_speeds(path: Path) -> Speeds:
         report = json.loads(path.read_text())
         groups = _groups(report["benchmarks"])
         machine = machine_line(report["machine_info"], report["datetime"])
+        if any(benchmark.get("options", {}).get("timer") == "process_time" for benchmark in report["benchmarks"]):
+            machine += ", processor time"
     except OSError as error:
         raise LoraCompError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -171,7 +171,7 @@ def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
             place += 1
         place += 0.6  # the bars of a claim touch, claims stand apart
-    axes.set_yticks(ticks, [textwrap.fill(claim.name, 44) for claim in speeds.claims], parse_math=False)
+    axes.set_yticks(ticks, [textwrap.fill(claim.name, 40) for claim in speeds.claims], parse_math=False)
     axes.set_ylim(place - 0.8, -0.8)  # the first claim on top
     axes.set_xscale("log")
     axes.set_xlim(lowest if lowest == 1 else lowest / 1.1, highest * max(1.6, highest / lowest) ** 0.4)
