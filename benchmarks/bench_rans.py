@@ -1,8 +1,9 @@
 """lora_comp.rans against CompressAI's and constriction's coders, one thread each.
 
-y of a 512x768 picture (192x32x48) under CompressAI's 64 scale tables, scales drawn evenly from them.
-`pytest benchmarks/bench_rans.py` times every kernel that runs here; constriction is a peer where it is installed.
+y of a 512x768 picture (192x32x48) under CompressAI's 64 scale tables, scales drawn evenly from them. constriction is a
+peer where it is installed. `kernels` times every kernel of ours that runs here.
 """
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from compressai.models.google import get_scale_table
 from lora_comp import rans
 
 SYMBOLS = 192 * 32 * 48
-kernels = pytest.mark.parametrize("kernel", rans.KERNELS)
 
 
 @pytest.fixture(scope="module")
@@ -28,79 +28,74 @@ def problem():
     return symbols, indexes, tables
 
 
-def report(benchmark, size):
-    benchmark.extra_info["bytes"] = size
+def ours(symbols, indexes, tables, kernel=""):
+    """As the peers below: a function that returns the coded symbols, and one from these to the symbols."""
+    return (partial(rans.encode, symbols, indexes, *tables, kernel=kernel),
+            lambda data: rans.decode(data, indexes, *tables, kernel=kernel))
+
+
+def compressai(symbols, indexes, tables):
+    arguments = [array.tolist() for array in (symbols, indexes, *tables)]  # its API takes lists; not timed
+    encoder, decoder = ans.RansEncoder(), ans.RansDecoder()
+    return (partial(encoder.encode_with_indexes, *arguments),
+            lambda data: decoder.decode_with_indexes(data, *arguments[1:]))
+
+
+def constriction(symbols, indexes, _):
+    """Its Gaussian models take a mean and a deviation for each symbol, and the range that symbols lie in."""
+    stream = pytest.importorskip("constriction").stream
+    deviations = get_scale_table().numpy()[indexes].astype(np.float32)
+    means = np.zeros(SYMBOLS, np.float32)
+    family = stream.model.QuantizedGaussian(int(symbols.min()), int(symbols.max()))
+
+    def encode():
+        coder = stream.stack.AnsCoder()
+        coder.encode_reverse(symbols, family, means, deviations)
+        return coder.get_compressed()
+
+    return encode, lambda data: stream.stack.AnsCoder(data).decode(family, means, deviations)
+
+
+KINDS = {"ours": ours, "CompressAI": compressai, "constriction": constriction}
+
+
+def time_encoding(benchmark, symbols, encode, decode):
+    data = benchmark(encode)
+    report(benchmark, data)
+    np.testing.assert_array_equal(decode(data), symbols)
+
+
+def time_decoding(benchmark, symbols, encode, decode):
+    data = encode()
+    decoded = benchmark(decode, data)
+    report(benchmark, data)
+    np.testing.assert_array_equal(decoded, symbols)
+
+
+def report(benchmark, data):
+    benchmark.extra_info["bytes"] = memoryview(data).nbytes
     benchmark.extra_info["symbols_per_second"] = SYMBOLS / benchmark.stats.stats.median
 
 
-@kernels
-@pytest.mark.benchmark(group="encode")
-def test_encode(benchmark, problem, kernel):
-    symbols, indexes, tables = problem
-    data = benchmark(rans.encode, symbols, indexes, *tables, kernel=kernel)
-    report(benchmark, len(data))
-    np.testing.assert_array_equal(rans.decode(data, indexes, *tables), symbols)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.benchmark(group="rANS encoding, 294,912 symbols")
+def test_encode(benchmark, problem, kind):
+    time_encoding(benchmark, problem[0], *KINDS[kind](*problem))
 
 
-@kernels
-@pytest.mark.benchmark(group="decode")
-def test_decode(benchmark, problem, kernel):
-    symbols, indexes, tables = problem
-    data = rans.encode(symbols, indexes, *tables)
-    decoded = benchmark(rans.decode, data, indexes, *tables, kernel=kernel)
-    report(benchmark, len(data))
-    np.testing.assert_array_equal(decoded, symbols)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.benchmark(group="rANS decoding, 294,912 symbols")
+def test_decode(benchmark, problem, kind):
+    time_decoding(benchmark, problem[0], *KINDS[kind](*problem))
 
 
-@pytest.mark.benchmark(group="encode")
-def test_encode_compressai(benchmark, problem):
-    symbols, indexes, tables = problem
-    arguments = [array.tolist() for array in (symbols, indexes, *tables)]  # its API takes lists; not timed
-    data = benchmark(ans.RansEncoder().encode_with_indexes, *arguments)
-    report(benchmark, len(data))
-    assert ans.RansDecoder().decode_with_indexes(data, *arguments[1:]) == arguments[0]
+@pytest.mark.parametrize("kernel", rans.KERNELS)
+@pytest.mark.benchmark(group="kernels: encode")
+def test_encode_by_kernel(benchmark, problem, kernel):
+    time_encoding(benchmark, problem[0], *ours(*problem, kernel))
 
 
-@pytest.mark.benchmark(group="decode")
-def test_decode_compressai(benchmark, problem):
-    symbols, indexes, tables = problem
-    arguments = [array.tolist() for array in (symbols, indexes, *tables)]
-    data = ans.RansEncoder().encode_with_indexes(*arguments)
-    decoded = benchmark(ans.RansDecoder().decode_with_indexes, data, *arguments[1:])
-    report(benchmark, len(data))
-    assert decoded == arguments[0]
-
-
-@pytest.fixture
-def constriction_problem(problem):
-    """Its Gaussian models take a mean and a deviation for each symbol, and the range that symbols lie in."""
-    stream = pytest.importorskip("constriction").stream
-    symbols, indexes, _ = problem
-    deviations = get_scale_table().numpy()[indexes].astype(np.float32)
-    family = stream.model.QuantizedGaussian(int(symbols.min()), int(symbols.max()))
-    return stream.stack.AnsCoder, family, symbols, np.zeros(SYMBOLS, np.float32), deviations
-
-
-@pytest.mark.benchmark(group="encode")
-def test_encode_constriction(benchmark, constriction_problem):
-    coder, family, symbols, means, deviations = constriction_problem
-
-    def encode():
-        ans_coder = coder()
-        ans_coder.encode_reverse(symbols, family, means, deviations)
-        return ans_coder.get_compressed()
-
-    data = benchmark(encode)
-    report(benchmark, data.nbytes)
-    np.testing.assert_array_equal(coder(data).decode(family, means, deviations), symbols)
-
-
-@pytest.mark.benchmark(group="decode")
-def test_decode_constriction(benchmark, constriction_problem):
-    coder, family, symbols, means, deviations = constriction_problem
-    ans_coder = coder()
-    ans_coder.encode_reverse(symbols, family, means, deviations)
-    data = ans_coder.get_compressed()
-    decoded = benchmark(lambda: coder(data).decode(family, means, deviations))
-    report(benchmark, data.nbytes)
-    np.testing.assert_array_equal(decoded, symbols)
+@pytest.mark.parametrize("kernel", rans.KERNELS)
+@pytest.mark.benchmark(group="kernels: decode")
+def test_decode_by_kernel(benchmark, problem, kernel):
+    time_decoding(benchmark, problem[0], *ours(*problem, kernel))

@@ -7,8 +7,8 @@ import torch
 
 from lora_comp.ops.window_attention import plain_window_attention, window_attention
 
-SHAPES = {"tic-256": (1, 64, 64, 3, 8, 16), "tic-s-8x128": (8, 32, 32, 3, 4, 16)}
-KINDS = {"fused": window_attention, "torch": plain_window_attention}
+SHAPES = {"tic, 256x256": (1, 64, 64, 3, 8, 16), "tic-s, 8x128x128": (8, 32, 32, 3, 4, 16)}
+KINDS = {"ours": window_attention, "torch": plain_window_attention}
 
 
 @pytest.fixture(params=SHAPES)
@@ -21,7 +21,7 @@ def problem(request):
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward(benchmark, problem, kind):
     qkv, bias, name = problem
-    benchmark.group = f"forward {name}"
+    benchmark.group = f"window attention, forward: {name}"
     with torch.no_grad():
         out = benchmark(KINDS[kind], qkv, bias, 8, 4)
         torch.testing.assert_close(out, plain_window_attention(qkv, bias, 8, 4), rtol=1e-4, atol=1e-4)
@@ -30,7 +30,7 @@ def test_forward(benchmark, problem, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_and_backward(benchmark, problem, kind):
     qkv, bias, name = problem
-    benchmark.group = f"forward and backward {name}"
+    benchmark.group = f"window attention, forward and backward: {name}"
 
     def step(attention):
         return torch.autograd.grad(attention(qkv, bias, 8, 4).square().sum(), qkv)[0]

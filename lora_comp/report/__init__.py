@@ -1,1 +1,1 @@
-"""What a run showed: rate differences (bdrate), tables (summary), plots, and classic codecs beside it (codecs)."""
+"""What was measured: rate differences (bdrate), tables (summary), plots, classic codecs (codecs), speeds (bench)."""

@@ -1,4 +1,7 @@
-"""`python -m lora_comp.report codecs FOLDER [--codec tic-s] [--out FILE.json]`: classic codecs and ours on a folder."""
+"""`python -m lora_comp.report codecs FOLDER [--codec tic-s] [--out FILE.json]`: classic codecs and ours on a folder.
+
+`table results.json` and `bench FILE.json [--out FOLDER]` print what a run and the benchmarks measured, in Markdown.
+"""
 
 import argparse
 import json
@@ -17,10 +20,12 @@ from torch import Tensor
 
 from lora_comp.data import load_data
 from lora_comp.errors import ImageError, LoraCompError
-from lora_comp.files import write_file
+from lora_comp.files import make_folder, write_file
 from lora_comp.report.bdrate import Point, bd_rate
+from lora_comp.report.bench import read_speeds, speed_table
 from lora_comp.report.card import adapters_card, codec_card, network_card
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
+from lora_comp.report.plots import speed_plot
 from lora_comp.report.summary import markdown, summary
 from lora_comp.zoo import ROOT, read_weights
 
@@ -41,11 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec")
     results = commands.add_parser("table", help="the table of a run in Markdown")
     results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
+    bench = commands.add_parser("bench", help="ours against named peers: a table in Markdown, and a plot")
+    bench.add_argument("benchmarks", type=Path, help="FILE of `pytest benchmarks --benchmark-json FILE`")
+    bench.add_argument("--out", type=Path, help="folder for bench.md and bench.png")
     commands.add_parser("cards", help="write the cards of the networks and adapters in the zoo from their metadata")
     options = parser.parse_args(arguments)
     try:
         if options.command == "table":
             print(markdown(summary(_records(options.results))), end="")
+            return 0
+        if options.command == "bench":
+            show_speeds(options.benchmarks, options.out)
             return 0
         if options.command == "cards":
             write_cards()
@@ -62,6 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def show_speeds(benchmarks: Path, out: Path | None = None) -> None:
+    speeds = read_speeds(benchmarks)
+    table = speed_table(speeds)
+    print(table, end="")
+    if out:
+        write_file(make_folder(out) / "bench.md", table.encode())
+        speed_plot(speeds, out / "bench.png")
 
 
 def write_cards() -> None:

@@ -1,4 +1,4 @@
-"""Plots of a run: score over rate, and one picture original, plain and adapted side by side."""
+"""Plots: a run's score over rate, one picture original, plain and adapted side by side, and speeds."""
 
 import math
 import os
@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
 from lora_comp.errors import LoraCompError
+from lora_comp.report.bench import Speeds, three_digits
 from lora_comp.report.summary import LOWER_IS_BETTER, PLAIN, score_name
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell the lines apart in print.
@@ -147,6 +148,44 @@ class _Sheet:
         lines = [textwrap.shorten(line, letters, placeholder="...") for line in caption.splitlines()]
         self.figure.text(left / width, 1 - (top + self.cell[0] + 8) / height, "\n".join(lines), fontsize=10, va="top",
                          color=_TINT, linespacing=1.25, parse_math=False)
+
+
+def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
+    """A bar per claim and peer, how many times faster ours is, on a log axis; left of 1 ours is slower.
+
+    Raises LoraCompError when the file cannot be written.
+    """
+    bars = [(claim, peer, ratio) for claim in speeds.claims for peer, ratio in claim.ratios.items()]
+    peers = list(dict.fromkeys(peer for _, peer, _ in bars))
+    lowest, highest = min(1.0, *(ratio for *_, ratio in bars)), max(1.0, *(ratio for *_, ratio in bars))
+    figure = Figure(figsize=(9, 1.2 + 0.25 * (len(bars) + 0.6 * len(speeds.claims))),
+                    layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    axes = figure.add_subplot()
+    ticks, place = [], 0.0
+    for claim in speeds.claims:
+        ticks.append(place + (len(claim.ratios) - 1) / 2)
+        for peer, ratio in claim.ratios.items():
+            axes.barh(place, ratio - 1, left=1, height=0.84, color=_COLOURS[peers.index(peer) % 7])
+            axes.annotate(f"{three_digits(ratio)}× {peer}", (max(ratio, 1), place), xytext=(5, 0),
+                          textcoords="offset points", va="center", parse_math=False,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+            place += 1
+        place += 0.6  # the bars of a claim touch, claims stand apart
+    axes.set_yticks(ticks, [textwrap.fill(claim.name, 40) for claim in speeds.claims], parse_math=False)
+    axes.set_ylim(place - 0.8, -0.8)  # the first claim on top
+    axes.set_xscale("log")
+    axes.set_xlim(lowest if lowest == 1 else lowest / 1.1, highest * max(1.6, highest / lowest) ** 0.4)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.axvline(1, color=_TINT, linewidth=1)
+    axes.set_xlabel("how many times faster than the peer (the peer's median time / ours)")
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.supxlabel(speeds.machine, fontsize=9, color=_TINT, parse_math=False)
+    _save(figure, path, dpi=150)
 
 
 def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
