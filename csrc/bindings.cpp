@@ -105,19 +105,49 @@ void decode_latents(const py::bytes& data, const Doubles& means, const Doubles& 
                        {threads, {}});
 }
 
-void low_rank_update(uintptr_t y, uintptr_t x, uintptr_t u, uintptr_t s, uintptr_t v, ptrdiff_t y_stride,
-                     ptrdiff_t x_stride, size_t n, size_t in, size_t out, int rank, float scale,
-                     std::optional<uintptr_t> stream) {
-  if (rank < 1 || rank > kMaxRank) throw std::invalid_argument("rank must lie in [1, 16]");
-  const auto input = [](uintptr_t p) { return reinterpret_cast<const float*>(p); };
-  const LowRankUpdate update{reinterpret_cast<float*>(y), input(x), input(u), input(s), input(v), y_stride, x_stride,
-                             n, in, out, rank, scale};
-  const py::gil_scoped_release release;
-  if (!stream) return low_rank_update_cpu(update);
-#ifdef LORA_COMP_CUDA
-  low_rank_update_cuda(update, *stream);
-#else
+using LinearSizes = std::array<size_t, 5>;
+using Addresses = std::array<uintptr_t, 6>;
+
+LowRankLinear make_linear(const Addresses& inputs, const LinearSizes& sizes, float scale, bool bfloat16) {
+  const auto [batch, n, in, out, rank] = sizes;
+  if (rank == 0) throw std::invalid_argument("a rank is at least 1");
+  const auto input = [&](size_t i) { return reinterpret_cast<const float*>(inputs[i]); };
+  return {input(0), input(1), input(2), input(3), input(4), input(5), batch, n, in, out, rank, scale, bfloat16};
+}
+
+[[maybe_unused]] void refuse_cuda() {
   throw std::runtime_error("lora_comp was built without CUDA: reinstall it with nvcc on PATH");
+}
+
+// grad_t: what a GPU needs for itself. stream: a CUDA stream's handle, or none for the CPU.
+void linear_forward(const Addresses& inputs, uintptr_t y, uintptr_t t, const LinearSizes& sizes, float scale,
+                    bool bfloat16, unsigned threads, std::optional<uintptr_t> stream) {
+  const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
+  float* const projected = reinterpret_cast<float*>(t);
+  const py::gil_scoped_release release;
+  if (!stream) return low_rank_linear_forward(linear, reinterpret_cast<void*>(y), projected, threads);
+#ifdef LORA_COMP_CUDA
+  low_rank_linear_forward_cuda(linear, reinterpret_cast<void*>(y), projected, *stream);
+#else
+  refuse_cuda();
+#endif
+}
+
+void linear_backward(const Addresses& inputs, uintptr_t grad_y, uintptr_t t, uintptr_t grad_t,
+                     const std::array<uintptr_t, 4>& grads, const LinearSizes& sizes, float scale, bool bfloat16,
+                     unsigned threads, std::optional<uintptr_t> stream) {
+  const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
+  const auto output = [&](size_t i) { return reinterpret_cast<float*>(grads[i]); };
+  const LowRankGradients to{output(0), output(1), output(2), output(3)};
+  const void* const from = reinterpret_cast<const void*>(grad_y);
+  const float* const projected = reinterpret_cast<const float*>(t);
+  const py::gil_scoped_release release;
+  if (!stream) return low_rank_linear_backward(linear, from, projected, to, threads);
+#ifdef LORA_COMP_CUDA
+  low_rank_linear_backward_cuda(linear, from, projected, reinterpret_cast<float*>(grad_t), to, *stream);
+#else
+  static_cast<void>(grad_t);
+  refuse_cuda();
 #endif
 }
 
@@ -181,10 +211,11 @@ PYBIND11_MODULE(_C, m) {
         arg("threads"), "Addresses of contiguous float32; sizes: batch, height, width, heads, dim, window, shift.");
   m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
         arg("grad_bias"), arg("sizes"), arg("threads"), "Writes grad_qkv and adds to grad_bias, unless that is 0.");
-  m.def("low_rank_update", &low_rank_update, arg("y"), arg("x"), arg("u"), arg("s"), arg("v"), arg("y_stride"),
-        arg("x_stride"), arg("n"), arg("in_features"), arg("out_features"), arg("rank"), arg("scale"),
-        arg("stream") = py::none(),
-        "y += scale * ((x V) * s) U^T in place, float32. y, x, u, s, v: addresses of (n, out), (n, in), (out, rank),\n"
-        "(rank,), (in, rank); strides in elements between rows of y and x; stream: a CUDA stream's handle, or None\n"
-        "for the CPU.");
+  m.def("low_rank_linear_forward", &linear_forward, arg("inputs"), arg("y"), arg("t"), arg("sizes"), arg("scale"),
+        arg("bfloat16"), arg("threads"), arg("stream"),
+        "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"
+        "CUDA stream's handle, or None for the CPU.");
+  m.def("low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("grad_t"),
+        arg("grads"), arg("sizes"), arg("scale"), arg("bfloat16"), arg("threads"), arg("stream"),
+        "grads: of x, u, s, v, 0 where not wanted; grad_t: space like t for a GPU, else 0.");
 }
