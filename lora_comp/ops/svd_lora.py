@@ -105,13 +105,15 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _inputs(x: Tensor, weight: Tensor, bias: Tensor | None, *usv: Tensor) -> tuple[tuple[int, ...], list[Tensor], bool]:
-    """Addresses of x, weight, bias, u, s, v; what they point to; whether the kernel multiplies by the weight too."""
+def _inputs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
+) -> tuple[tuple[int, ...], list[Tensor], bool]:
+    """Addresses of all six, what lies there but the bias, and whether the kernel multiplies by the weight too."""
     whole = x.dtype == torch.float32 and not x.is_cuda
-    kept = [t.contiguous() for t in (x, weight, *usv)]
-    x, weight, *usv = kept
-    layer = (weight.data_ptr(), _address(bias)) if whole else (0, 0)
-    return (x.data_ptr(), *layer, *(t.data_ptr() for t in usv)), kept, whole
+    kept = [t.contiguous() for t in (x, weight, u, s, v)]
+    address = [t.data_ptr() for t in kept]
+    layer = (address[1], _address(bias)) if whole else (0, 0)
+    return (address[0], *layer, *address[2:]), kept, whole
 
 
 def _forward(
