@@ -212,42 +212,42 @@ INLINE void add_products(const float* a, const float* t, size_t rows, size_t wid
   }
 }
 
-// An array on the border of a cache line; not zeroed, unlike a std::vector.
-class Lines {
- public:
-  explicit Lines(size_t size) : lines(new Line[size / 16 + 1]) {}
-  float* data() const { return lines[0].values; }
-
- private:
+// Room for `size` floats on the border of a cache line, the same for each call of a thread: memory fresh from the system
+// costs a small layer a tenth of its time.
+inline float* scratch(size_t size) {
   struct alignas(64) Line {
     float values[16];
   };
-  std::unique_ptr<Line[]> lines;
-};
+  thread_local std::unique_ptr<Line[]> lines;
+  thread_local size_t count = 0;
+  if (size / 16 + 1 > count) {
+    count = size / 16 + 1;
+    lines.reset(new Line[count]);
+  }
+  return lines[0].values;
+}
 
 // The factors of y (B = W^T, P = V, Q = U), or of the gradient of x (B = W, P = U, Q = V), laid out for the loops above.
-// Q is already times scale * s.
+// Q is already times scale * s. They lie in the thread's scratch: one at a time.
 struct Packed {
   size_t inner, columns, rank;
-  bool has_weight;
-  Lines weight, start, project, expand;  // of all adapters
+  float *start, *expand, *project, *weight;  // of all adapters
 
   Packed(const LowRankLinear& a, bool gradient)
       : inner(gradient ? a.out : a.in),
         columns(gradient ? a.in : a.out),
         rank(low_rank_padded(a.rank)),
-        has_weight(a.weight),
-        weight(has_weight ? inner * padded(columns) : 0),
-        start(padded(columns)),
-        project(a.batch * rank * inner),
-        expand(a.batch * rank * padded(columns)) {
-    std::fill_n(start.data(), padded(columns), 0.0f);
-    if (a.bias && !gradient) std::copy_n(a.bias, columns, start.data());
+        start(scratch(padded(columns) * (1 + a.batch * rank + inner) + a.batch * rank * inner)),
+        expand(start + padded(columns)),
+        project(expand + a.batch * rank * padded(columns) + inner * padded(columns)),
+        weight(a.weight ? project - inner * padded(columns) : nullptr) {
+    std::fill_n(start, padded(columns), 0.0f);
+    if (a.bias && !gradient) std::copy_n(a.bias, columns, start);
   }
 
   Product of(size_t adapter) const {
-    return {inner, columns, rank, has_weight ? weight.data() : nullptr, start.data(),
-            project.data() + adapter * rank * inner, expand.data() + adapter * rank * padded(columns)};
+    return {inner, columns, rank, weight, start, project + adapter * rank * inner,
+            expand + adapter * rank * padded(columns)};
   }
 };
 
@@ -291,9 +291,9 @@ INLINE void pack_straight(const float* weight, size_t inner, size_t columns, flo
 
 template <class Fit>
 INLINE void pack(const LowRankLinear& a, bool gradient, const Packed& p) {
-  if (a.weight && gradient) pack_straight<Fit>(a.weight, p.inner, p.columns, p.weight.data());
-  if (a.weight && !gradient) pack_transposed<Fit>(a.weight, p.inner, p.columns, p.weight.data());
-  float *project = p.project.data(), *expand = p.expand.data();
+  if (a.weight && gradient) pack_straight<Fit>(a.weight, p.inner, p.columns, p.weight);
+  if (a.weight && !gradient) pack_transposed<Fit>(a.weight, p.inner, p.columns, p.weight);
+  float *project = p.project, *expand = p.expand;
   for (size_t adapter = 0; adapter < a.batch; ++adapter) {
     const float *const u = a.u + adapter * a.out * a.rank, *const v = a.v + adapter * a.in * a.rank;
     const float *const s = a.s + adapter * a.rank, *const first = gradient ? u : v, *const second = gradient ? v : u;
