@@ -212,8 +212,8 @@ INLINE void add_products(const float* a, const float* t, size_t rows, size_t wid
   }
 }
 
-// Room for `size` floats on the border of a cache line, the same for each call of a thread: memory fresh from the system
-// costs a small layer a tenth of its time.
+// Room for `size` floats on the border of a cache line, the same at each call of a thread: memory fresh from the
+// system would be paid for page by page each time.
 inline float* scratch(size_t size) {
   struct alignas(64) Line {
     float values[16];
@@ -227,8 +227,8 @@ inline float* scratch(size_t size) {
   return lines[0].values;
 }
 
-// The factors of y (B = W^T, P = V, Q = U), or of the gradient of x (B = W, P = U, Q = V), laid out for the loops above.
-// Q is already times scale * s. They lie in the thread's scratch: one at a time.
+// The factors of y (B = W^T, P = V, Q = U), or of the gradient of x (B = W, P = U, Q = V), laid out for the loops
+// above. Q is already times scale * s. They lie in the thread's scratch: one at a time.
 struct Packed {
   size_t inner, columns, rank;
   float *start, *expand, *project, *weight;  // of all adapters

@@ -6,7 +6,7 @@
 
 namespace lora_comp {
 
-// Matrices are contiguous, row by row, and x, y and their gradients are all float32 or all bfloat16; the rest is float32.
+// Matrices are contiguous, row by row; x, y and their gradients are all float32 or all bfloat16, the rest is float32.
 struct LowRankLinear {
   const void* x;         // (batch, n, in)
   const float* weight;   // (out, in), for float32 on the CPU; null: what is to be written holds its product already
@@ -33,8 +33,8 @@ void low_rank_linear_forward(const LowRankLinear& a, void* y, float* t, unsigned
 void low_rank_linear_backward(const LowRankLinear& a, const void* grad_y, const float* t, const LowRankGradients& grads,
                               unsigned threads);
 
-// On a GPU: no empty batch or n, and no weight. They enqueue on the stream and return, and throw std::runtime_error with
-// CUDA's message if a launch fails. grad_t (batch, n, padded rank) is theirs to write.
+// On a GPU: no empty batch or n, and no weight. They enqueue on the stream and return, and throw std::runtime_error
+// with CUDA's message if a launch fails. grad_t (batch, n, padded rank) is theirs to write.
 void low_rank_linear_forward_cuda(const LowRankLinear& a, void* y, float* t, uintptr_t stream);
 void low_rank_linear_backward_cuda(const LowRankLinear& a, const void* grad_y, const float* t, float* grad_t,
                                    const LowRankGradients& grads, uintptr_t stream);
