@@ -106,19 +106,49 @@ void decode_latents(const py::bytes& data, const Doubles& means, const Doubles& 
                        {threads, {}});
 }
 
-void low_rank_update(uintptr_t y, uintptr_t x, uintptr_t u, uintptr_t s, uintptr_t v, ptrdiff_t y_stride,
-                     ptrdiff_t x_stride, size_t n, size_t in, size_t out, int rank, float scale,
-                     std::optional<uintptr_t> stream) {
-  if (rank < 1 || rank > kMaxRank) throw std::invalid_argument("rank must lie in [1, 16]");
-  const auto input = [](uintptr_t p) { return reinterpret_cast<const float*>(p); };
-  const LowRankUpdate update{reinterpret_cast<float*>(y), input(x), input(u), input(s), input(v), y_stride, x_stride,
-                             n, in, out, rank, scale};
-  const py::gil_scoped_release release;
-  if (!stream) return low_rank_update_cpu(update);
-#ifdef LORA_COMP_CUDA
-  low_rank_update_cuda(update, *stream);
-#else
+using LinearSizes = std::array<size_t, 5>;
+using Addresses = std::array<uintptr_t, 6>;
+
+LowRankLinear make_linear(const Addresses& inputs, const LinearSizes& sizes, float scale, bool bfloat16) {
+  const auto [batch, n, in, out, rank] = sizes;
+  if (rank == 0) throw std::invalid_argument("a rank is at least 1");
+  const auto input = [&](size_t i) { return reinterpret_cast<const float*>(inputs[i]); };
+  return {input(0), input(1), input(2), input(3), input(4), input(5), batch, n, in, out, rank, scale, bfloat16};
+}
+
+[[maybe_unused]] void refuse_cuda() {
   throw std::runtime_error("lora_comp was built without CUDA: reinstall it with nvcc on PATH");
+}
+
+// grad_t: what a GPU needs for itself. stream: a CUDA stream's handle, or none for the CPU.
+void linear_forward(const Addresses& inputs, uintptr_t y, uintptr_t t, const LinearSizes& sizes, float scale,
+                    bool bfloat16, unsigned threads, std::optional<uintptr_t> stream) {
+  const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
+  float* const projected = reinterpret_cast<float*>(t);
+  const py::gil_scoped_release release;
+  if (!stream) return low_rank_linear_forward(linear, reinterpret_cast<void*>(y), projected, threads);
+#ifdef LORA_COMP_CUDA
+  low_rank_linear_forward_cuda(linear, reinterpret_cast<void*>(y), projected, *stream);
+#else
+  refuse_cuda();
+#endif
+}
+
+void linear_backward(const Addresses& inputs, uintptr_t grad_y, uintptr_t t, uintptr_t grad_t,
+                     const std::array<uintptr_t, 4>& grads, const LinearSizes& sizes, float scale, bool bfloat16,
+                     unsigned threads, std::optional<uintptr_t> stream) {
+  const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
+  const auto output = [&](size_t i) { return reinterpret_cast<float*>(grads[i]); };
+  const LowRankGradients to{output(0), output(1), output(2), output(3)};
+  const void* const from = reinterpret_cast<const void*>(grad_y);
+  const float* const projected = reinterpret_cast<const float*>(t);
+  const py::gil_scoped_release release;
+  if (!stream) return low_rank_linear_backward(linear, from, projected, to, threads);
+#ifdef LORA_COMP_CUDA
+  low_rank_linear_backward_cuda(linear, from, projected, reinterpret_cast<float*>(grad_t), to, *stream);
+#else
+  static_cast<void>(grad_t);
+  refuse_cuda();
 #endif
 }
 
@@ -143,9 +173,9 @@ void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintp
 }
 
 // The tensors of `swin_block.py`, in its order.
-using Addresses = std::vector<uintptr_t>;
+using Tensors = std::vector<uintptr_t>;
 
-SwinBlock make_swin_block(const Addresses& frozen, const Addresses& low_rank, const std::array<size_t, 4>& ranks,
+SwinBlock make_swin_block(const Tensors& frozen, const Tensors& low_rank, const std::array<size_t, 4>& ranks,
                           bool own, const std::array<size_t, 8>& sizes) {
   if (frozen.size() != 13 || low_rank.size() != 12) throw std::invalid_argument("13 and 12 tensors");
   const auto [batch, height, width, window, shift, dim, heads, hidden] = sizes;
@@ -155,7 +185,7 @@ SwinBlock make_swin_block(const Addresses& frozen, const Addresses& low_rank, co
   block.norm1_weight = tensor(frozen[0]), block.norm1_bias = tensor(frozen[1]);
   block.norm2_weight = tensor(frozen[2]), block.norm2_bias = tensor(frozen[3]);
   block.position = tensor(frozen[4]), block.own = own;
-  LowRankLinear* const layers[] = {&block.qkv, &block.proj, &block.fc1, &block.fc2};
+  SwinLayer* const layers[] = {&block.qkv, &block.proj, &block.fc1, &block.fc2};
   const size_t in[] = {dim, dim, dim, hidden}, out[] = {3 * dim, dim, hidden, dim};
   for (size_t i = 0; i < 4; ++i)
     *layers[i] = {tensor(frozen[5 + 2 * i]), tensor(frozen[6 + 2 * i]), tensor(low_rank[3 * i]),
@@ -163,7 +193,7 @@ SwinBlock make_swin_block(const Addresses& frozen, const Addresses& low_rank, co
   return block;
 }
 
-void forward_swin_block(uintptr_t x, uintptr_t y, const Addresses& frozen, const Addresses& low_rank,
+void forward_swin_block(uintptr_t x, uintptr_t y, const Tensors& frozen, const Tensors& low_rank,
                         const std::array<size_t, 4>& ranks, bool own, const std::array<size_t, 8>& sizes, bool half,
                         unsigned threads) {
   const py::gil_scoped_release release;
@@ -171,9 +201,9 @@ void forward_swin_block(uintptr_t x, uintptr_t y, const Addresses& frozen, const
                      reinterpret_cast<float*>(y), half, threads);
 }
 
-void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const Addresses& frozen,
-                         const Addresses& low_rank, const std::array<size_t, 4>& ranks, bool own,
-                         const std::array<size_t, 8>& sizes, const Addresses& grads, bool half, unsigned threads) {
+void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const Tensors& frozen,
+                         const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
+                         const std::array<size_t, 8>& sizes, const Tensors& grads, bool half, unsigned threads) {
   if (grads.size() != 12) throw std::invalid_argument("12 gradients");
   const auto at = [&](size_t i) { return reinterpret_cast<float*>(grads[i]); };
   const auto layer = [&](size_t i) { return LowRankGrad{at(3 * i), at(3 * i + 1), at(3 * i + 2)}; };
@@ -230,10 +260,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("frozen"),
         arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("grads"), arg("half"), arg("threads"),
         "Writes grad_x and adds to the gradients of the low-rank tensors whose address is not 0.");
-  m.def("low_rank_update", &low_rank_update, arg("y"), arg("x"), arg("u"), arg("s"), arg("v"), arg("y_stride"),
-        arg("x_stride"), arg("n"), arg("in_features"), arg("out_features"), arg("rank"), arg("scale"),
-        arg("stream") = py::none(),
-        "y += scale * ((x V) * s) U^T in place, float32. y, x, u, s, v: addresses of (n, out), (n, in), (out, rank),\n"
-        "(rank,), (in, rank); strides in elements between rows of y and x; stream: a CUDA stream's handle, or None\n"
-        "for the CPU.");
+  m.def("low_rank_linear_forward", &linear_forward, arg("inputs"), arg("y"), arg("t"), arg("sizes"), arg("scale"),
+        arg("bfloat16"), arg("threads"), arg("stream"),
+        "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"
+        "CUDA stream's handle, or None for the CPU.");
+  m.def("low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("grad_t"),
+        arg("grads"), arg("sizes"), arg("scale"), arg("bfloat16"), arg("threads"), arg("stream"),
+        "grads: of x, u, s, v, 0 where not wanted; grad_t: space like t for a GPU, else 0.");
 }

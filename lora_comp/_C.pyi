@@ -77,18 +77,25 @@ def swin_block_backward(
     half: bool,
     threads: int,
 ) -> None: ...
-def low_rank_update(
+def low_rank_linear_forward(
+    inputs: tuple[int, ...],
     y: int,
-    x: int,
-    u: int,
-    s: int,
-    v: int,
-    y_stride: int,
-    x_stride: int,
-    n: int,
-    in_features: int,
-    out_features: int,
-    rank: int,
+    t: int,
+    sizes: tuple[int, ...],
     scale: float,
-    stream: int | None = None,
+    bfloat16: bool,
+    threads: int,
+    stream: int | None,
+) -> None: ...
+def low_rank_linear_backward(
+    inputs: tuple[int, ...],
+    grad_y: int,
+    t: int,
+    grad_t: int,
+    grads: tuple[int, ...],
+    sizes: tuple[int, ...],
+    scale: float,
+    bfloat16: bool,
+    threads: int,
+    stream: int | None,
 ) -> None: ...

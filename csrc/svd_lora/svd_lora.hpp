@@ -1,4 +1,4 @@
-// y += scale * ((x V) * s) U^T, row by row and in place: what SVD-LoRA adds to a linear layer. All float32.
+// A linear layer with a low-rank update, y = x W^T + scale ((x V) * s) U^T + b, and its gradients but those of W and b.
 #pragma once
 
 #include <cstddef>
@@ -6,23 +6,37 @@
 
 namespace lora_comp {
 
-constexpr int kMaxRank = 16;
-
-struct LowRankUpdate {
-  float* y;              // (n, out), rows y_stride apart
-  const float* x;        // (n, in), rows x_stride apart
-  const float* u;        // (out, rank), contiguous
-  const float* s;        // (rank,)
-  const float* v;        // (in, rank), contiguous
-  ptrdiff_t y_stride, x_stride;
-  size_t n, in, out;
-  int rank;              // 1 to kMaxRank
+// Matrices are contiguous, row by row; x, y and their gradients are all float32 or all bfloat16, the rest is float32.
+struct LowRankLinear {
+  const void* x;         // (batch, n, in)
+  const float* weight;   // (out, in), for float32 on the CPU; null: what is to be written holds its product already
+  const float* bias;     // (out,) or null; goes with the weight
+  const float *u, *s, *v;  // (batch, out, rank), (batch, rank), (batch, in, rank)
+  size_t batch, n, in, out, rank;
   float scale;
+  bool bfloat16;
 };
 
-void low_rank_update_cpu(const LowRankUpdate& a);
+// Null where not wanted.
+struct LowRankGradients {
+  void* x;             // (batch, n, in)
+  float *u, *s, *v;
+};
 
-// Enqueues on the stream and returns; throws std::runtime_error with CUDA's message if the launch fails.
-void low_rank_update_cuda(const LowRankUpdate& a, uintptr_t stream);
+// A row of projections x V, kept for the backward pass, takes a whole number of fours; zero beyond the rank.
+constexpr size_t low_rank_padded(size_t rank) { return (rank + 3) / 4 * 4; }
+
+// Writes y (batch, n, out), or adds to it where there is no weight, and t = x V (batch, n, padded rank).
+void low_rank_linear_forward(const LowRankLinear& a, void* y, float* t, unsigned threads);
+
+// Writes the gradients; adds to that of x where there is no weight. The same bits whatever the threads.
+void low_rank_linear_backward(const LowRankLinear& a, const void* grad_y, const float* t, const LowRankGradients& grads,
+                              unsigned threads);
+
+// On a GPU: no empty batch or n, and no weight. They enqueue on the stream and return, and throw std::runtime_error
+// with CUDA's message if a launch fails. grad_t (batch, n, padded rank) is theirs to write.
+void low_rank_linear_forward_cuda(const LowRankLinear& a, void* y, float* t, uintptr_t stream);
+void low_rank_linear_backward_cuda(const LowRankLinear& a, const void* grad_y, const float* t, float* grad_t,
+                                   const LowRankGradients& grads, uintptr_t stream);
 
 }  // namespace lora_comp

@@ -26,7 +26,7 @@ void check(const SwinBlock& a, bool half) {
   demand(a.dim % 32 == 0 && a.fc1.out % 32 == 0, "channels in multiples of 32");
   demand(a.heads > 0 && a.heads % 2 == 0 && a.dim % a.heads == 0 && a.dim / a.heads <= kMostHead,
          "an even number of heads of up to 16 channels");
-  for (const LowRankLinear* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2})
+  for (const SwinLayer* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2})
     demand(layer->rank <= kMostRank, "ranks of up to 256");
   demand(!half || tiles_available(), "this machine does not multiply in bfloat16");
 }

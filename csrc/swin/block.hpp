@@ -10,7 +10,7 @@
 namespace lora_comp {
 
 // y = W x + U (s * (V^T x)) + b. u, s and v are those of the first picture; with `own` the others' follow.
-struct LowRankLinear {
+struct SwinLayer {
   const float *weight, *bias;  // (out, in), (out)
   const float *u, *s, *v;      // (out, rank), (rank), (in, rank)
   size_t in, out, rank;        // rank 0: a plain linear layer
@@ -22,7 +22,7 @@ struct SwinBlock {
   size_t dim, heads;
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // (dim)
   const float* position;                                               // (heads, tokens, tokens): head, key, query
-  LowRankLinear qkv, proj, fc1, fc2;
+  SwinLayer qkv, proj, fc1, fc2;
   bool own;  // every picture of the batch has its own u, s and v
 };
 

@@ -32,7 +32,7 @@ void run(const Packed<N>& packed, const Job& job, const Share& share, LowRankSum
 }
 
 // Adds the sums of a picture's shares, taken out of their padding, to the gradients.
-void unpack(const LowRankSums& sums, const LowRankLinear& layer, size_t picture, const std::vector<size_t>& in_places,
+void unpack(const LowRankSums& sums, const SwinLayer& layer, size_t picture, const std::vector<size_t>& in_places,
             const std::vector<size_t>& out_places, size_t in, size_t out, const LowRankGrad& grad) {
   const auto add = [&](const float* from, const std::vector<size_t>& places, size_t padded, float* to) {
     for (size_t i = 0; i < places.size(); ++i)

@@ -60,7 +60,7 @@ struct Linear {
   size_t rank;
 
   // in_places, out_places: where among the padded channels the layer's own are.
-  Linear(const LowRankLinear& a, size_t picture, const std::vector<size_t>& in_places,
+  Linear(const SwinLayer& a, size_t picture, const std::vector<size_t>& in_places,
          const std::vector<size_t>& out_places, size_t in, size_t out)
       : gain(round_up(a.rank, 32)),
         bias(out),

@@ -1,18 +1,206 @@
 """The low-rank update of a linear layer: W + scale U diag(s) V^T (LoRA_comp, CVPR 2025, eq. 3)."""
+import math
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lora_comp import _C
+
+FUSED_TYPES = (torch.float32, torch.bfloat16)
+
+
+def plain_svd_lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+) -> Tensor:
+    """The definition of `svd_lora_linear`, in torch."""
+    y = F.linear(x, weight, bias)
+    if u.dim() == 3:  # an adapter for each entry of the first dimension
+        x = x.reshape(len(x), x.shape[1:-1].numel(), x.shape[-1])
+    dtype = torch.promote_types(x.dtype, u.dtype)
+    update = ((x.to(dtype) @ v.to(dtype)) * (scale * s).unsqueeze(-2)) @ u.mT.to(dtype)
+    return y + update.reshape(y.shape).to(y.dtype)
 
 
 def svd_lora_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
 ) -> Tensor:
-    """y = x W^T + scale ((x V) * s) U^T + b, without forming the updated weight.
+    """y = x W^T + scale ((x V) * s) U^T + b, with gradients of x, U, s and V and never a dense one of the weight.
 
-    x is (..., in), weight (out, in), bias (out,) or None, u (out, r), s (r,), v (in, r); y is (..., out).
+    On the CPU in float32 one kernel does it all, in memory for y and, going back, for the gradient of x. In bfloat16 on
+    the CPU, and on a GPU, torch multiplies by W, and a kernel adds the rest. Otherwise, and where W or b wants a
+    gradient, it is `plain_svd_lora_linear`. U, s and V may be float32 beside an x and a W of bfloat16: their sums and
+    gradients then are float32. Under autocast x, W and b become what nn.Linear would make them; U, s and V stay.
+
+    Args:
+        x: (..., in) of any strides, of W's dtype, or (B, ..., in) with an adapter for each of the B.
+        weight: (out, in).
+        bias: (out,) or None.
+        u, s, v: (out, r), (r,), (in, r), or (B, out, r), (B, r), (B, in, r).
+    Returns:
+        (..., out), of x's dtype.
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
-    return F.linear(x, weight, bias) + F.linear((x @ v) * (scale * s), u)
+    _check(x, weight, bias, u, s, v)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad)) or not torch.is_grad_enabled()
+    known = kind == "cpu" or (kind == "cuda" and _C.has_cuda)
+    fused = frozen and known and x.dtype in FUSED_TYPES and x.dtype == weight.dtype and u.dtype in FUSED_TYPES
+    if not (fused and (bias is None or bias.dtype == x.dtype)):
+        return plain_svd_lora_linear(x, weight, bias, u, s, v, scale)
+    u, s, v = u.float(), s.float(), v.float()
+    if torch.compiler.is_compiling():
+        return _operator(x, weight, bias, u, s, v, scale)[0]
+    return _Eager.apply(x, weight, bias, u, s, v, scale)
 
 
 def merge(weight: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float) -> Tensor:
     """The updated weight itself, (out, in): what a decoder that runs at the plain codec's speed uses."""
     return weight + scale * (u * s) @ v.T
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor) -> None:
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be (out, in), not {tuple(weight.shape)}")
+    out, inputs = weight.shape
+    if x.dim() == 0 or x.shape[-1] != inputs:
+        raise ValueError(f"x must be (..., {inputs}) for a weight of {tuple(weight.shape)}, not {tuple(x.shape)}")
+    if bias is not None and bias.shape != (out,):
+        raise ValueError(f"bias must be ({out},), not {tuple(bias.shape)}")
+    if s.dim() not in (1, 2) or s.shape[-1] == 0:
+        raise ValueError(f"s must be (r,) or (B, r) with a rank r of at least 1, not {tuple(s.shape)}")
+    batch, rank = s.shape[:-1], s.shape[-1]
+    if batch and (x.dim() < 2 or x.shape[0] != batch[0]):
+        raise ValueError(f"x must be ({batch[0]}, ..., {inputs}), an entry an adapter, not {tuple(x.shape)}")
+    for name, value, rows in (("u", u, out), ("v", v, inputs)):
+        if value.shape != (*batch, rows, rank):
+            raise ValueError(f"{name} must be {(*batch, rows, rank)}, not {tuple(value.shape)}")
+
+
+def _sizes(x: Tensor, weight: Tensor, s: Tensor) -> tuple[int, int, int, int, int]:
+    """batch, n, in, out, rank"""
+    batch = len(s) if s.dim() == 2 else 1
+    out, inputs = weight.shape
+    return batch, math.prod(x.shape[:-1]) // max(batch, 1), inputs, out, s.shape[-1]
+
+
+def _padded(rank: int) -> int:
+    return -(-rank // 4) * 4
+
+
+def _run(kernel: Callable, x: Tensor, *arguments) -> None:
+    """The kernel on x's device."""
+    if not x.is_cuda:
+        kernel(*arguments, x.dtype == torch.bfloat16, torch.get_num_threads(), None)
+        return
+    with torch.cuda.device(x.device):
+        kernel(*arguments, x.dtype == torch.bfloat16, 1, torch.cuda.current_stream().cuda_stream)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _inputs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
+) -> tuple[tuple[int, ...], list[Tensor], bool]:
+    """Addresses of all six, what lies there but the bias, and whether the kernel multiplies by the weight too."""
+    whole = x.dtype == torch.float32 and not x.is_cuda
+    kept = [t.contiguous() for t in (x, weight, u, s, v)]
+    address = [t.data_ptr() for t in kept]
+    layer = (address[1], _address(bias)) if whole else (0, 0)
+    return (address[0], *layer, *address[2:]), kept, whole
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+) -> tuple[Tensor, Tensor]:
+    sizes = _sizes(x, weight, s)
+    bias = None if bias is None else bias.contiguous()
+    addresses, kept, whole = _inputs(x, weight, bias, u, s, v)
+    y = x.new_empty(*x.shape[:-1], sizes[3]) if whole else F.linear(kept[0], weight, bias)
+    t = u.new_empty(sizes[0], sizes[1], _padded(sizes[4]))
+    if y.numel():
+        _run(_C.low_rank_linear_forward, x, addresses, y.data_ptr(), t.data_ptr(), sizes, scale)
+    return y, t
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, t: Tensor, scale: float,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Gradients of x, u, s and v; empty where not wanted."""
+    sizes, grad = _sizes(x, weight, s), grad.contiguous()
+    addresses, kept, whole = _inputs(x, weight, None, u, s, v)
+    like = [kept[0], *kept[2:]]
+    grads = [torch.empty_like(a) if w else a.new_empty(0) for a, w in zip(like, wanted, strict=True)]
+    if wanted[0] and not whole:
+        grads[0] = (grad @ weight).contiguous()
+    if grad.numel() == 0:
+        return [g.zero_() for g in grads]
+    grad_t = torch.empty_like(t) if x.is_cuda else None
+    to = tuple(g.data_ptr() if w else 0 for g, w in zip(grads, wanted, strict=True))
+    _run(_C.low_rank_linear_backward, x, addresses, grad.data_ptr(), t.data_ptr(), _address(grad_t), to, sizes, scale)
+    return grads
+
+
+_KINDS = ("cpu", "cuda")
+_operator = torch.library.custom_op("lora_comp::svd_lora_linear", _forward, mutates_args=(), device_types=_KINDS)
+_gradients = torch.library.custom_op(
+    "lora_comp::svd_lora_linear_backward", _backward, mutates_args=(), device_types=_KINDS)
+
+
+@_operator.register_fake
+def _(x, weight, bias, u, s, v, scale):
+    batch, n, _, out, rank = _sizes(x, weight, s)
+    return x.new_empty(*x.shape[:-1], out), u.new_empty(batch, n, _padded(rank))
+
+
+@_gradients.register_fake
+def _(grad, x, weight, u, s, v, t, scale, wanted):
+    return [a.new_empty(a.shape if w else 0) for a, w in zip((x, u, s, v), wanted, strict=True)]
+
+
+def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, u, s, v, ctx.scale = inputs
+    ctx.save_for_backward(x, weight, u, s, v, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _wanted(ctx) -> list[bool]:
+    return [ctx.needs_input_grad[i] for i in (0, 3, 4, 5)]
+
+
+def _named(grads: list[Tensor], wanted: list[bool]) -> tuple:
+    """As autograd wants them: for x, weight, bias, u, s, v, scale."""
+    x, u, s, v = (g if w else None for g, w in zip(grads, wanted, strict=True))
+    return x, None, None, u, s, v, None
+
+
+def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple:
+    wanted = _wanted(ctx)
+    return _named(_gradients(grad, *ctx.saved_tensors, ctx.scale, wanted), wanted)
+
+
+_operator.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without its way through torch's dispatcher, which costs a small layer a sixth of its time."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y, t = _forward(*inputs)
+        x, weight, _, u, s, v, ctx.scale = inputs
+        ctx.save_for_backward(x, weight, u, s, v, t)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        wanted = _wanted(ctx)
+        return _named(_backward(grad, *ctx.saved_tensors, ctx.scale, wanted), wanted)

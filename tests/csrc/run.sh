@@ -33,9 +33,7 @@ link "$out/tests-csrc-test_window_attention.cpp.o" "$out/csrc-attention-cpu.cpp.
 swin=()
 for source in csrc/swin/*.cpp; do swin+=("$out/$(object "$source")"); done
 link "$out/tests-csrc-test_swin_block.cpp.o" "${swin[@]}" -o "$out/test_swin_block"
-tests=(test_rans test_latents test_window_attention test_swin_block)
-[ "$SANITIZE" = thread ] || tests+=(test_svd_lora)  # has no threads, and its clones are chosen before TSan is up
-for name in "${tests[@]}"; do
+for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block; do
     "$out/$name"
     echo "$name: passed"
 done

@@ -19,7 +19,7 @@ std::vector<float> random_floats(size_t size, unsigned seed) {
 // The tensors of one linear layer.
 struct Layer {
   std::vector<float> weight, bias, u, s, v, grad_u, grad_s, grad_v;
-  LowRankLinear view;
+  SwinLayer view;
 
   Layer(size_t in, size_t out, size_t rank, size_t pictures, unsigned seed)
       : weight(random_floats(in * out, seed)),

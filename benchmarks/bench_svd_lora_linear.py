@@ -1,0 +1,77 @@
+"""A linear layer with a low-rank update, forward and backward: one thread, rank 4, the weight frozen.
+
+Each group is a shape, tokens x in -> out. frozen: nn.Linear without an update, of which the input's gradient alone is
+computed, the least that a step costs. peft: PEFT's LoRA layer on that nn.Linear; it has no singular values. published:
+the update added to the weight, whose dense gradient is then formed. BENCH_DTYPE=bfloat16 times that type.
+"""
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lora_comp.ops import merge, svd_lora_linear
+from lora_comp.ops.svd_lora import plain_svd_lora_linear
+
+SHAPES = [(16384, 128, 384), (16384, 128, 128), (4096, 128, 384), (4096, 128, 128), (1024, 128, 384), (1024, 128, 128),
+          (256, 192, 576), (256, 192, 192)]
+RANK, SCALE = 4, 2.0
+DTYPE = getattr(torch, os.environ.get("BENCH_DTYPE", "float32"))
+
+
+def peft_layer(linear, u, v):
+    peft = pytest.importorskip("peft", reason="needs peft: pip install .[bench]")
+    layer = peft.tuners.lora.Linear(
+        linear, "default", peft.LoraConfig(r=RANK, lora_alpha=int(SCALE * RANK)), r=RANK, lora_alpha=int(SCALE * RANK))
+    with torch.no_grad():
+        layer.lora_A["default"].weight.copy_(v.T)
+        layer.lora_B["default"].weight.copy_(u)
+    assert not linear.weight.requires_grad
+    return layer
+
+
+def published(x, weight, bias, u, s, v, scale):
+    return F.linear(x, merge(weight, u, s, v, scale).to(x.dtype), bias)
+
+
+@pytest.mark.parametrize("kind", ["ours", "frozen", "peft", "published"])
+@pytest.mark.parametrize("tokens, inputs, outputs", SHAPES)
+def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    benchmark.group = f"{tokens}x{inputs} -> {outputs}, {str(DTYPE).removeprefix('torch.')}"
+    linear = nn.Linear(inputs, outputs).to(DTYPE).requires_grad_(False)
+    x = torch.randn(tokens, inputs, dtype=DTYPE, requires_grad=True)
+    u, v = torch.randn(outputs, RANK) / 8, torch.randn(inputs, RANK) / 8
+    s = torch.zeros(RANK) if kind == "frozen" else torch.ones(RANK)
+    usv = [t.requires_grad_() for t in (u, s, v)]
+    if kind == "frozen":
+        layer, wanted = linear, [x]
+    elif kind == "peft":
+        layer = peft_layer(linear, u.detach(), v.detach())
+        wanted = [x, layer.lora_B["default"].weight, layer.lora_A["default"].weight]
+    else:
+        function = {"ours": svd_lora_linear, "published": published}[kind]
+        wanted = [x, *usv]
+
+        def layer(x):
+            return function(x, linear.weight, linear.bias, *usv, SCALE)
+
+    direction = torch.randn(tokens, outputs, dtype=DTYPE)
+
+    def step():
+        y = layer(x)
+        return y, torch.autograd.grad(y, wanted, direction)
+
+    step()
+    y, grads = benchmark(step)
+    twins = [t.detach().double().requires_grad_() for t in (x, *usv)]
+    expected = plain_svd_lora_linear(twins[0], linear.weight.double(), linear.bias.double(), *twins[1:], SCALE)
+    expected_grads = torch.autograd.grad(expected, twins, direction.double())
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[DTYPE]
+    assert (y - expected).norm() < tolerance * expected.norm()
+    chosen = {"frozen": [0], "peft": [0, 1, 3]}.get(kind, [0, 1, 2, 3])
+    for grad, i in zip(grads, chosen, strict=True):
+        grad = grad.T if kind == "peft" and i == 3 else grad
+        assert (grad - expected_grads[i]).norm() < tolerance * expected_grads[i].norm()
