@@ -4,10 +4,11 @@ After LoRA_comp (CVPR 2025): the mean over the network's stages of the squared e
 1000 lambda against bits per pixel.
 """
 
+import copy
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_comp.data.sample import Sample
 from lora_comp.networks import load_network
@@ -35,12 +36,14 @@ class Classification:
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
         self.network = load_network(network, weights)
         self.key = f"cls-{network}" + ("" if weights == "default" else f"-{weights}")
+        self.half: nn.Module | None = None  # the network with weights of bfloat16, once it was wanted
         self.device = torch.device("cpu")
         self.published = network == PUBLISHED and weights == "default"
 
     def to(self, device: torch.device) -> "Classification":
         self.device = device
         self.network.to(device)
+        self.half = None
         return self
 
     def targets(self, original: Tensor) -> list[Tensor]:
@@ -61,7 +64,17 @@ class Classification:
         return total
 
     def distortion(self, decoded: Tensor, targets: list[Tensor]) -> Tensor:
-        return self._distance(self.network.stages(decoded.clamp(0, 1)), targets)
+        network = self._in_half() if torch.is_autocast_enabled(decoded.device.type) else self.network
+        return self._distance(network.stages(decoded.clamp(0, 1)), targets)
+
+    def _in_half(self) -> nn.Module:
+        """The network for autocast, which would convert its weights anew in every step."""
+        if self.half is None:
+            self.half = copy.deepcopy(self.network)
+            for module in self.half.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.to(torch.bfloat16)
+        return self.half
 
     def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
         return self.distortion(decoded, self.targets(original)).mean()

@@ -85,10 +85,11 @@ class TIC(nn.Module):
         if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
             raise ValueError(f"the sides of x must be multiples of {STRIDE}, not {tuple(x.shape)}")
         y = self.g_a(x.contiguous(memory_format=torch.channels_last)).float()  # (B, M, H/16, W/16)
-        z = self.h_a(y).float()  # (B, N, H/64, W/64)
         medians = self.medians[:, None, None]
-        z_hat = round_ste(z - medians) + medians
-        scales, means = self.h_s(z_hat).float().chunk(2, 1)
+        with torch.autocast(x.device.type, enabled=False):  # these are small, and bits are counted by what they give
+            z = self.h_a(y)  # (B, N, H/64, W/64)
+            z_hat = round_ste(z - medians) + medians
+            scales, means = self.h_s(z_hat).chunk(2, 1)
         y_hat = round_ste(y - means) + means
         noisy = self.training
         likelihoods = {

@@ -1,0 +1,45 @@
+"""The fused Swin block against torch's operators (the definition in ops/swin_block.py) and the published formulation.
+
+Maps: the first stage of tic (N=128) for a 256x256 picture, and the second of tic-s. Adapters of rank 4 on qkv and proj;
+forward and backward, with gradients of the map and of the adapters.
+"""
+import published
+import pytest
+import torch
+
+from lora_comp.ops.swin_block import HALF, Layer, Parts, plain_swin_block, swin_block
+
+SHAPES = {"tic": (128, 128, 8), "tic-s": (64, 64, 4)}  # side of the map, channels, heads
+KINDS = {"ours": swin_block, "torch": plain_swin_block, "published": published.swin_block}
+
+
+def random_parts(channels: int, heads: int) -> Parts:
+    def layer(inputs: int, outputs: int, rank: int = 0) -> Layer:
+        plain = torch.randn(outputs, inputs) / inputs ** 0.5, torch.zeros(outputs)
+        factors = (torch.randn(outputs, rank) / 8, torch.randn(rank), torch.randn(inputs, rank) / 8) if rank else ()
+        return Layer(*plain, *(f.requires_grad_() for f in factors))
+
+    norm = torch.ones(channels), torch.zeros(channels)
+    return Parts(norm, layer(channels, 3 * channels, 4), torch.randn(heads, 64, 64), layer(channels, channels, 4),
+                 norm, layer(channels, 2 * channels), layer(2 * channels, channels))
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.skipif(
+    not HALF, reason="the processor does not multiply in bfloat16"))])
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_and_backward(benchmark, kind, name, dtype):
+    side, channels, heads = SHAPES[name]
+    benchmark.group = f"Swin block, {name}, 256x256, {dtype}"
+    torch.manual_seed(0)
+    parts, x = random_parts(channels, heads), torch.randn(1, side, side, channels, requires_grad=True)
+    trained = [x, *(t for layer in (parts.qkv, parts.proj) for t in layer[2:])]
+
+    def step(block):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            y = block(x, parts, 8, 4)
+        return torch.autograd.grad(y.float().square().sum(), trained)
+
+    grads = benchmark.pedantic(step, (KINDS[kind],), rounds=5, warmup_rounds=1)
+    for grad, wanted in zip(grads, step(plain_swin_block), strict=True):
+        assert (grad - wanted).norm() < 0.1 * wanted.norm()
