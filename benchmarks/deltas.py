@@ -2,14 +2,15 @@
 
 `python benchmarks/deltas.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts pictures of each folder
 to the features of NETWORK (flowers) twice, by `lora_comp.encode` and with steps of 5e-5 whose price under the published
-spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2. SIDE takes the
-middle of a picture, at most so many rows and columns.
+spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2 and train what is
+published by the published optimiser. SIDE takes the middle of a picture, at most so many rows and columns.
 
 Objective: weight x distortion + bpp, from the decoded latents. bpp counts the file's bytes; the published singular
 values, for which there is no coder, count with their ideal bits.
 """
 import argparse
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 import lora_comp as lc
 from lora_comp import api, bitstream, ttft
 from lora_comp.codecs import Codec
-from lora_comp.data.folders import Folder
+from lora_comp.data import Dataset, Folder, Scenes
 from lora_comp.entropy.latents import CodedLatents
 from lora_comp.methods import LowRank, load_method
 from lora_comp.methods.svd_lora import Adapted, LowRankLinear
@@ -51,13 +52,12 @@ class PublishedAdapted(Adapted):
 
 
 @torch.no_grad()
-def published(image: Tensor, codec: Codec, task, steps: int, lr: float) -> tuple[float, float]:
+def published(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float]:
     """Objective and bits of the singular values."""
-    method = load_method("svd_lora", codec, adapter=None)
     adapted, x, size = PublishedAdapted(codec, method), api.pad(image), (image.shape[1], image.shape[2])
-    distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(QUALITY)
+    distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(codec.quality)
     with torch.enable_grad():
-        ttft.fit(adapted, x, size, distortion, weight, steps, lr)
+        ttft.fit(adapted, x, size, distortion, weight, steps, lr, published=True)
     data = api.write(codec, adapted.codec, x, size, method, b"")
     header, (z, y, _, *hints) = bitstream.read(data)
     latents = CodedLatents(z, y, header.symbols_crc, *hints)
@@ -67,9 +67,9 @@ def published(image: Tensor, codec: Codec, task, steps: int, lr: float) -> tuple
     return weight * distortion(x_hat).item() + (8 * len(data) + bits) / (size[0] * size[1]), bits
 
 
-def ours(image: Tensor, codec: Codec, task, steps: int, lr: float) -> tuple[float, float, float]:
+def ours(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float, float]:
     """Objective, bits of the singular values, and the objective of the plain file."""
-    coded = lc.encode(image, codec, task, load_method("svd_lora", codec, adapter=None), steps, lr)
+    coded = lc.encode(image, codec, task, method, steps, lr, recipe="published")
     assert coded.loss_before is not None and coded.loss_after is not None
     return coded.loss_after, 8 * lc.info(coded.data).get("bytes_adapter", 0), coded.loss_before
 
@@ -78,6 +78,14 @@ def middle(image: Tensor, side: int) -> Tensor:
     height, width = (min(extent, side) for extent in image.shape[1:])
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return image[:, top:top + height, left:left + width].clone()
+
+
+def pictures_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Tensor]]]:
+    """Folder, network, and the names and pictures that FOLDER[:NETWORK[:SIDE]] stands for."""
+    folder, network, side = (word.split(":") + ["flowers", "100000"][word.count(":"):])[:3]
+    data: Dataset = Scenes(count=limit) if folder == "scenes" else Folder(folder, limit=limit)
+    samples = (data[i] for i in range(len(data)))
+    return folder, network, ((sample.name, middle(sample.image, int(side))) for sample in samples)
 
 
 def row(name: str, size: str, figures: Tensor) -> None:
@@ -91,21 +99,21 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="FOLDER[:NETWORK[:SIDE]]")
     parser.add_argument("--limit", type=int, default=12, help="pictures of each folder, evenly spaced")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=ttft.LR)
+    parser.add_argument("--lr", type=float, default=0.02)
     words = parser.parse_args()
     codec = lc.load_codec("tic-s", QUALITY)
+    method = load_method("svd_lora", codec, adapter=None)
     print("| picture | size | plain | published: objective | ours: objective | published: bits | ours: bits | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     means = []
     for word in words.folders:
-        folder, network, side = (word.split(":") + ["flowers", "100000"][len(word.split(":")) - 1:])[:3]
+        folder, network, pictures = pictures_of(word, words.limit)
         task, rows = lc.load_task("cls", network=network), []
-        for sample in Folder(folder, limit=words.limit):
-            image = middle(sample.image, int(side))
-            objective, bits = published(image, codec, task, words.steps, words.lr)
-            mine, bits_mine, plain = ours(image, codec, task, words.steps, words.lr)
+        for name, image in pictures:
+            objective, bits = published(image, codec, task, method, words.steps, words.lr)
+            mine, bits_mine, plain = ours(image, codec, task, method, words.steps, words.lr)
             rows.append(torch.tensor([plain, objective, mine, bits, bits_mine]))
-            row(sample.name, f"{image.shape[2]}x{image.shape[1]}", rows[-1])
+            row(name, f"{image.shape[2]}x{image.shape[1]}", rows[-1])
         means.append((folder, rows))
     for folder, rows in means:
         row(f"mean of {folder}", f"{len(rows)}", torch.stack(rows).mean(0))

@@ -58,8 +58,9 @@ def middle(image: Tensor) -> Tensor:
 
 
 def encode(
-    image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora", steps: int = 20,
-    lr: float = ttft.LR, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
+    image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
+    steps: int = ttft.STEPS, lr: float = ttft.LR, seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None, recipe: str = "latents",
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
 
@@ -72,13 +73,18 @@ def encode(
         task: from `load_task`; may be None with the method "none".
         method: "svd_lora", "lora", "none", or a method from `load_method`.
         steps, lr, seed, on_step: see `ttft.fit`.
+        recipe: what the encoder trains beside what travels. "latents": those of the picture; one that is adapted on
+            its middle is treated as by "adapter": the encoder's adapter. "published": the same by the published
+            optimiser, whose steps=40 and lr=5e-3.
     Raises:
-        LoraCompError: an image of another shape, type or range, or a method without a task.
+        LoraCompError: an image of another shape, type or range, an unknown recipe, or a method without a task.
     """
     if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
         raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
     if not ((image >= 0) & (image <= 1)).all():
         raise LoraCompError("image must lie in [0, 1]: scale it, clamp it, and mind what is not a number")
+    if recipe not in ttft.RECIPES:
+        raise LoraCompError(f"recipe must be one of {', '.join(ttft.RECIPES)}, not {recipe!r}")
     if isinstance(method, str):
         method = load_method(method, codec, task and task.key)
     device = next(codec.parameters()).device
@@ -104,11 +110,12 @@ def encode(
     before = objective(plain)
     if method is None:
         return Coded(plain, bpp(plain, size), "none", before, before)
-    adapted = method.prepare(codec)
     part = middle(image)
+    latents = recipe == "latents" and part is image
+    adapted = method.prepare(codec, x if latents else None)
     fitted = pad(part), (part.shape[1], part.shape[2]), distortion if part is image else distance_from(part), weight
-    ttft.fit(adapted, *fitted, steps, lr, seed, on_step)
-    ttft.refine(adapted, *fitted)
+    ttft.fit(adapted, *fitted, steps, lr, seed, on_step, recipe == "published")
+    ttft.refine(adapted, *fitted, attempts=1 if latents else ttft.ATTEMPTS)
     data = write(codec, adapted.codec, x, size, method, adapted.payload())
     after = objective(data)
     if after < before:

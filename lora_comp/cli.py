@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_comp.errors import LoraCompError
 
-USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=20] ...
+USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=10] ...
        lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH] [max_pixels=268435456]
        lora-comp info FILE.lcz"""
 
@@ -53,7 +53,7 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     with Progress(transient=True, disable=method is None) as progress:
         bar = progress.add_task("adapting", total=engine.steps)
         coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed,
-                           lambda step, _: progress.update(bar, completed=step))
+                           lambda step, _: progress.update(bar, completed=step), engine.recipe)
     write_file(file, coded.data)
     print(f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
           f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here")

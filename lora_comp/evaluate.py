@@ -30,6 +30,7 @@ class Settings:
     steps: int
     lr: float
     seed: int
+    recipe: str = "latents"
 
 
 class Records:
@@ -146,7 +147,8 @@ def score(
 ) -> dict:
     """Code a picture, decode the file, score what came out: the record of it."""
     start = time.perf_counter()
-    coded = api.encode(sample.image, codec, task, method, settings.steps, settings.lr, settings.seed, on_step)
+    coded = api.encode(sample.image, codec, task, method, settings.steps, settings.lr, settings.seed, on_step,
+                       settings.recipe)
     seconds_encode = time.perf_counter() - start
     name = "none" if method is None else method.name
     path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"

@@ -45,7 +45,8 @@ def run(config, console: Console) -> None:
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
         records = evaluate(
-            data, codecs, task, methods, Settings(engine.steps, engine.lr, engine.seed), out, progress)
+            data, codecs, task, methods, Settings(engine.steps, engine.lr, engine.seed, engine.recipe), out,
+            progress)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
     show(records.results(), console)

@@ -1,6 +1,6 @@
 """Test-time fine-tuning: the loop, and nothing about any one method, codec or task.
 
-minimise over the adapter   weight x distortion(x_hat, x) + bits(y, z, adapter) / pixels        (LoRA_comp, eq. 5)
+minimise over what is trained   weight x distortion(x_hat, x) + bits(y, z, adapter) / pixels    (LoRA_comp, eq. 5)
 """
 import math
 from collections.abc import Callable
@@ -9,12 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from lora_comp.entropy.deltas import EXPONENTS, FEW
 
+ATTEMPTS = 4  # of `refine`; beside latents, whose steps are cheaper, one
+STEPS, LR = 10, 4e-2  # with the next two lines found by measuring: docs/ttft.md
+BETAS = 0.0, 0.9  # of Adam: in ten steps momentum carries on for too long what the first ones guessed
+SHARES = {"y": 2.0, "S": 0.25, "U": 0.5, "V": 0.5}  # of the step size, for what only the encoder has
 MILESTONES = (15 / 40, 25 / 40, 30 / 40, 35 / 40)  # of the steps: where the published schedule halves its step size
-ATTEMPTS = 4  # of `refine`
-LR = 2e-2  # Adam's step size; with the published 5e-3 20 steps gain less than half: docs/ttft.md
+RECIPES = ("latents", "adapter", "published")
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Fit:
 
 def fit(
     adapted, x: Tensor, size: tuple[int, int], distortion: Callable[[Tensor], Tensor], weight: float, steps: int,
-    lr: float = LR, seed: int = 0, on_step: Callable[[int, float], None] | None = None,
+    lr: float = LR, seed: int = 0, on_step: Callable[[int, float], None] | None = None, published: bool = False,
 ) -> Fit:
     """Train what `adapted` leaves trainable on one picture and leave it at its best step.
 
@@ -41,17 +46,33 @@ def fit(
         distortion: of the decoded (1, 3, H, W), a tensor (1,); the task's, with its targets already computed.
         weight: of the distortion against bits per pixel.
         steps: updates of Adam; after `steps` of them the loop ends.
+        lr: the first step size of what travels, and with its share of `SHARES` of the rest; it falls to 0 linearly.
         on_step: told the step and its objective.
+        published: one step size for all, halved at `MILESTONES`, and Adam with its usual momentum, as in the paper.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        return _fit(adapted, x, size, distortion, weight, steps, lr, on_step)
+        descent = (_published_descent if published else _descent)(adapted, lr, steps)
+        return _fit(adapted, x, size, distortion, weight, steps, on_step, *descent)
 
 
-def _fit(adapted, x, size, distortion, weight, steps, lr, on_step) -> Fit:
+def _descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
+    groups = []
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            share = SHARES[name.rpartition(".")[2]] if ".g_a." in name else 1.0
+            groups.append({"params": [parameter], "lr": lr * share})
+    optimizer = torch.optim.Adam(groups, betas=BETAS)
+    return optimizer, LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
+
+
+def _published_descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=lr)
+    return optimizer, MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)
+
+
+def _fit(adapted, x, size, distortion, weight, steps, on_step, optimizer, schedule) -> Fit:
     trained = [p for p in adapted.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=lr)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)
     height, width = size
     result = Fit()
     kept: list[Tensor] = []
@@ -79,12 +100,14 @@ def _fit(adapted, x, size, distortion, weight, steps, lr, on_step) -> Fit:
 
 def refine(
     adapted, x: Tensor, size: tuple[int, int], distortion: Callable[[Tensor], Tensor], weight: float,
+    attempts: int = ATTEMPTS,
 ) -> None:
     """Choose what travels, and the step it is rounded to, at the lowest true objective found in a few attempts.
 
     The analysis transform and so the latents stay as `fit` left them: only the synthesis and the task run. The slope of
-    the distortion tells which whole numbers should be better, and those are kept if they are. This takes as long
-    as three or four steps of `fit`. Where more travels than `deltas.FEW` nothing is done.
+    the distortion tells which whole numbers should be better, and those are kept if they are. Four attempts take as
+    long as three or four steps of `fit` with the encoder's adapter. Where more travels than `deltas.FEW` nothing is
+    done.
 
     Args:
         adapted: after `fit`; also has `place`, `propose` and `travelling_parameters`, see `methods.svd_lora.Adapted`.
@@ -107,7 +130,7 @@ def refine(
         return torch.cat([g.flatten() for g in gradients]).double().cpu().numpy(), objective
 
     damping, (slope, lowest) = 1.0, slopes()
-    for attempt in range(ATTEMPTS):
+    for attempt in range(attempts):
         best, before = (adapted.whole(), adapted.exponent), lowest
         nearby = {adapted.exponent, adapted.exponent - 1, adapted.exponent + 1} if attempt == 0 else {adapted.exponent}
         proposals = [(adapted.propose(slope, e, damping), e) for e in sorted(nearby & set(EXPONENTS))]
@@ -120,5 +143,5 @@ def refine(
         adapted.place(*best)
         if lowest == before:
             damping *= 4
-        elif attempt < ATTEMPTS - 1:
+        elif attempt < attempts - 1:
             slope, _ = slopes()

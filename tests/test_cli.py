@@ -12,6 +12,7 @@ from PIL import Image
 
 import lora_comp as lc
 from lora_comp import api, cli, run
+from lora_comp.config import load_config
 from lora_comp.data import read_image, write_image
 
 
@@ -115,6 +116,7 @@ def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, say
     (["engine.stepz=3"], "engine.stepz"), (["engine.steps=abc"], "engine.steps must be"),
     (["engine.steps=-1"], "engine.steps must be"), (["engine.steps=1.5"], "engine.steps must be"),
     (["engine.lr=0"], "engine.lr must be"), (["engine.lr=fast"], "engine.lr must be"),
+    (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
     (["engine.threads=0"], "engine.threads must be"), (["engine.device=tpu"], "engine.device must be"),
     (["engine.device=cuda:99"], "engine.device=cuda:99 cannot be used"),
     (["method=svd_lora", "method.rank=0"], "method.rank must be"),
@@ -282,7 +284,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_fol
 def test_help_of_a_run_lists_what_can_be_set(capsys):
     assert run.main(["--help"]) == 0
     told = capsys.readouterr().out
-    assert "usage: python -m lora_comp.run" in told and "steps: 20" in told
+    assert "usage: python -m lora_comp.run" in told and "steps: 10" in told
 
 
 # as programs
@@ -304,3 +306,8 @@ def test_info_waits_neither_for_torch_nor_for_compressai(cat, lcz, plain):
     program = ("import sys; from lora_comp import cli; code = cli.command(['info', sys.argv[1]]);"
                "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy')))")
     assert subprocess.run([sys.executable, "-c", program, lcz], capture_output=True).returncode == 0
+
+
+def test_one_word_sets_what_is_published():
+    engine = load_config("encode", ["engine=published"]).engine
+    assert (engine.recipe, engine.steps, engine.lr) == ("published", 40, 0.005)

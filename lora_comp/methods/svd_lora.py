@@ -120,10 +120,22 @@ class LowRankLinear(nn.Module):
         return ops.Layer(self.layer.weight, self.layer.bias, u, self.scale * s, v)
 
 
+class Latents(nn.Module):
+    """In place of g_a: the latents of the picture x (1, 3, H', W'), to be trained themselves."""
+
+    def __init__(self, g_a: nn.Module, x: Tensor):
+        super().__init__()
+        with torch.no_grad():
+            self.y = nn.Parameter(g_a(x.contiguous(memory_format=torch.channels_last)).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.y
+
+
 class Adapted(nn.Module):
     """A codec with low-rank layers in place, to be trained: see `LowRank.prepare`."""
 
-    def __init__(self, codec: Codec, adapter: Adapter, travels: str, exponent: int):
+    def __init__(self, codec: Codec, adapter: Adapter, travels: str, exponent: int, x: Tensor | None = None):
         super().__init__()
         self.exponent = exponent
         self.codec = copy.deepcopy(codec).requires_grad_(False)
@@ -136,6 +148,8 @@ class Adapted(nn.Module):
                 getattr(low_rank, k).requires_grad_(k in travels if decoder else travels == "S" or k in travels)
             parent, child = name.rsplit(".", 1)
             setattr(self.codec.get_submodule(parent), child, low_rank)
+        if x is not None:
+            self.codec.g_a = nn.Sequential(Latents(self.codec.g_a, x))
 
     def forward(self, x: Tensor) -> dict:
         return self.codec(x)
@@ -207,9 +221,14 @@ class LowRank:
         self.name, self.adapter, self.exponent = name, adapter, exponent
         self.travels = {"svd_lora": "S", "lora": "UV"}[name]
 
-    def prepare(self, codec: Codec) -> Adapted:
-        """A copy of `codec` to fit to a picture; `codec` itself is left alone."""
-        return Adapted(codec, self.adapter, self.travels, self.exponent)
+    def prepare(self, codec: Codec, x: Tensor | None = None) -> Adapted:
+        """A copy of `codec` to fit to a picture; `codec` itself is left alone.
+
+        Without `x` the encoder's adapter is trained, as published. With the picture x, float32 (1, 3, H', W'), its
+        latents are, from where that adapter has them (Campos et al., "Content Adaptive Optimization for Neural Image
+        Compression", CVPR workshops 2019): the copy codes x alone, and takes no time for the analysis transform.
+        """
+        return Adapted(codec, self.adapter, self.travels, self.exponent, x)
 
     @torch.no_grad()
     def restore(self, codec: Codec, payload: bytes) -> nn.Sequential:

@@ -1,0 +1,71 @@
+"""The objective and the seconds of few steps, beside those of the 40 published ones.
+
+`python benchmarks/steps.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--quality Q] [--adapter seeded|shipped]` adapts
+pictures of each folder (or of `scenes`, generated) as published, with the singular values in steps of 5e-5 at the
+published price (see deltas.py), and by `lora_comp.encode` in the ways of `WAYS`.
+
+Objective: weight x distortion + bpp, from the decoded latents; ours counts every byte of a decoded file. Seconds: of
+one thread of the processor. Ours include `ttft.refine`, both files and their decoding; of the published only the steps
+and one file.
+"""
+import argparse
+import time
+
+import torch
+from deltas import pictures_of, published
+
+import lora_comp as lc
+from lora_comp.methods import load_method
+
+WAYS: dict[str, dict] = {  # arguments of `encode`
+    "before, 20": {"recipe": "published", "steps": 20, "lr": 2e-2},
+    "adapter, 10": {"recipe": "adapter", "steps": 10},
+    "latents, 5": {"steps": 5},
+    "latents, 10": {"steps": 10},
+}
+
+
+def compare(image: torch.Tensor, codec, task, method) -> torch.Tensor:
+    """Objectives of the plain file, of 40 published steps and of `WAYS`, and the seconds of all but the first."""
+    start = time.process_time()
+    objectives, seconds = [published(image, codec, task, method, 40, 5e-3)[0]], [time.process_time() - start]
+    for way in WAYS.values():
+        start = time.process_time()
+        coded = lc.encode(image, codec, task, method, **way)
+        seconds.append(time.process_time() - start)
+        assert coded.loss_after is not None
+        objectives.append(coded.loss_after)
+    assert coded.loss_before is not None
+    return torch.tensor([coded.loss_before, *objectives, *seconds])
+
+
+def row(name: str, figures: list[str]) -> None:
+    print(f"| {name} | {' | '.join(figures)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER[:NETWORK[:SIDE]]")
+    parser.add_argument("--limit", type=int, default=8, help="pictures of each folder, evenly spaced")
+    parser.add_argument("--quality", type=int, default=2)
+    parser.add_argument("--adapter", choices=("seeded", "shipped"), default="seeded")
+    words = parser.parse_args()
+    torch.set_num_threads(1)
+    codec = lc.load_codec("tic-s", words.quality)
+    row("picture", ["plain", "published, 40", *WAYS])
+    row("---", ["---:"] * (len(WAYS) + 2))
+    for word in words.folders:
+        folder, network, pictures = pictures_of(word, words.limit)
+        task, rows = lc.load_task("cls", network=network), []
+        method = load_method("svd_lora", codec, task.key, adapter=None if words.adapter == "seeded" else "auto")
+        for name, image in pictures:
+            rows.append(compare(image, codec, task, method))
+            row(name, [f"{value:.4f}" for value in rows[-1][:len(WAYS) + 2].tolist()])
+        objectives, seconds = torch.stack(rows).split(len(WAYS) + 2, 1)
+        row(f"mean of {folder}, {len(rows)}", [f"{value:.4f}" for value in objectives.mean(0).tolist()])
+        row("no higher than published", ["", "", *map(str, (objectives[:, 2:] <= objectives[:, 1:2]).sum(0).tolist())])
+        row("seconds, mean", ["", *(f"{value:.1f}" for value in seconds.mean(0).tolist())])
+
+
+if __name__ == "__main__":
+    main()
