@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from published import formulation
 from torch import Tensor
 
 import lora_comp as lc
@@ -56,7 +57,7 @@ def published(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr
     """Objective and bits of the singular values."""
     adapted, x, size = PublishedAdapted(codec, method), api.pad(image), (image.shape[1], image.shape[2])
     distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(codec.quality)
-    with torch.enable_grad():
+    with torch.enable_grad(), formulation():
         ttft.fit(adapted, x, size, distortion, weight, steps, lr, published=True)
     data = api.write(codec, adapted.codec, x, size, method, b"")
     header, (z, y, _, *hints) = bitstream.read(data)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from lora_comp.entropy.deltas import EXPONENTS, FEW
+from lora_comp.ops.swin_block import HALF
 
 ATTEMPTS = 4  # of `refine`; beside latents, whose steps are cheaper, one
 STEPS, LR = 10, 4e-2  # with the next two lines found by measuring: docs/ttft.md
@@ -56,6 +57,11 @@ def fit(
         return _fit(adapted, x, size, distortion, weight, steps, on_step, *descent)
 
 
+def half_pays(device: torch.device) -> bool:
+    """Whether the steps' products are of bfloat16 numbers: on a GPU, and where the processor has AMX."""
+    return device.type == "cuda" or HALF
+
+
 def _descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
     groups = []
     for name, parameter in adapted.named_parameters():
@@ -78,10 +84,12 @@ def _fit(adapted, x, size, distortion, weight, steps, on_step, optimizer, schedu
     kept: list[Tensor] = []
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps):
-            out = adapted(x)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
+                out = adapted(x)
+                x_hat = out["x_hat"][..., :height, :width].float().clamp(0, 1)
+                distance = distortion(x_hat).sum()
             bits = adapted.bits() + sum(-p.log2().sum() for p in out["likelihoods"].values())
-            x_hat = out["x_hat"][..., :height, :width].clamp(0, 1)
-            loss = weight * distortion(x_hat).sum() + bits / (height * width)
+            loss = weight * distance + bits / (height * width)
         result.losses.append(loss.item())
         if result.best == step:
             kept = [p.detach().clone() for p in trained]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp.data.sample import Sample
-from lora_comp.networks import load_network
+from lora_comp.networks import TaskNetwork, load_network
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006)
@@ -36,7 +36,7 @@ class Classification:
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
         self.network = load_network(network, weights)
         self.key = f"cls-{network}" + ("" if weights == "default" else f"-{weights}")
-        self.half: nn.Module | None = None  # the network with weights of bfloat16, once it was wanted
+        self.half: TaskNetwork | None = None  # the network with weights of bfloat16, once it was wanted
         self.device = torch.device("cpu")
         self.published = network == PUBLISHED and weights == "default"
 
@@ -67,7 +67,7 @@ class Classification:
         network = self._in_half() if torch.is_autocast_enabled(decoded.device.type) else self.network
         return self._distance(network.stages(decoded.clamp(0, 1)), targets)
 
-    def _in_half(self) -> nn.Module:
+    def _in_half(self) -> TaskNetwork:
         """The network for autocast, which would convert its weights anew in every step."""
         if self.half is None:
             self.half = copy.deepcopy(self.network)

@@ -7,6 +7,8 @@ from lora_comp import ttft
 from lora_comp.entropy import deltas
 from lora_comp.methods import load_method
 from lora_comp.methods.svd_lora import LowRankLinear
+from lora_comp.ops.swin_block import HALF
+from lora_comp.tasks import load_task
 
 
 class Toy(nn.Module):
@@ -42,6 +44,22 @@ def objective(colour, weight=10.0, size=(6, 5)):
 
 def test_the_objective_is_weighted_distortion_plus_bits_per_pixel_of_the_picture_itself():
     assert run(Toy(), steps=0).losses == [pytest.approx(objective(0.1), rel=1e-5)]
+
+
+@pytest.mark.skipif(not HALF, reason="the processor does not multiply in bfloat16")
+def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
+    x = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (64, 64))
+    task = load_task("cls")
+    targets = task.targets(x)
+
+    def losses(half):
+        monkeypatch.setattr(ttft, "half_pays", lambda device: half)
+        adapted = load_method("svd_lora", codec, adapter=None).prepare(codec, x)
+        return ttft.fit(adapted, x, (64, 64), lambda y: task.distortion(y, targets), 1.0, 4).losses
+
+    full, half = losses(False), losses(True)
+    assert half == pytest.approx(full, rel=0.03)
+    assert full[-1] < 0.97 * full[0]
 
 
 def test_the_adapter_is_left_at_its_best_step():
