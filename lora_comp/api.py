@@ -15,8 +15,8 @@ from lora_comp.codecs.tic import STRIDE
 from lora_comp.entropy.latents import CodedLatents, LatentCoder
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import LowRank, load_method, method_of_file
+from lora_comp.parts import Distortion, in_parts
 
-ADAPTED_SIDE = 1024  # pixels: a larger picture is adapted on its middle, which takes some 3 GB, and coded whole
 _coders: weakref.WeakKeyDictionary[Codec, LatentCoder] = weakref.WeakKeyDictionary()
 _loaded = lru_cache(maxsize=8)(load_codec)
 
@@ -49,14 +49,6 @@ def pad(image: Tensor) -> Tensor:
     return F.pad(image[None], (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
 
 
-def middle(image: Tensor) -> Tensor:
-    """The part of (3, H, W) that is adapted to: all of it, or the middle 1024 rows and columns."""
-    for dim, side in ((1, image.shape[1]), (2, image.shape[2])):
-        if side > ADAPTED_SIDE:
-            image = image.narrow(dim, (side - ADAPTED_SIDE) // 2, ADAPTED_SIDE)
-    return image
-
-
 def encode(
     image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
     steps: int = ttft.STEPS, lr: float = ttft.LR, seed: int = 0,
@@ -64,8 +56,8 @@ def encode(
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
 
-    Never worse than not adapting: both files are decoded, and the one of lower objective is returned. A picture of
-    more than 1024 rows or columns is adapted on its middle and coded, and judged, whole.
+    Never worse than not adapting: both files are decoded, and the one of lower objective is returned. The distortion of
+    a picture of more than 1024 rows or columns is the mean of that of its parts (`parts.in_parts`).
 
     Args:
         image: float32 (3, H, W) in [0, 1].
@@ -73,9 +65,9 @@ def encode(
         task: from `load_task`; may be None with the method "none".
         method: "svd_lora", "lora", "none", or a method from `load_method`.
         steps, lr, seed, on_step: see `ttft.fit`.
-        recipe: what the encoder trains beside what travels. "latents": those of the picture; one that is adapted on
-            its middle is treated as by "adapter": the encoder's adapter. "published": the same by the published
-            optimiser, whose steps=40 and lr=5e-3.
+        recipe: what the encoder trains beside what travels. "latents": those of the picture. "adapter": the encoder's
+            adapter, in memory that grows with the picture. "published": the same by the published optimiser, whose
+            steps=40 and lr=5e-3.
     Raises:
         LoraCompError: an image of another shape, type or range, an unknown recipe, or a method without a task.
     """
@@ -97,25 +89,27 @@ def encode(
         return Coded(plain, bpp(plain, size), "none")
     weight = task.weight(codec.quality)
 
-    def distance_from(original: Tensor) -> Callable[[Tensor], Tensor]:
-        return partial(task.distortion, targets=task.targets(original[None]))
+    def distance_from(rows: slice, columns: slice) -> Distortion:
+        return partial(task.distortion, targets=task.targets(image[None, :, rows, columns]))
 
-    distortion = distance_from(image)
+    parts = in_parts(size, distance_from)
 
+    @torch.no_grad()
     def objective(data: bytes) -> float:
-        decoded = decode(data, codec, method=method).to(device)
-        with torch.no_grad():
-            return weight * distortion(decoded[None]).item() + bpp(data, size)
+        decoded = decode(data, codec, method=method).to(device)[None]
+        distance = 0.0
+        for part in parts:
+            rows, columns = part.picture
+            distance += part.share * part.distortion(decoded[..., rows, columns]).item()
+        return weight * distance + bpp(data, size)
 
     before = objective(plain)
     if method is None:
         return Coded(plain, bpp(plain, size), "none", before, before)
-    part = middle(image)
-    latents = recipe == "latents" and part is image
+    latents = recipe == "latents"
     adapted = method.prepare(codec, x if latents else None)
-    fitted = pad(part), (part.shape[1], part.shape[2]), distortion if part is image else distance_from(part), weight
-    ttft.fit(adapted, *fitted, steps, lr, seed, on_step, recipe == "published")
-    ttft.refine(adapted, *fitted, attempts=1 if latents else ttft.ATTEMPTS)
+    ttft.fit(adapted, x, size, parts, weight, steps, lr, seed, on_step, recipe == "published")
+    ttft.refine(adapted, x, size, parts, weight, attempts=1 if latents else ttft.ATTEMPTS)
     data = write(codec, adapted.codec, x, size, method, adapted.payload())
     after = objective(data)
     if after < before:

@@ -3,7 +3,7 @@
 minimise over what is trained   weight x distortion(x_hat, x) + bits(y, z, adapter) / pixels    (LoRA_comp, eq. 5)
 """
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from lora_comp.entropy.deltas import EXPONENTS, FEW
 from lora_comp.ops.swin_block import HALF
+from lora_comp.parts import Part
 
 ATTEMPTS = 4  # of `refine`; beside latents, whose steps are cheaper, one
 STEPS, LR = 10, 4e-2  # with the next two lines found by measuring: docs/ttft.md
@@ -35,16 +36,16 @@ class Fit:
 
 
 def fit(
-    adapted, x: Tensor, size: tuple[int, int], distortion: Callable[[Tensor], Tensor], weight: float, steps: int,
-    lr: float = LR, seed: int = 0, on_step: Callable[[int, float], None] | None = None, published: bool = False,
+    adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, steps: int, lr: float = LR,
+    seed: int = 0, on_step: Callable[[int, float], None] | None = None, published: bool = False,
 ) -> Fit:
     """Train what `adapted` leaves trainable on one picture and leave it at its best step.
 
     Args:
-        adapted: a codec prepared by a method: called with x it returns x_hat and likelihoods; `bits()` is the rate
-            of what travels beside the latents.
+        adapted: a codec prepared by a method: `analyse(x)` returns y_hat and likelihoods, `synthesise(y_hat)` the
+            decoded; `bits()` is the rate of what travels beside the latents.
         x: float32 (1, 3, H', W'), padded to what the codec takes; `size` is the picture's own (H, W).
-        distortion: of the decoded (1, 3, H, W), a tensor (1,); the task's, with its targets already computed.
+        parts: of the picture, with the task's distortion of each; see `parts.in_parts`.
         weight: of the distortion against bits per pixel.
         steps: updates of Adam; after `steps` of them the loop ends.
         lr: the first step size of what travels, and with its share of `SHARES` of the rest; it falls to 0 linearly.
@@ -54,7 +55,7 @@ def fit(
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         descent = (_published_descent if published else _descent)(adapted, lr, steps)
-        return _fit(adapted, x, size, distortion, weight, steps, on_step, *descent)
+        return _fit(adapted, x, size, parts, weight, steps, on_step, *descent)
 
 
 def half_pays(device: torch.device) -> bool:
@@ -77,27 +78,33 @@ def _published_descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRSch
     return optimizer, MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)
 
 
-def _fit(adapted, x, size, distortion, weight, steps, on_step, optimizer, schedule) -> Fit:
+def _fit(adapted, x, size, parts, weight, steps, on_step, optimizer, schedule) -> Fit:
     trained = [p for p in adapted.parameters() if p.requires_grad]
-    height, width = size
     result = Fit()
     kept: list[Tensor] = []
     for step in range(steps + 1):
-        with torch.set_grad_enabled(step < steps):
+        trains = step < steps
+        optimizer.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(trains):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
-                out = adapted(x)
-                x_hat = out["x_hat"][..., :height, :width].float().clamp(0, 1)
-                distance = distortion(x_hat).sum()
+                out = adapted.analyse(x)
             bits = adapted.bits() + sum(-p.log2().sum() for p in out["likelihoods"].values())
-            loss = weight * distance + bits / (height * width)
-        result.losses.append(loss.item())
+            rate = bits / (size[0] * size[1])
+            y_hat = out["y_hat"].detach().requires_grad_(trains)
+            loss = rate.item()
+            for part in parts:
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
+                    distance = weight * distance_of(part, adapted, y_hat)
+                loss += distance.item()
+                if trains:
+                    distance.backward()
+        result.losses.append(loss)
         if result.best == step:
             kept = [p.detach().clone() for p in trained]
         if on_step:
             on_step(step, result.losses[-1])
         if step < steps:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward([rate, out["y_hat"]], [None, y_hat.grad])
             optimizer.step()
             schedule.step()
     with torch.no_grad():
@@ -106,9 +113,16 @@ def _fit(adapted, x, size, distortion, weight, steps, on_step, optimizer, schedu
     return result
 
 
+def distance_of(part: Part, adapted, y_hat: Tensor) -> Tensor:
+    """A part's share of the picture's distortion: a scalar."""
+    (rows, columns), (own_rows, own_columns) = part.latents, part.own
+    latents = y_hat[..., rows, columns].contiguous(memory_format=torch.channels_last)
+    x_hat = adapted.synthesise(latents)[..., own_rows, own_columns].float().clamp(0, 1)
+    return part.share * part.distortion(x_hat).sum()
+
+
 def refine(
-    adapted, x: Tensor, size: tuple[int, int], distortion: Callable[[Tensor], Tensor], weight: float,
-    attempts: int = ATTEMPTS,
+    adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, attempts: int = ATTEMPTS,
 ) -> None:
     """Choose what travels, and the step it is rounded to, at the lowest true objective found in a few attempts.
 
@@ -119,23 +133,26 @@ def refine(
 
     Args:
         adapted: after `fit`; also has `place`, `propose` and `travelling_parameters`, see `methods.svd_lora.Adapted`.
-        x, size, distortion, weight: as for `fit`.
+        x, size, parts, weight: as for `fit`.
     """
     if len(adapted.whole()) > FEW:
         return
-    height, width = size
     with torch.no_grad():
-        y_hat = adapted(x)["y_hat"].contiguous(memory_format=torch.channels_last)
+        y_hat = adapted.analyse(x)["y_hat"]
+    scale = weight * size[0] * size[1]  # from distortion to bits
+    parameters = adapted.travelling_parameters()
 
-    def measure() -> tuple[Tensor, float]:
-        x_hat = adapted.codec.g_s(y_hat)[..., :height, :width].clamp(0, 1)
-        bits = weight * height * width * distortion(x_hat).sum()
-        return bits, bits.item() + adapted.bits().item()
+    @torch.no_grad()
+    def measure() -> float:
+        return adapted.bits().item() + sum(scale * distance_of(part, adapted, y_hat).item() for part in parts)
 
     def slopes() -> tuple[np.ndarray, float]:
-        bits, objective = measure()
-        gradients = torch.autograd.grad(bits, adapted.travelling_parameters())
-        return torch.cat([g.flatten() for g in gradients]).double().cpu().numpy(), objective
+        total, objective = np.zeros(len(adapted.whole())), adapted.bits().item()
+        for part in parts:
+            bits = scale * distance_of(part, adapted, y_hat)
+            objective += bits.item()
+            total += torch.cat([g.flatten() for g in torch.autograd.grad(bits, parameters)]).double().cpu().numpy()
+        return total, objective
 
     damping, (slope, lowest) = 1.0, slopes()
     for attempt in range(attempts):
@@ -144,8 +161,7 @@ def refine(
         proposals = [(adapted.propose(slope, e, damping), e) for e in sorted(nearby & set(EXPONENTS))]
         for k, exponent in proposals:
             adapted.place(k, exponent)
-            with torch.no_grad():
-                _, objective = measure()
+            objective = measure()
             if objective < lowest:
                 best, lowest = (k, exponent), objective
         adapted.place(*best)

@@ -8,6 +8,7 @@ from lora_comp.entropy import deltas
 from lora_comp.methods import load_method
 from lora_comp.methods.svd_lora import LowRankLinear
 from lora_comp.ops.swin_block import HALF
+from lora_comp.parts import Part
 from lora_comp.tasks import load_task
 
 
@@ -18,8 +19,11 @@ class Toy(nn.Module):
         super().__init__()
         self.colour = nn.Parameter(torch.full((1, 3, 1, 1), 0.1))
 
-    def forward(self, x):
-        return {"x_hat": self.colour.expand(x.shape), "likelihoods": {"y": torch.exp2(-self.colour)}}
+    def analyse(self, x):
+        return {"y_hat": self.colour * torch.ones(x.shape), "likelihoods": {"y": torch.exp2(-self.colour)}}
+
+    def synthesise(self, y_hat):
+        return y_hat
 
     def bits(self):
         return 2 * self.colour.sum()
@@ -32,9 +36,15 @@ def low_rank(adapted):
 X = torch.full((1, 3, 8, 6), 0.7)
 
 
+def whole(size, distortion):
+    """The one part of a picture of this size."""
+    rows, columns = (slice(0, side) for side in size)
+    return [Part((rows, columns), (slice(None), slice(None)), (rows, columns), 1.0, distortion)]
+
+
 def run(adapted, x=X, size=(6, 5), weight=10.0, **options):
     target = x[..., :size[0], :size[1]]
-    return ttft.fit(adapted, x, size, lambda y: (y - target).square().mean((1, 2, 3)), weight, **options)
+    return ttft.fit(adapted, x, size, whole(size, lambda y: (y - target).square().mean((1, 2, 3))), weight, **options)
 
 
 def objective(colour, weight=10.0, size=(6, 5)):
@@ -55,7 +65,7 @@ def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
     def losses(half):
         monkeypatch.setattr(ttft, "half_pays", lambda device: half)
         adapted = load_method("svd_lora", codec, adapter=None).prepare(codec, x)
-        return ttft.fit(adapted, x, (64, 64), lambda y: task.distortion(y, targets), 1.0, 4).losses
+        return ttft.fit(adapted, x, (64, 64), whole((64, 64), lambda y: task.distortion(y, targets)), 1.0, 4).losses
 
     full, half = losses(False), losses(True)
     assert half == pytest.approx(full, rel=0.03)
@@ -98,8 +108,8 @@ HALVED = [1] * 15 + [1 / 2] * 10 + [1 / 4] * 5 + [1 / 8] * 5 + [1 / 16] * 5  # a
 def test_the_step_size_falls_linearly_or_is_halved_where_the_paper_says(published, expected):
     """Adam's first steps along a constant slope are as long as the step size."""
     class Slope(Toy):
-        def forward(self, x):
-            return {"x_hat": x + 0 * self.colour, "likelihoods": {"y": torch.exp2(-100 * self.colour.sum())}}
+        def analyse(self, x):
+            return {"y_hat": x + 0 * self.colour, "likelihoods": {"y": torch.exp2(-100 * self.colour.sum())}}
 
     places = []
     toy = Slope()
@@ -142,16 +152,16 @@ def test_the_encoder_trains_its_latents_or_its_adapter_and_each_at_its_own_step_
 def fitted(request, codec, human, picture):
     """An adapted codec after a few steps on a picture, and the rest of what they took."""
     adapted, x = load_method(request.param, codec).prepare(codec), picture()[None]
-    arguments = (x, (64, 64), lambda y: human.distortion(y, x), 500.0)
+    arguments = (x, (64, 64), whole((64, 64), lambda y: human.distortion(y, x)), 500.0)
     ttft.fit(adapted, *arguments, steps=6)
     return adapted, arguments
 
 
 @torch.no_grad()
-def bits_in_all(adapted, x, size, distortion, weight):
+def bits_in_all(adapted, x, size, parts, weight):
     out = adapted(x)
     rate = adapted.bits() - sum(p.log2().sum() for p in out["likelihoods"].values())
-    return (weight * size[0] * size[1] * distortion(out["x_hat"].clamp(0, 1)).sum() + rate).item()
+    return (weight * size[0] * size[1] * parts[0].distortion(out["x_hat"].clamp(0, 1)).sum() + rate).item()
 
 
 def test_refining_lowers_the_objective_and_leaves_the_latents_alone(fitted):

@@ -75,12 +75,17 @@ class TIC(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> dict:
-        """Code a picture without making a file.
+        """Code a picture and decode it, without making a file: what `analyse` returns, and x_hat, not clamped."""
+        out = self.analyse(x)
+        return out | {"x_hat": self.g_s(out["y_hat"])}
+
+    def analyse(self, x: Tensor) -> dict:
+        """The latents of a picture and what they cost.
 
         x is (B, 3, H, W), H and W multiples of 64. y and z are rounded, with straight-through gradients; in training
         mode their likelihoods are taken under uniform noise instead (Minnen and Singh, "Channel-wise Autoregressive
         Entropy Models", ICIP 2020).
-        Returns x_hat, y, z, y_hat, z_hat, scales, means and likelihoods {y, z}; nothing is clamped.
+        Returns y, z, y_hat, z_hat, scales, means and likelihoods {y, z}.
         """
         if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
             raise ValueError(f"the sides of x must be multiples of {STRIDE}, not {tuple(x.shape)}")
@@ -97,7 +102,7 @@ class TIC(nn.Module):
             "z": bottleneck_likelihood(self.entropy_bottleneck, add_noise(z) if noisy else z_hat),
         }
         return {
-            "x_hat": self.g_s(y_hat), "y": y, "z": z, "y_hat": y_hat, "z_hat": z_hat, "scales": scales, "means": means,
+            "y": y, "z": z, "y_hat": y_hat, "z_hat": z_hat, "scales": scales, "means": means,
             "likelihoods": likelihoods,
         }
 

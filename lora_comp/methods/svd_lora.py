@@ -154,6 +154,12 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> dict:
         return self.codec(x)
 
+    def analyse(self, x: Tensor) -> dict:
+        return self.codec.analyse(x)
+
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        return self.codec.g_s(y_hat)
+
     def travelling_parameters(self) -> list[nn.Parameter]:
         """What is rounded and travels, in the order of the file."""
         return [getattr(module, name) for module in self.codec.g_s.modules() if isinstance(module, LowRankLinear)

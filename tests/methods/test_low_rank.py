@@ -8,6 +8,7 @@ from lora_comp import api, zoo
 from lora_comp.entropy import deltas
 from lora_comp.methods import LowRank, load_method, method_of_file
 from lora_comp.methods.svd_lora import LowRankLinear, identify, layers, seeded
+from lora_comp.parts import in_parts
 
 BOTH = pytest.mark.parametrize("name", ["svd_lora", "lora"])
 
@@ -67,7 +68,8 @@ def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, pic
     frozen = {k: p.clone() for k, p in adapted.named_parameters() if not p.requires_grad}
     trained = {k: p.clone() for k, p in adapted.named_parameters() if p.requires_grad}
     x = picture(64, 64)
-    lc.api.ttft.fit(adapted, x[None], (64, 64), lambda y: human.distortion(y, x[None]), 500.0, 4, lr=0.02)
+    parts = in_parts((64, 64), lambda rows, columns: lambda y: human.distortion(y, x[None]))
+    lc.api.ttft.fit(adapted, x[None], (64, 64), parts, 500.0, 4, lr=0.02)
     assert same(before, codec)
     assert all(torch.equal(v, adapted.get_parameter(k)) for k, v in frozen.items())
     assert any(not torch.equal(v, adapted.get_parameter(k)) for k, v in trained.items())
