@@ -51,7 +51,7 @@ def pad(image: Tensor) -> Tensor:
 
 def encode(
     image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
-    steps: int = ttft.STEPS, lr: float = ttft.LR, seed: int = 0,
+    steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
     on_step: Callable[[int, float], None] | None = None, recipe: str = "latents",
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
@@ -64,7 +64,7 @@ def encode(
         codec: from `load_codec`.
         task: from `load_task`; may be None with the method "none".
         method: "svd_lora", "lora", "none", or a method from `load_method`.
-        steps, lr, seed, on_step: see `ttft.fit`.
+        steps, lr, seed, on_step: see `ttft.fit`; lr None is the task's own.
         recipe: what the encoder trains beside what travels. "latents": those of the picture. "adapter": the encoder's
             adapter, in memory that grows with the picture. "published": the same by the published optimiser, whose
             steps=40 and lr=5e-3.
@@ -108,7 +108,7 @@ def encode(
         return Coded(plain, bpp(plain, size), "none", before, before)
     latents = recipe == "latents"
     adapted = method.prepare(codec, x if latents else None)
-    ttft.fit(adapted, x, size, parts, weight, steps, lr, seed, on_step, recipe == "published")
+    ttft.fit(adapted, x, size, parts, weight, steps, lr or task.lr, seed, on_step, recipe == "published")
     ttft.refine(adapted, x, size, parts, weight, attempts=1 if latents else ttft.ATTEMPTS)
     data = write(codec, adapted.codec, x, size, method, adapted.payload())
     after = objective(data)

@@ -47,7 +47,7 @@ EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2 ** 32 - 1)),
     "data.size": ("a side, [height,width] or odd", _size),
     "engine.steps": ("a whole number from 0 on", _whole(0)),
-    "engine.lr": ("a number above 0", _rate),
+    "engine.lr": ("a number above 0, or null", _or_null(_rate)),
     "engine.recipe": ("latents, adapter or published", lambda value: value in ("latents", "adapter", "published")),
     "engine.seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2 ** 63 - 1)),
     "engine.threads": ("a whole number from 1 on, or null", _or_null(_whole(1))),

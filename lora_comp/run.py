@@ -45,7 +45,7 @@ def run(config, console: Console) -> None:
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
         records = evaluate(
-            data, codecs, task, methods, Settings(engine.steps, engine.lr, engine.seed, engine.recipe), out,
+            data, codecs, task, methods, Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe), out,
             progress)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")

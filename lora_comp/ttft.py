@@ -17,7 +17,7 @@ from lora_comp.ops.swin_block import HALF
 from lora_comp.parts import Part
 
 ATTEMPTS = 4  # of `refine`; beside latents, whose steps are cheaper, one
-STEPS, LR = 10, 4e-2  # with the next two lines found by measuring: docs/ttft.md
+STEPS = 10  # this and the next two lines were found by measuring: docs/ttft.md
 BETAS = 0.0, 0.9  # of Adam: in ten steps momentum carries on for too long what the first ones guessed
 SHARES = {"y": 2.0, "S": 0.25, "U": 0.5, "V": 0.5}  # of the step size, for what only the encoder has
 MILESTONES = (15 / 40, 25 / 40, 30 / 40, 35 / 40)  # of the steps: where the published schedule halves its step size
@@ -36,7 +36,7 @@ class Fit:
 
 
 def fit(
-    adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, steps: int, lr: float = LR,
+    adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, steps: int, lr: float,
     seed: int = 0, on_step: Callable[[int, float], None] | None = None, published: bool = False,
 ) -> Fit:
     """Train what `adapted` leaves trainable on one picture and leave it at its best step.

@@ -9,6 +9,7 @@ A task has
     distortion(decoded, targets)    (B,), differentiable in decoded (B, 3, H, W)
     loss(decoded, original)         scalar, the mean of the distortion
     weight(quality)                 float: the objective of a picture is weight(quality) * distortion + bpp
+    lr                              float: the step size of fine-tuning that suits its objective
     answer(picture)                 what the network says of (3, H, W) in a word or two, or None
     measure(decoded, sample)        metric -> float, for one decoded picture (3, H, W) in [0, 1]; "score" is always
                                     among them

@@ -31,6 +31,7 @@ class Classification:
     """
 
     name = "cls"
+    lr = 4e-2  # docs/ttft.md
     metrics = ("score", "agreement", "feature_distance")
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):

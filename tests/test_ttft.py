@@ -42,9 +42,10 @@ def whole(size, distortion):
     return [Part((rows, columns), (slice(None), slice(None)), (rows, columns), 1.0, distortion)]
 
 
-def run(adapted, x=X, size=(6, 5), weight=10.0, **options):
+def run(adapted, x=X, size=(6, 5), weight=10.0, lr=0.04, **options):
     target = x[..., :size[0], :size[1]]
-    return ttft.fit(adapted, x, size, whole(size, lambda y: (y - target).square().mean((1, 2, 3))), weight, **options)
+    parts = whole(size, lambda y: (y - target).square().mean((1, 2, 3)))
+    return ttft.fit(adapted, x, size, parts, weight, lr=lr, **options)
 
 
 def objective(colour, weight=10.0, size=(6, 5)):
@@ -65,7 +66,8 @@ def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
     def losses(half):
         monkeypatch.setattr(ttft, "half_pays", lambda device: half)
         adapted = load_method("svd_lora", codec, adapter=None).prepare(codec, x)
-        return ttft.fit(adapted, x, (64, 64), whole((64, 64), lambda y: task.distortion(y, targets)), 1.0, 4).losses
+        parts = whole((64, 64), lambda y: task.distortion(y, targets))
+        return ttft.fit(adapted, x, (64, 64), parts, 1.0, 4, 0.04).losses
 
     full, half = losses(False), losses(True)
     assert half == pytest.approx(full, rel=0.03)
@@ -153,7 +155,7 @@ def fitted(request, codec, human, picture):
     """An adapted codec after a few steps on a picture, and the rest of what they took."""
     adapted, x = load_method(request.param, codec).prepare(codec), picture()[None]
     arguments = (x, (64, 64), whole((64, 64), lambda y: human.distortion(y, x)), 500.0)
-    ttft.fit(adapted, *arguments, steps=6)
+    ttft.fit(adapted, *arguments, steps=6, lr=0.04)
     return adapted, arguments
 
 
