@@ -1,7 +1,7 @@
 """A linear layer with a low-rank update, forward and backward: one thread, rank 4, the weight frozen.
 
 Each group is a shape, tokens x in -> out. frozen: nn.Linear without an update, of which the input's gradient alone is
-computed, the least that a step costs. peft: PEFT's LoRA layer on that nn.Linear; it has no singular values. published:
+computed, the least that a step costs. PEFT: its LoRA layer on that nn.Linear; it has no singular values. published:
 the update added to the weight, whose dense gradient is then formed. BENCH_DTYPE=bfloat16 times that type.
 """
 import os
@@ -35,12 +35,12 @@ def published(x, weight, bias, u, s, v, scale):
     return F.linear(x, merge(weight, u, s, v, scale).to(x.dtype), bias)
 
 
-@pytest.mark.parametrize("kind", ["ours", "frozen", "peft", "published"])
+@pytest.mark.parametrize("kind", ["ours", "frozen", "PEFT", "published"])
 @pytest.mark.parametrize("tokens, inputs, outputs", SHAPES)
 def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    benchmark.group = f"{tokens}x{inputs} -> {outputs}, {str(DTYPE).removeprefix('torch.')}"
+    benchmark.group = f"low-rank layer, {tokens}x{inputs} -> {outputs}, {str(DTYPE).removeprefix('torch.')}"
     linear = nn.Linear(inputs, outputs).to(DTYPE).requires_grad_(False)
     x = torch.randn(tokens, inputs, dtype=DTYPE, requires_grad=True)
     u, v = torch.randn(outputs, RANK) / 8, torch.randn(inputs, RANK) / 8
@@ -48,7 +48,7 @@ def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind):
     usv = [t.requires_grad_() for t in (u, s, v)]
     if kind == "frozen":
         layer, wanted = linear, [x]
-    elif kind == "peft":
+    elif kind == "PEFT":
         layer = peft_layer(linear, u.detach(), v.detach())
         wanted = [x, layer.lora_B["default"].weight, layer.lora_A["default"].weight]
     else:
@@ -71,7 +71,7 @@ def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind):
     expected_grads = torch.autograd.grad(expected, twins, direction.double())
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[DTYPE]
     assert (y - expected).norm() < tolerance * expected.norm()
-    chosen = {"frozen": [0], "peft": [0, 1, 3]}.get(kind, [0, 1, 2, 3])
+    chosen = {"frozen": [0], "PEFT": [0, 1, 3]}.get(kind, [0, 1, 2, 3])
     for grad, i in zip(grads, chosen, strict=True):
-        grad = grad.T if kind == "peft" and i == 3 else grad
+        grad = grad.T if kind == "PEFT" and i == 3 else grad
         assert (grad - expected_grads[i]).norm() < tolerance * expected_grads[i].norm()
