@@ -1,12 +1,17 @@
-// Every window size of map, shift, head and rank stays within its arrays, and threads change nothing.
+// Maps, shifts, heads and ranks of every size stay within their arrays, threads change nothing, and the kernels of all
+// instruction sets agree. What they compute, tests/ops/test_swin_block.py holds against its definition.
+#include <cmath>
 #include <random>
 
 #include "check.hpp"
-#include "swin/block.hpp"
+#include "swin/run.hpp"
+#include "swin/tiles.hpp"
 
 using namespace lora_comp;
 
 namespace {
+
+using Kernel = void (*)(const swin::Job&, const SwinBlockGrad&, unsigned threads);
 
 std::vector<float> random_floats(size_t size, unsigned seed) {
   std::mt19937 generator(seed);
@@ -35,8 +40,9 @@ struct Layer {
   LowRankGrad grad() { return {grad_u.data(), grad_s.data(), grad_v.data()}; }
 };
 
-std::vector<float> run(size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads, size_t rank,
-                       bool own, bool half, unsigned threads) {
+// y, and all gradients.
+std::vector<float> run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads,
+                       size_t rank, bool own, unsigned threads) {
   const size_t pictures = own ? batch : 1, size = batch * height * width * dim;
   Layer qkv(dim, 3 * dim, rank, pictures, 1), proj(dim, dim, rank, pictures, 2);
   Layer fc1(dim, 2 * dim, 0, pictures, 3), fc2(2 * dim, dim, rank / 2, pictures, 4);
@@ -45,9 +51,9 @@ std::vector<float> run(size_t batch, size_t height, size_t width, size_t shift, 
                         norm.data(), position.data(), qkv.view, proj.view, fc1.view, fc2.view, own};
   const std::vector<float> x = random_floats(size, 7), grad_y = random_floats(size, 8);
   std::vector<float> y(size), grad_x(size);
-  swin_block_forward(block, x.data(), y.data(), half, threads);
-  swin_block_backward(block, x.data(), grad_y.data(), grad_x.data(),
-                      {qkv.grad(), proj.grad(), LowRankGrad{}, fc2.grad()}, half, threads);
+  kernel({block, x.data(), nullptr, y.data()}, {}, threads);
+  kernel({block, x.data(), grad_y.data(), grad_x.data()}, {qkv.grad(), proj.grad(), LowRankGrad{}, fc2.grad()},
+         threads);
   for (const Layer* layer : {&qkv, &proj, &fc2})
     for (const std::vector<float>* grad : {&layer->grad_u, &layer->grad_s, &layer->grad_v})
       y.insert(y.end(), grad->begin(), grad->end());
@@ -55,17 +61,32 @@ std::vector<float> run(size_t batch, size_t height, size_t width, size_t shift, 
   return y;
 }
 
+double apart(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    size += a[i] * a[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+void test(Kernel kernel, double tolerance) {
+  for (const bool own : {false, true}) {
+    const std::vector<float> one = run(kernel, 2, 9, 20, 4, 64, 4, 5, own, 1);
+    CHECK(one == run(kernel, 2, 9, 20, 4, 64, 4, 5, own, 3));
+    CHECK(apart(run(swin::run_plain, 2, 9, 20, 4, 64, 4, 5, own, 1), one) < tolerance);
+  }
+  run(kernel, 1, 8, 8, 0, 32, 4, 17, false, 1);
+  run(kernel, 1, 3, 3, 7, 96, 6, 0, false, 2);
+}
+
 }  // namespace
 
 int main() {
-  for (const bool half : {false, true}) {
-    if (half && !swin_block_half_available()) continue;
-    for (const bool own : {false, true}) {
-      const std::vector<float> one = run(2, 9, 20, 4, 64, 4, 5, own, half, 1);
-      for (const float value : one) CHECK(value == value);
-      CHECK(one == run(2, 9, 20, 4, 64, 4, 5, own, half, 3));
-    }
-    run(1, 8, 8, 0, 32, 4, 17, false, half, 1);
-    run(1, 3, 3, 7, 96, 6, 0, false, half, 2);
-  }
+  test(swin::run_plain, 1e-9);
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) test(swin::run_avx2, 1e-5);
+  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) test(swin::run_avx512, 1e-5);
+  if (swin::tiles_available()) test(swin::run_half, 1e-2);
+#endif
 }
