@@ -1,4 +1,4 @@
-#include "target.hpp"
+#include "../target.hpp"
 #ifdef __x86_64__
 BEGIN_TARGET("avx2,fma")
 #include "kernel.hpp"

@@ -1,4 +1,4 @@
-#include "target.hpp"
+#include "../target.hpp"
 #ifdef __x86_64__
 BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #include "kernel.hpp"

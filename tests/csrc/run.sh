@@ -19,7 +19,7 @@ if ! echo 'int main() {}' | $CXX -x c++ -fsanitize="$SANITIZE" - -o "$out/probe"
     echo "skipped: $CXX builds nothing with -fsanitize=$SANITIZE here: $(tail -n 1 "$out/said")"
     exit 0
 fi
-for source in csrc/rans/*.cpp csrc/swin/*.cpp csrc/*/cpu.cpp tests/csrc/*.cpp tests/fuzz/*.cpp; do
+for source in csrc/rans/*.cpp csrc/attention/*.cpp csrc/swin/*.cpp csrc/svd_lora/cpu.cpp tests/csrc/*.cpp tests/fuzz/*.cpp; do
     echo "$source $out/$(object "$source")"
 done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
@@ -29,7 +29,9 @@ link() { $CXX -fsanitize="$SANITIZE" "$@" -pthread; }
 link "$out/tests-csrc-test_rans.cpp.o" "${rans[@]}" -o "$out/test_rans"
 link "$out/tests-csrc-test_latents.cpp.o" "${rans[@]}" -o "$out/test_latents"
 link "$out/tests-csrc-test_svd_lora.cpp.o" "$out/csrc-svd_lora-cpu.cpp.o" -o "$out/test_svd_lora"
-link "$out/tests-csrc-test_window_attention.cpp.o" "$out/csrc-attention-cpu.cpp.o" -o "$out/test_window_attention"
+attention=()
+for source in csrc/attention/*.cpp; do attention+=("$out/$(object "$source")"); done
+link "$out/tests-csrc-test_window_attention.cpp.o" "${attention[@]}" -o "$out/test_window_attention"
 swin=()
 for source in csrc/swin/*.cpp; do swin+=("$out/$(object "$source")"); done
 link "$out/tests-csrc-test_swin_block.cpp.o" "${swin[@]}" -o "$out/test_swin_block"

@@ -9,7 +9,7 @@
 #include <new>
 #include <vector>
 
-#include "../parallel.hpp"
+#include "parallel.hpp"
 
 #define PRAGMA(x) _Pragma(#x)
 #ifdef __clang__
