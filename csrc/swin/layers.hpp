@@ -39,8 +39,7 @@ struct Moments {
 
 // Layer normalisation over the channels of x: Ba et al., 2016.
 template <class N>
-Moments normalise(const float* x, size_t channels, const float* weight, const float* bias,
-                         typename N::Right* to) {
+Moments normalise(const float* x, size_t channels, const float* weight, const float* bias, typename N::Right* to) {
   Moments m = {};
   for (size_t c = 0; c < channels; ++c)
     for (size_t v = 0; v < kVectors; ++v) m.mean[v] += at(x + c * kTokens + v * kWidth);

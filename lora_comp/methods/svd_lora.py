@@ -91,7 +91,7 @@ def identify(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 class LowRankLinear(nn.Module):
-    """A frozen linear layer with its update. x (..., in) to (..., out).
+    """A frozen linear layer with its update, for a `codecs.swin.SwinBlock` to compute.
 
     Tensors named in `travels` are used as a decoder will have them: `step` times whole numbers off the adapter's.
     """

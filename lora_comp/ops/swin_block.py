@@ -96,6 +96,9 @@ def _fits(x: Tensor, parts: Parts, window: int) -> bool:
         return False
     heads, channels, hidden = parts.position.shape[0], x.shape[3], parts.fc1.bias.shape[0]
     ranks = [layer.s.shape[-1] for layer in parts.layers if layer.s is not None]
+    pictures = {tuple(layer.s.shape[:-1]) for layer in parts.layers if layer.s is not None}
+    if pictures not in (set(), {()}, {(x.shape[0],)}):  # all layers share an adapter, or all have one for each picture
+        return False
     return (window == FUSED_WINDOW and channels % 32 == 0 and hidden % 32 == 0 and heads % 2 == 0
             and channels % heads == 0 and channels // heads <= FUSED_HEAD and max(ranks, default=0) <= FUSED_RANK)
 

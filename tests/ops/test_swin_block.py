@@ -107,6 +107,19 @@ def test_every_picture_may_have_an_adapter_of_its_own():
         assert_near([y[i:i + 1], grad_x[i:i + 1], *(g[i] for g in grads)], wanted, 1e-5)
 
 
+def test_one_layer_alone_may_have_an_adapter_for_each_picture():
+    parts = random_parts(32, 2, 64, (4, 0, 0, 0), pictures=2)
+    parts = parts._replace(proj=random_parts(32, 2, 64, (0, 4, 0, 0)).proj)
+    x, grad = torch.randn(2, 2, 8, 8, 32)
+    assert_near(evaluate(swin_block, x, parts, 0, grad), expected(x, parts, 0, grad), 1e-5)
+
+
+def test_adapters_for_another_number_of_pictures_are_refused():
+    parts = random_parts(32, 2, 64, (4, 0, 0, 0), pictures=2)
+    with pytest.raises(ValueError, match="an entry an adapter"):
+        swin_block(torch.randn(3, 8, 8, 32), parts, 8, 0)
+
+
 def test_the_number_of_threads_changes_nothing():
     parts = random_parts(64, 4, 128, (4, 4, 0, 0))
     x, grad = torch.randn(2, 2, 24, 24, 64)
