@@ -11,13 +11,15 @@ A network takes float pictures (B, 3, H, W) in [0, 1] of any size and normalises
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lora_comp.errors import LoraCompError
 
@@ -200,6 +202,29 @@ class LibraryNetwork(nn.Module):
 
 
 TaskNetwork = SmallResNet | LibraryNetwork
+
+
+def fold_batch_norms(network: TaskNetwork) -> None:
+    """Make each batch norm that alone reads a convolution a part of it: the same function, in evaluation mode.
+
+    A network that torch.fx cannot trace is left as it is.
+    """
+    model = network.model if isinstance(network, LibraryNetwork) else network
+    hooked = [*network.stage_modules.values()] if isinstance(network, LibraryNetwork) else []
+    try:
+        calls = [node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    except Exception:  # whatever the network's own code raises on a proxy
+        return
+    modules, times = dict(model.named_modules()), Counter(node.target for node in calls)
+    for node in calls:
+        source, norm = node.args[0], modules[node.target]
+        if type(norm) is not nn.BatchNorm2d or source.op != "call_module" or len(source.users) > 1:
+            continue
+        conv = modules[source.target]
+        if type(conv) is nn.Conv2d and times[node.target] == times[source.target] == 1 and not (
+                conv in hooked or norm in hooked):
+            model.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
+            model.set_submodule(node.target, nn.Identity())
 
 
 def _own_weights(model: nn.Module, weights: str | os.PathLike) -> None:

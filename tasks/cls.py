@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp.data.sample import Sample
-from lora_comp.networks import TaskNetwork, load_network
+from lora_comp.networks import TaskNetwork, fold_batch_norms, load_network
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006)
@@ -56,7 +56,7 @@ class Classification:
         """Mean over the stages of the squared error, in units of the stage's variance, times SCALE: (B,)."""
         total = torch.zeros(len(targets[0]), device=targets[0].device)  # (B,)
         for stage, (feature, target) in enumerate(zip(features, targets, strict=True)):
-            error = (feature - target).square().flatten(1).mean(dim=1)  # (B,)
+            error = (feature - target).square().mean(dim=tuple(range(1, target.ndim)))  # (B,)
             if not self.published:
                 known = self.network.stage_variance
                 variance = known[stage] if known else target.flatten(1).var(dim=1).clamp_min(1e-8)
@@ -69,9 +69,10 @@ class Classification:
         return self._distance(network.stages(decoded.clamp(0, 1)), targets)
 
     def _in_half(self) -> TaskNetwork:
-        """The network for autocast, which would convert its weights anew in every step."""
+        """The network for autocast, which would convert its weights anew in every step; its batch norms folded."""
         if self.half is None:
-            self.half = copy.deepcopy(self.network)
+            self.half = copy.deepcopy(self.network).to(memory_format=torch.channels_last)
+            fold_batch_norms(self.half)
             for module in self.half.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     module.to(torch.bfloat16)

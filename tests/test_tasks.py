@@ -7,10 +7,11 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lora_comp.data import Sample, load_data
 from lora_comp.errors import LoraCompError
-from lora_comp.networks import SmallResNet, load_network, save_network
+from lora_comp.networks import LibraryNetwork, SmallResNet, fold_batch_norms, load_network, save_network
 from lora_comp.tasks import load_task
 
 KINDS = [("human", {}), ("cls", {}), ("cls", {"network": "flowers"}),
@@ -116,6 +117,33 @@ def test_library_networks_show_their_stages(name, count):
 def test_stages_of_a_resnet_are_its_four_layers():
     stages = load_network("torchvision/resnet18", weights=None).stages(torch.rand(1, 3, 128, 96))
     assert [tuple(s.shape[1:]) for s in stages] == [(64, 32, 24), (128, 16, 12), (256, 8, 6), (512, 4, 3)]
+
+
+@pytest.mark.parametrize("name, left", [("scenes", 0), ("torchvision/resnet18", 0), ("torchvision/densenet121", 62)])
+def test_folding_batch_norms_leaves_the_features_as_they_were(name, left):
+    network = load_network(name, None)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    x = torch.rand(1, 3, 96, 96)
+    before = network.stages(x)
+    fold_batch_norms(network)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == left
+    for stage, same in zip(network.stages(x), before, strict=True):
+        assert (stage - same).abs().max() < 1e-4 * same.abs().max()
+
+
+def test_a_network_that_cannot_be_traced_keeps_its_batch_norms():
+    class Choosing(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    blocks = nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4)))
+    model = Choosing(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), blocks, nn.Flatten(), nn.LazyLinear(2))
+    network = LibraryNetwork("choosing", model.eval(), (0.5,) * 3, (0.5,) * 3, (64, 64))
+    fold_batch_norms(network)
+    assert isinstance(model[1], nn.BatchNorm2d)
 
 
 def test_random_weights_come_from_the_seed_and_leave_the_callers_generator_alone():
