@@ -134,7 +134,7 @@ INLINE Vector gelu_share(Vector x) {
 
 INLINE Vector gelu(Vector x) { return x * gelu_share(x); }
 
-INLINE Vector gelu_slope(Vector x) { return gelu_share(x) + x * exp_of(-0.5f * x * x) * 0.39894228f; }
+INLINE Vector gelu_slope(Vector x, Vector share) { return share + x * exp_of(-0.5f * x * x) * 0.39894228f; }
 
 }  // namespace
 }  // namespace lora_comp::swin

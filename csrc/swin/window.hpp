@@ -132,6 +132,18 @@ void activate(const float* hidden, size_t channels, typename N::Right* to) {
     }
 }
 
+// The same, and leaves the slopes of the GELU in place of `hidden`.
+template <class N>
+void activate_with_slopes(float* hidden, size_t channels, typename N::Right* to) {
+  for (size_t c = 0; c < channels; c += 2)
+    for (size_t t = 0; t < kTokens; t += kWidth) {
+      Vector &even = at(hidden + c * kTokens + t), &odd = at(hidden + (c + 1) * kTokens + t);
+      const Vector even_share = gelu_share(even), odd_share = gelu_share(odd);
+      N::put(to, kTokens, c, t, even * even_share, odd * odd_share);
+      even = gelu_slope(even, even_share), odd = gelu_slope(odd, odd_share);
+    }
+}
+
 template <class N>
 void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x, float* y) {
   gather<N>(x, p.dim, window, s.x.get());
@@ -168,15 +180,18 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
   attend_all(p, window, true, s);
   const Moments second = expand(p, s);
 
-  if (sums.layers[3].low_rank() || sums.layers[3].dense()) {  // what the forward pass would have computed next
+  const bool active = sums.layers[3].low_rank() || sums.layers[3].dense();
+  if (active) {  // what the forward pass would have computed next
     const Side<N>& side = p.fc2.forward;
-    activate<N>(s.hidden.get(), p.hidden, s.active.get());
+    activate_with_slopes<N>(s.hidden.get(), p.hidden, s.active.get());
     N::multiply(side.thin.get(), side.inputs, s.active.get(), side.inputs, s.low[3].get(), side.ranks, kTokens,
                 nullptr);
   }
   back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums.layers[3], s.grad_wide.get());
-  for (size_t i = 0; i < p.hidden * kTokens; i += kWidth)
-    at(s.grad_wide.get() + i) *= gelu_slope(at(s.hidden.get() + i));
+  for (size_t i = 0; i < p.hidden * kTokens; i += kWidth) {
+    const Vector x = at(s.hidden.get() + i);
+    at(s.grad_wide.get() + i) *= active ? x : gelu_slope(x, gelu_share(x));
+  }
   back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2],
        s.grad_narrow.get());
   if (sums.dense()) norm_grads(s.grad_narrow.get(), s.middle.get(), second, p.dim, sums.norm2.get());
