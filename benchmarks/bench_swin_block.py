@@ -1,7 +1,7 @@
 """The fused Swin block against torch's operators (the definition in ops/swin_block.py) and the published formulation.
 
 Maps: the first stage of tic (N=128) for a 256x256 picture, and the second of tic-s. Adapters of rank 4 on qkv and proj;
-forward and backward, with gradients of the map and of the adapters.
+forward and backward, with gradients of the map and of the adapters, or of the map and of the block's own parameters.
 """
 import published
 import pytest
@@ -51,18 +51,29 @@ def test_forward(benchmark, kind, name, dtype):
     torch.testing.assert_close(y, plain_swin_block(x, parts, 8, 4), rtol=0.05, atol=0.3, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_forward_and_backward(benchmark, kind, name, dtype):
-    benchmark.group = f"Swin block, both passes, {name}, 256x256, {dtype}"
-    parts, x = problem(name)
-    trained = [x, *(t for layer in (parts.qkv, parts.proj) for t in layer[2:])]
-
+def both_passes(benchmark, kind: str, parts: Parts, trained: list[torch.Tensor], dtype: str) -> None:
     def step(block):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            y = block(x, parts, 8, 4)
+            y = block(trained[0], parts, 8, 4)
         return torch.autograd.grad(y.float().square().sum(), trained)
 
     grads = benchmark.pedantic(step, (KINDS[kind],), rounds=5, warmup_rounds=1)
     for grad, wanted in zip(grads, step(plain_swin_block), strict=True):
         assert (grad - wanted).norm() < 0.1 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_and_backward(benchmark, kind, name, dtype):
+    benchmark.group = f"Swin block, both passes, {name}, 256x256, {dtype}"
+    parts, x = problem(name)
+    both_passes(benchmark, kind, parts, [x, *(t for layer in (parts.qkv, parts.proj) for t in layer[2:])], dtype)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("kind", ["ours", "torch"])
+def test_training(benchmark, kind, name, dtype):
+    benchmark.group = f"Swin block trained, both passes, {name}, 256x256, {dtype}"
+    parts, x = problem(name)
+    parts = Parts(*(Layer(*part[:2]) if isinstance(part, Layer) else part for part in parts))
+    both_passes(benchmark, kind, parts, [x, *(t.requires_grad_() for t in parts.dense())], dtype)

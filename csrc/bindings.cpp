@@ -175,42 +175,48 @@ void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintp
 // The tensors of `swin_block.py`, in its order.
 using Tensors = std::vector<uintptr_t>;
 
-SwinBlock make_swin_block(const Tensors& frozen, const Tensors& low_rank, const std::array<size_t, 4>& ranks,
+SwinBlock make_swin_block(const Tensors& dense, const Tensors& low_rank, const std::array<size_t, 4>& ranks,
                           bool own, const std::array<size_t, 8>& sizes) {
-  if (frozen.size() != 13 || low_rank.size() != 12) throw std::invalid_argument("13 and 12 tensors");
+  if (dense.size() != 13 || low_rank.size() != 12) throw std::invalid_argument("13 and 12 tensors");
   const auto [batch, height, width, window, shift, dim, heads, hidden] = sizes;
   const auto tensor = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
   SwinBlock block{};
   block.batch = batch, block.windows = {height, width, window, shift}, block.dim = dim, block.heads = heads;
-  block.norm1_weight = tensor(frozen[0]), block.norm1_bias = tensor(frozen[1]);
-  block.norm2_weight = tensor(frozen[2]), block.norm2_bias = tensor(frozen[3]);
-  block.position = tensor(frozen[4]), block.own = own;
+  block.norm1_weight = tensor(dense[0]), block.norm1_bias = tensor(dense[1]);
+  block.norm2_weight = tensor(dense[2]), block.norm2_bias = tensor(dense[3]);
+  block.position = tensor(dense[4]), block.own = own;
   SwinLayer* const layers[] = {&block.qkv, &block.proj, &block.fc1, &block.fc2};
   const size_t in[] = {dim, dim, dim, hidden}, out[] = {3 * dim, dim, hidden, dim};
   for (size_t i = 0; i < 4; ++i)
-    *layers[i] = {tensor(frozen[5 + 2 * i]), tensor(frozen[6 + 2 * i]), tensor(low_rank[3 * i]),
+    *layers[i] = {tensor(dense[5 + 2 * i]), tensor(dense[6 + 2 * i]), tensor(low_rank[3 * i]),
                   tensor(low_rank[3 * i + 1]), tensor(low_rank[3 * i + 2]), in[i], out[i], ranks[i]};
   return block;
 }
 
-void forward_swin_block(uintptr_t x, uintptr_t y, const Tensors& frozen, const Tensors& low_rank,
+void forward_swin_block(uintptr_t x, uintptr_t y, const Tensors& dense, const Tensors& low_rank,
                         const std::array<size_t, 4>& ranks, bool own, const std::array<size_t, 8>& sizes, bool half,
                         unsigned threads) {
   const py::gil_scoped_release release;
-  swin_block_forward(make_swin_block(frozen, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
+  swin_block_forward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
                      reinterpret_cast<float*>(y), half, threads);
 }
 
-void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const Tensors& frozen,
+void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const Tensors& dense,
                          const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
-                         const std::array<size_t, 8>& sizes, const Tensors& grads, bool half, unsigned threads) {
-  if (grads.size() != 12) throw std::invalid_argument("12 gradients");
-  const auto at = [&](size_t i) { return reinterpret_cast<float*>(grads[i]); };
-  const auto layer = [&](size_t i) { return LowRankGrad{at(3 * i), at(3 * i + 1), at(3 * i + 2)}; };
+                         const std::array<size_t, 8>& sizes, const Tensors& dense_grads,
+                         const Tensors& low_rank_grads, bool half, unsigned threads) {
+  if (dense_grads.size() != 13 || low_rank_grads.size() != 12) throw std::invalid_argument("13 and 12 gradients");
+  const auto at = [](const Tensors& grads, size_t i) { return reinterpret_cast<float*>(grads[i]); };
+  const auto layer = [&](size_t i) {
+    return SwinLayerGrad{at(low_rank_grads, 3 * i), at(low_rank_grads, 3 * i + 1), at(low_rank_grads, 3 * i + 2),
+                         at(dense_grads, 5 + 2 * i), at(dense_grads, 6 + 2 * i)};
+  };
+  const SwinBlockGrad grad{layer(0),           layer(1),           layer(2),           layer(3),          at(dense_grads, 0),
+                           at(dense_grads, 1), at(dense_grads, 2), at(dense_grads, 3), at(dense_grads, 4)};
   const py::gil_scoped_release release;
-  swin_block_backward(make_swin_block(frozen, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
+  swin_block_backward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
                       reinterpret_cast<const float*>(grad_y), reinterpret_cast<float*>(grad_x),
-                      {layer(0), layer(1), layer(2), layer(3)}, half, threads);
+                      grad, half, threads);
 }
 
 }  // namespace
@@ -254,12 +260,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
         arg("grad_bias"), arg("sizes"), arg("threads"), "Writes grad_qkv and adds to grad_bias, unless that is 0.");
   m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
-  m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("frozen"), arg("low_rank"), arg("ranks"),
+  m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("dense"), arg("low_rank"), arg("ranks"),
         arg("own"), arg("sizes"), arg("half"), arg("threads"),
         "Addresses of contiguous float32; sizes: batch, height, width, window, shift, channels, heads, hidden.");
-  m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("frozen"),
-        arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("grads"), arg("half"), arg("threads"),
-        "Writes grad_x and adds to the gradients of the low-rank tensors whose address is not 0.");
+  m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("dense"),
+        arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("dense_grads"), arg("low_rank_grads"), arg("half"),
+        arg("threads"),
+        "Writes grad_x and adds to the gradients whose address is not 0: all of the dense ones are, or none.");
   m.def("low_rank_linear_forward", &linear_forward, arg("inputs"), arg("y"), arg("t"), arg("sizes"), arg("scale"),
         arg("bfloat16"), arg("threads"), arg("stream"),
         "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"

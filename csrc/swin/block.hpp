@@ -26,13 +26,17 @@ struct SwinBlock {
   bool own;  // every picture of the batch has its own u, s and v
 };
 
-// Sums are added to what stands here, one array for each picture with `own`; null for what is not wanted.
-struct LowRankGrad {
-  float *u, *s, *v;  // those of u and v without their factor s
+// Sums are added to what stands here; null for what is not wanted.
+struct SwinLayerGrad {
+  float *u, *s, *v;  // one array for each picture with `own`; those of u and v without their factor s
+  float *weight, *bias;
 };
 
 struct SwinBlockGrad {
-  LowRankGrad qkv, proj, fc1, fc2;
+  SwinLayerGrad qkv, proj, fc1, fc2;
+  float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias, *position;
+
+  bool dense() const { return position; }  // these five are wanted, and all weights and biases above; or none of them
 };
 
 // Whether the machine multiplies in bfloat16.

@@ -2,8 +2,6 @@
 // instruction set: everything in these headers has internal linkage, so that each kernel has its own.
 #pragma once
 
-#include <array>
-
 #include "../parallel.hpp"
 #include "run.hpp"
 #include "window.hpp"
@@ -11,37 +9,65 @@
 namespace lora_comp::swin {
 namespace {
 
-// A share of the windows of one picture: rows of them.
+// Rows of windows, counted through all pictures.
 struct Share {
-  size_t picture, first, last;
+  size_t first, last;
 };
 
+// As many shares whatever the threads, and their sums added up in order: the same bits with any number of threads. A
+// share of gradients has room for all of them, so it should be worth that.
+inline std::vector<Share> make_shares(const SwinBlock& a, bool dense) {
+  constexpr size_t kMost = 16, kMostDense = 8, kWindows = 8;
+  const size_t rows = a.windows.rows(), pictures = a.own ? a.batch : 1, each = a.own ? rows : rows * a.batch;
+  const size_t windows = (a.windows.width + a.windows.window - 1) / a.windows.window * each;
+  const size_t most = dense ? std::min(kMostDense, windows / kWindows) : kMost;
+  const size_t parts = std::min(each, std::max<size_t>(1, most / pictures));
+  std::vector<Share> shares;
+  for (size_t picture = 0; picture < pictures; ++picture)
+    for (size_t part = 0; part < parts; ++part)
+      shares.push_back({picture * rows + each * part / parts, picture * rows + each * (part + 1) / parts});
+  return shares;
+}
+
 template <class N>
-void run(const Packed<N>& packed, const Job& job, const Share& share, LowRankSums* sums) {
+void run(const Packed<N>& packed, const Job& job, const Share& share, BlockSums* sums) {
   [[maybe_unused]] const typename N::Session session{};
   Scratch<N> scratch(packed, job.grad_y != nullptr);
   const Windows& windows = job.block.windows;
   for (size_t row = share.first; row < share.last; ++row)
     for (size_t left = 0; left < windows.width; left += windows.window) {
-      const Window<kTokens> window(windows, share.picture, row * windows.window, left);
+      const Window<kTokens> window(windows, row / windows.rows(), row % windows.rows() * windows.window, left);
       if (job.grad_y)
-        backward_window(packed, window, scratch, job.x, job.grad_y, job.out, sums);
+        backward_window(packed, window, scratch, job.x, job.grad_y, job.out, *sums);
       else
         forward_window(packed, window, scratch, job.x, job.out);
     }
 }
 
-// Adds the sums of a picture's shares, taken out of their padding, to the gradients.
-void unpack(const LowRankSums& sums, const SwinLayer& layer, size_t picture, const std::vector<size_t>& in_places,
-            const std::vector<size_t>& out_places, size_t in, size_t out, const LowRankGrad& grad) {
-  const auto add = [&](const float* from, const std::vector<size_t>& places, size_t padded, float* to) {
-    for (size_t i = 0; i < places.size(); ++i)
-      for (size_t k = 0; k < layer.rank; ++k)
-        to[i * layer.rank + k] += from[k / kWidth * kWidth * padded + places[i] * kWidth + k % kWidth];
-  };
-  for (size_t k = 0; grad.s && k < layer.rank; ++k) grad.s[picture * layer.rank + k] += sums.s.get()[k];
-  if (grad.u) add(sums.u.get(), out_places, out, grad.u + picture * layer.out * layer.rank);
-  if (grad.v) add(sums.v.get(), in_places, in, grad.v + picture * layer.in * layer.rank);
+// Adds the sums of all shares to the gradients.
+inline void unpack(std::vector<BlockSums>& sums, const std::vector<Share>& shares, const SwinBlock& a,
+                   const SwinBlockGrad& grad) {
+  const std::vector<size_t> plain = counted(a.dim), hidden = counted(a.fc1.out);
+  const size_t own_head = a.dim / a.heads, padded = a.heads * kHead;
+  const Places places[] = {{plain, in_heads(3 * a.dim, own_head), a.dim, 3 * padded},
+                           {in_heads(a.dim, own_head), plain, padded, a.dim},
+                           {plain, hidden, a.dim, a.fc1.out},
+                           {hidden, plain, a.fc1.out, a.dim}};
+  const SwinLayer* const layers[] = {&a.qkv, &a.proj, &a.fc1, &a.fc2};
+  const SwinLayerGrad* const grads[] = {&grad.qkv, &grad.proj, &grad.fc1, &grad.fc2};
+  for (size_t i = 0; i < sums.size(); ++i)
+    for (size_t k = 0; k < 4; ++k)
+      unpack_low_rank(sums[i].layers[k], *layers[k], a.own ? shares[i].first / a.windows.rows() : 0, places[k],
+                      *grads[k]);
+  if (!grad.dense()) return;
+  for (size_t i = 1; i < sums.size(); ++i) sums[0].add_dense(sums[i]);
+  for (size_t k = 0; k < 4; ++k) unpack_dense(sums[0].layers[k], *layers[k], places[k], *grads[k]);
+  const float *const norm1 = sums[0].norm1.get(), *const norm2 = sums[0].norm2.get();
+  add_rows(norm1, plain, grad.norm1_weight);
+  add_rows(norm1 + a.dim * kWidth, plain, grad.norm1_bias);
+  add_rows(norm2, plain, grad.norm2_weight);
+  add_rows(norm2 + a.dim * kWidth, plain, grad.norm2_bias);
+  for (size_t i = 0; i < sums[0].position.size(); ++i) grad.position[i] += sums[0].position.get()[i];
 }
 
 template <class N>
@@ -49,32 +75,13 @@ void run_block(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
   const SwinBlock& a = job.block;
   std::vector<Packed<N>> packed;
   for (size_t picture = 0; picture < (a.own ? a.batch : 1); ++picture) packed.emplace_back(a, picture);
-  // As many shares whatever the threads, and their sums added up in order: the same bits with any number of threads.
-  const size_t rows = a.windows.rows(), parts = std::min(rows, std::max<size_t>(1, 16 / std::max<size_t>(1, a.batch)));
-  std::vector<Share> shares;
-  for (size_t picture = 0; picture < a.batch; ++picture)
-    for (size_t part = 0; part < parts; ++part)
-      shares.push_back({picture, rows * part / parts, rows * (part + 1) / parts});
-  const LowRankGrad* const grads[] = {&grad.qkv, &grad.proj, &grad.fc1, &grad.fc2};
-  std::vector<std::array<LowRankSums, 4>> sums(job.grad_y ? shares.size() : 0);
-  for (std::array<LowRankSums, 4>& share : sums) {
-    const Packed<N>& p = packed.front();
-    const Linear<N>* const layers[] = {&p.qkv, &p.proj, &p.fc1, &p.fc2};
-    for (size_t i = 0; i < 4; ++i) share[i] = LowRankSums(layers[i]->forward.inputs, layers[i]->forward.outputs,
-        layers[i]->forward.ranks, grads[i]->s || grads[i]->u || grads[i]->v, grads[i]->u || grads[i]->v);
-  }
+  const std::vector<Share> shares = make_shares(a, grad.dense());
+  std::vector<BlockSums> sums;
+  for (size_t i = 0; job.grad_y && i < shares.size(); ++i) sums.emplace_back(packed.front(), grad);
   parallel(shares.size(), threads, [&](size_t i) {
-    run(packed[a.own ? shares[i].picture : 0], job, shares[i], job.grad_y ? sums[i].data() : nullptr);
+    run(packed[a.own ? shares[i].first / a.windows.rows() : 0], job, shares[i], job.grad_y ? &sums[i] : nullptr);
   });
-  const std::vector<size_t> plain = counted(a.dim), hidden = counted(a.fc1.out);
-  const size_t own_head = a.dim / a.heads, padded = a.heads * kHead;
-  for (size_t i = 0; i < sums.size(); ++i) {
-    const size_t to = a.own ? shares[i].picture : 0;
-    unpack(sums[i][0], a.qkv, to, plain, in_heads(3 * a.dim, own_head), a.dim, 3 * padded, grad.qkv);
-    unpack(sums[i][1], a.proj, to, in_heads(a.dim, own_head), plain, padded, a.dim, grad.proj);
-    unpack(sums[i][2], a.fc1, to, plain, hidden, a.dim, a.fc1.out, grad.fc1);
-    unpack(sums[i][3], a.fc2, to, hidden, plain, a.fc1.out, a.dim, grad.fc2);
-  }
+  unpack(sums, shares, a, grad);
 }
 
 }  // namespace

@@ -33,6 +33,10 @@ void to_left(const typename N::Right* from, size_t channels, typename N::Left* t
       N::take(from, kTokens, c, t, to + c * kTokens + t, to + (c + 1) * kTokens + t);
 }
 
+inline void add(const float* from, size_t size, float* to) {
+  for (size_t i = 0; i < size; i += kWidth) at(to + i) += at(from + i);
+}
+
 struct Moments {
   Vector mean[kVectors], inverse[kVectors];  // of the deviation
 };
@@ -84,6 +88,21 @@ inline void normalise_back(const float* grad, const float* x, const Moments& m, 
     }
 }
 
+// Adds what the weight and the bias of the normalisation get to `sums`, (2, channels, 16), whose rows are yet to be
+// summed.
+inline void norm_grads(const float* grad, const float* x, const Moments& m, size_t channels, float* sums) {
+  for (size_t c = 0; c < channels; ++c) {
+    Vector weight = {}, bias = {};
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t i = c * kTokens + v * kWidth;
+      weight += at(grad + i) * (at(x + i) - m.mean[v]) * m.inverse[v];
+      bias += at(grad + i);
+    }
+    at(sums + c * kWidth) += weight;
+    at(sums + (channels + c) * kWidth) += bias;
+  }
+}
+
 // y (outputs, tokens) = side x + start; x has room for the low-rank rows. low gets the values before their gain.
 template <class N>
 void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, const float* start) {
@@ -95,42 +114,6 @@ void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, cons
                at(low + (k + 1) * kTokens + t) * side.gain[k + 1]);
   }
   N::multiply(side.wide.get(), side.row(), x, side.row(), y, side.outputs, kTokens, start);
-}
-
-// Sums of one layer's low-rank gradients: x of grad_y times low, and the like; see `low_rank_grads`.
-struct LowRankSums {
-  bool wanted = false, factors = false;  // factors: of U and V too
-  Buffer<float> u, s, v;                 // (ranks / 16, out, 16), (ranks), (ranks / 16, in, 16)
-
-  LowRankSums() = default;
-  LowRankSums(size_t in, size_t out, size_t ranks, bool wanted, bool factors)
-      : wanted(wanted), factors(factors), u(factors ? ranks * out : 0), s(ranks), v(factors ? ranks * in : 0) {}
-};
-
-// u += grad_y low^T, v += x low_back^T, s += sums over the tokens of low times low_back; all padded.
-//   low (ranks, tokens) = V^T x, low_back = U^T grad_y; x and grad_y (channels, tokens) as Left.
-template <class N>
-void low_rank_grads(const Linear<N>& layer, const typename N::Left* x, const typename N::Left* grad_y,
-                           const float* low, const float* low_back, LowRankSums& sums) {
-  const size_t ranks = layer.forward.ranks, pairs = kTokens / N::kPack;
-  for (size_t k = 0; k < layer.rank; ++k) {
-    Vector sum = {};
-    for (size_t t = 0; t < kTokens; t += kWidth) sum += at(low + k * kTokens + t) * at(low_back + k * kTokens + t);
-    for (size_t i = 0; i < kWidth; ++i) sums.s.get()[k] += sum[i];
-  }
-  if (!sums.factors) return;
-  alignas(64) typename N::Left left[kWidth * kTokens];
-  alignas(64) typename N::Right right[kTokens * kWidth];
-  for (size_t k = 0; k < ranks; k += kWidth) {
-    const auto accumulate = [&](const float* from, const typename N::Left* by, size_t channels, float* to) {
-      rows_to_left<N>(from + k * kTokens, kWidth, left);
-      transpose_words<N>(words(left), kWidth, pairs, words(right));
-      float* const block = to + k * channels;  // (ranks / 16, channels, 16)
-      N::multiply(by, kTokens, right, kTokens, block, channels, kWidth, block);
-    };
-    accumulate(low, grad_y, layer.forward.outputs, sums.u.get());
-    accumulate(low_back, x, layer.forward.inputs, sums.v.get());
-  }
 }
 
 // x Phi(x), to 1e-7. Phi(-|x|) is exp of a polynomial fitted to its logarithm.
@@ -151,7 +134,7 @@ INLINE Vector gelu_share(Vector x) {
 
 INLINE Vector gelu(Vector x) { return x * gelu_share(x); }
 
-INLINE Vector gelu_slope(Vector x) { return gelu_share(x) + x * exp_of(-0.5f * x * x) * 0.39894228f; }
+INLINE Vector gelu_slope(Vector x, Vector share) { return share + x * exp_of(-0.5f * x * x) * 0.39894228f; }
 
 }  // namespace
 }  // namespace lora_comp::swin

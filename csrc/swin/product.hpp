@@ -41,33 +41,33 @@ struct Full {
     at(odd) = at(from + (row + 1) * columns + column);
   }
 
-  // c (rows, columns) = a b + start, rows a multiple of 4, columns 16 or 64; a's rows lie `row` apart. start may be
-  // null.
+  // c (rows, columns) = a b + start, rows a multiple of 4, columns of 16; a's rows lie `row` apart. start may be null.
   static INLINE void multiply(const Left* a, size_t row, const Right* b, size_t inner, float* c, size_t rows,
                               size_t columns, const float* start) {
-    if (columns == kWidth)
-      multiply_columns<1>(a, row, b, inner, c, rows, start);
+    if (columns % (4 * kWidth) == 0)
+      multiply_columns<4>(a, row, b, inner, c, rows, columns, start);
+    else if (columns % (2 * kWidth) == 0)
+      multiply_columns<2>(a, row, b, inner, c, rows, columns, start);
     else
-      multiply_columns<kTokens / kWidth>(a, row, b, inner, c, rows, start);
+      multiply_columns<1>(a, row, b, inner, c, rows, columns, start);
   }
 
  private:
   template <size_t kVectors>
   static INLINE void multiply_columns(const Left* a, size_t row, const Right* b, size_t inner, float* c, size_t rows,
-                                      const float* start) {
+                                      size_t columns, const float* start) {
     constexpr size_t kRows = 4, kTogether = kShuffles || kVectors == 1 ? kVectors : 2;  // AVX2 has 8 such registers
-    constexpr size_t kColumns = kVectors * kWidth;
     for (size_t r = 0; r < rows; r += kRows) {
-      for (size_t column = 0; column < kColumns; column += kTogether * kWidth) {
+      for (size_t column = 0; column < columns; column += kTogether * kWidth) {
         Vector sum[kRows][kTogether] = {};
         for (size_t i = 0; start && i < kRows; ++i)
-          for (size_t v = 0; v < kTogether; ++v) sum[i][v] = load(start + (r + i) * kColumns + column + v * kWidth);
+          for (size_t v = 0; v < kTogether; ++v) sum[i][v] = load(start + (r + i) * columns + column + v * kWidth);
         for (size_t k = 0; k < inner; ++k)
           for (size_t i = 0; i < kRows; ++i)
             for (size_t v = 0; v < kTogether; ++v)
-              sum[i][v] += a[(r + i) * row + k] * at(b + k * kColumns + column + v * kWidth);
+              sum[i][v] += a[(r + i) * row + k] * at(b + k * columns + column + v * kWidth);
         for (size_t i = 0; i < kRows; ++i)
-          for (size_t v = 0; v < kTogether; ++v) at(c + (r + i) * kColumns + column + v * kWidth) = sum[i][v];
+          for (size_t v = 0; v < kTogether; ++v) at(c + (r + i) * columns + column + v * kWidth) = sum[i][v];
       }
     }
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "heads.hpp"
+#include "sums.hpp"
 
 namespace lora_comp::swin {
 namespace {
@@ -131,6 +132,18 @@ void activate(const float* hidden, size_t channels, typename N::Right* to) {
     }
 }
 
+// The same, and leaves the slopes of the GELU in place of `hidden`.
+template <class N>
+void activate_with_slopes(float* hidden, size_t channels, typename N::Right* to) {
+  for (size_t c = 0; c < channels; c += 2)
+    for (size_t t = 0; t < kTokens; t += kWidth) {
+      Vector &even = at(hidden + c * kTokens + t), &odd = at(hidden + (c + 1) * kTokens + t);
+      const Vector even_share = gelu_share(even), odd_share = gelu_share(odd);
+      N::put(to, kTokens, c, t, even * even_share, odd * odd_share);
+      even = gelu_slope(even, even_share), odd = gelu_slope(odd, odd_share);
+    }
+}
+
 template <class N>
 void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x, float* y) {
   gather<N>(x, p.dim, window, s.x.get());
@@ -143,51 +156,58 @@ void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N
   scatter<N>(s.x.get(), p.dim, window, y);
 }
 
-// grad_x = (W^T + V diag(s) U^T) grad_y, and the layer's own gradients. x: (in, tokens), read where `factors`.
+// grad_x = (W^T + V diag(s) U^T) grad_y, and the layer's own gradients. x: (in, tokens), read for those of matrices.
 template <class N>
 void back(const Linear<N>& layer, const typename N::Right* x, const float* low, const float* grad_y, Scratch<N>& s,
-          LowRankSums& sums, float* grad_x) {
+          LayerSums& sums, float* grad_x) {
   const Side<N>& side = layer.backward;
   to_right<N>(grad_y, side.inputs, s.grad_right.get());
   apply(side, s.grad_right.get(), s.grad_low.get(), grad_x, nullptr);
-  if (!sums.wanted) return;
-  if (sums.factors) {
+  if (sums.factors() || sums.dense()) {
     to_left<N>(x, side.outputs, s.rows.get());
     to_left<N>(s.grad_right.get(), side.inputs, s.grad_rows.get());
   }
-  low_rank_grads(layer, s.rows.get(), s.grad_rows.get(), low, s.grad_low.get(), sums);
+  if (sums.low_rank()) low_rank_grads(layer, s.rows.get(), s.grad_rows.get(), low, s.grad_low.get(), sums);
+  if (sums.dense()) dense_grads(layer, s.rows.get(), s.grad_rows.get(), grad_y, s.grad_right.get(), sums);
 }
 
 template <class N>
 void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x,
-                     const float* grad_y, float* grad_x, LowRankSums* sums) {
+                     const float* grad_y, float* grad_x, BlockSums& sums) {
   gather<N>(x, p.dim, window, s.x.get());
   gather<N>(grad_y, p.dim, window, s.grad.get());
   const Moments first = project(p, s);
   attend_all(p, window, true, s);
   const Moments second = expand(p, s);
 
-  if (sums[3].wanted) {  // what the forward pass would have computed next
+  const bool active = sums.layers[3].low_rank() || sums.layers[3].dense();
+  if (active) {  // what the forward pass would have computed next
     const Side<N>& side = p.fc2.forward;
-    activate<N>(s.hidden.get(), p.hidden, s.active.get());
+    activate_with_slopes<N>(s.hidden.get(), p.hidden, s.active.get());
     N::multiply(side.thin.get(), side.inputs, s.active.get(), side.inputs, s.low[3].get(), side.ranks, kTokens,
                 nullptr);
   }
-  back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums[3], s.grad_wide.get());
-  for (size_t i = 0; i < p.hidden * kTokens; i += kWidth)
-    at(s.grad_wide.get() + i) *= gelu_slope(at(s.hidden.get() + i));
-  back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums[2], s.grad_narrow.get());
+  back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums.layers[3], s.grad_wide.get());
+  for (size_t i = 0; i < p.hidden * kTokens; i += kWidth) {
+    const Vector x = at(s.hidden.get() + i);
+    at(s.grad_wide.get() + i) *= active ? x : gelu_slope(x, gelu_share(x));
+  }
+  back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2],
+       s.grad_narrow.get());
+  if (sums.dense()) norm_grads(s.grad_narrow.get(), s.middle.get(), second, p.dim, sums.norm2.get());
   normalise_back(s.grad_narrow.get(), s.middle.get(), second, p.dim, p.norm2_weight, s.grad.get());
 
-  back(p.proj, s.heads.get(), s.low[1].get(), s.grad.get(), s, sums[1], s.grad_wide.get());
+  back(p.proj, s.heads.get(), s.low[1].get(), s.grad.get(), s, sums.layers[1], s.grad_wide.get());
   const size_t head = kHead * kTokens, each = p.heads * head;
   for (size_t h = 0; h < p.heads; ++h) {
     float* const q = s.qkv.get() + h * head;
     attend_back<N>(s.grad_wide.get() + h * head, q, q + each, q + 2 * each, s.head, s.map(h));
+    if (sums.dense()) add(s.head.map_grad, kTokens * kTokens, sums.position.get() + h * kTokens * kTokens);
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.own_head));
   for (size_t i = 0; i < each; i += kWidth) at(s.qkv.get() + i) *= scale;
-  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv.get(), s, sums[0], s.grad_narrow.get());
+  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv.get(), s, sums.layers[0], s.grad_narrow.get());
+  if (sums.dense()) norm_grads(s.grad_narrow.get(), s.x.get(), first, p.dim, sums.norm1.get());
   normalise_back(s.grad_narrow.get(), s.x.get(), first, p.dim, p.norm1_weight, s.grad.get());
   scatter<N>(s.grad.get(), p.dim, window, grad_x);
 }

@@ -50,8 +50,8 @@ class Parts(NamedTuple):
     def layers(self) -> tuple[Layer, Layer, Layer, Layer]:
         return self.qkv, self.proj, self.fc1, self.fc2
 
-    def frozen(self) -> list[Tensor]:
-        """What the fused kernel has no gradients for, in its order."""
+    def dense(self) -> list[Tensor]:
+        """The block's own parameters, in the fused kernel's order."""
         weights = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
         return [*self.norm1, *self.norm2, self.position, *weights]
 
@@ -72,9 +72,9 @@ def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor
 def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     """x + attention(norm(x)) in windows shifted by `shift`, then x + MLP(norm(x)).
 
-    On the CPU a block whose own weights are frozen is one fused kernel, which computes a window of all its layers in
-    the cache and keeps nothing but x for the backward pass. It computes in float32; under `torch.autocast` in bfloat16
-    with sums, norms and skips in float32, where the processor has AMX. Elsewhere it is `plain_swin_block`.
+    On the CPU a block is one fused kernel, which computes a window of all its layers in the cache and keeps nothing
+    but x for the backward pass. It computes in float32; under `torch.autocast` in bfloat16 with sums, norms and skips
+    in float32, where the processor has AMX. Elsewhere it is `plain_swin_block`.
 
     Args:
         x: (B, H, W, C).
@@ -84,15 +84,13 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     if not _fits(x, parts, window):
         return plain_swin_block(x, parts, window, shift)
     half = HALF and torch.is_autocast_enabled("cpu")
-    return _fused(x.float(), parts.frozen(), parts.low_rank(), window, shift, half)
+    return _fused(x.float(), parts.dense(), parts.low_rank(), window, shift, half)
 
 
 def _fits(x: Tensor, parts: Parts, window: int) -> bool:
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
         return False
     if parts.qkv.weight.dtype != torch.float32:
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parts.frozen()):
         return False
     heads, channels, hidden = parts.position.shape[0], x.shape[3], parts.fc1.bias.shape[0]
     ranks = [layer.s.shape[-1] for layer in parts.layers if layer.s is not None]
@@ -103,67 +101,68 @@ def _fits(x: Tensor, parts: Parts, window: int) -> bool:
             and channels % heads == 0 and channels // heads <= FUSED_HEAD and max(ranks, default=0) <= FUSED_RANK)
 
 
-def _arguments(x: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int) -> Arguments:
+def _arguments(x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int) -> Arguments:
     b, height, width, channels = x.shape
     ranks = [s.shape[-1] if s.numel() else 0 for s in low_rank[1::3]]
     own = any(s.dim() == 2 for s in low_rank[1::3])
-    sizes = b, height, width, window, shift, channels, len(frozen[4]), len(frozen[10])
-    return [t.data_ptr() for t in frozen], [t.data_ptr() for t in low_rank], ranks, own, sizes
+    sizes = b, height, width, window, shift, channels, len(dense[4]), len(dense[10])
+    return [t.data_ptr() for t in dense], [t.data_ptr() for t in low_rank], ranks, own, sizes
 
 
 @torch.library.custom_op("lora_comp::swin_block", mutates_args=(), device_types="cpu")
-def _fused(x: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool) -> Tensor:
-    x, frozen, low_rank = x.contiguous(), [t.contiguous() for t in frozen], [t.contiguous() for t in low_rank]
+def _fused(x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool) -> Tensor:
+    x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     y = torch.empty_like(x)
-    _C.swin_block_forward(x.data_ptr(), y.data_ptr(), *_arguments(x, frozen, low_rank, window, shift), half,
+    _C.swin_block_forward(x.data_ptr(), y.data_ptr(), *_arguments(x, dense, low_rank, window, shift), half,
                           torch.get_num_threads())
     return y
 
 
 @_fused.register_fake
-def _(x: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool) -> Tensor:
+def _(x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("lora_comp::swin_block_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    x: Tensor, grad: Tensor, frozen: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool,
-    wanted: list[bool],
+    x: Tensor, grad: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool,
+    wants_dense: bool, wanted: list[bool],
 ) -> list[Tensor]:
-    """The gradient of x, then those of the low-rank tensors, one without elements where it is not wanted."""
-    x, frozen, low_rank = x.contiguous(), [t.contiguous() for t in frozen], [t.contiguous() for t in low_rank]
+    """The gradients of x, dense and low_rank, without elements where not wanted: `wanted` is of each of low_rank."""
+    x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     grad = grad.contiguous()
     grad_x = torch.empty_like(x)
+    dense_grads = [torch.zeros_like(t) if wants_dense else t.new_empty(0) for t in dense]
     grads = [torch.zeros_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
     _C.swin_block_backward(
-        x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), *_arguments(x, frozen, low_rank, window, shift),
-        [g.data_ptr() if wants else 0 for g, wants in zip(grads, wanted, strict=True)], half, torch.get_num_threads())
+        x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), *_arguments(x, dense, low_rank, window, shift),
+        [t.data_ptr() for t in dense_grads], [t.data_ptr() for t in grads], half, torch.get_num_threads())
     for i, s in enumerate(low_rank[1::3]):  # the kernel leaves out the factor s of these two
         for k in (3 * i, 3 * i + 2):
             if wanted[k]:
                 grads[k] *= s.unsqueeze(-2)
-    return [grad_x, *grads]
+    return [grad_x, *dense_grads, *grads]
 
 
 @_backward.register_fake
-def _(x, grad, frozen, low_rank, window, shift, half, wanted):
-    grads = [torch.empty_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
-    return [torch.empty_like(x), *grads]
+def _(x, grad, dense, low_rank, window, shift, half, wants_dense, wanted):
+    wants = [True, *[wants_dense] * len(dense), *wanted]
+    return [t.new_empty(t.shape if wants else 0) for t, wants in zip([x, *dense, *low_rank], wants, strict=True)]
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:
-    x, frozen, low_rank, ctx.window, ctx.shift, ctx.half = inputs
-    ctx.count = len(frozen)
-    ctx.save_for_backward(x, *frozen, *low_rank)
+    x, dense, low_rank, ctx.window, ctx.shift, ctx.half = inputs
+    ctx.count = len(dense)
+    ctx.save_for_backward(x, *dense, *low_rank)
 
 
 def _differentiate(ctx, grad: Tensor) -> tuple:
     x, *rest = ctx.saved_tensors
-    frozen, low_rank = rest[:ctx.count], rest[ctx.count:]
-    wanted = ctx.needs_input_grad[2]
-    grad_x, *grads = _backward(x, grad, frozen, low_rank, ctx.window, ctx.shift, ctx.half, wanted)
-    grads = [g if wants else None for g, wants in zip(grads, wanted, strict=True)]
-    return grad_x, [None] * len(frozen), grads, None, None, None
+    dense, low_rank = rest[:ctx.count], rest[ctx.count:]
+    _, own, wanted, *_ = ctx.needs_input_grad
+    grad_x, *grads = _backward(x, grad, dense, low_rank, ctx.window, ctx.shift, ctx.half, any(own), wanted)
+    grads = [g if wants else None for g, wants in zip(grads, [*own, *wanted], strict=True)]
+    return grad_x, grads[:ctx.count], grads[ctx.count:], None, None, None
 
 
 _fused.register_autograd(_differentiate, setup_context=_keep)

@@ -42,25 +42,24 @@ def convert(parts, change):
                  convert_layer(parts.fc2))
 
 
-def evaluate(block, x, parts, shift, grad):
-    """y, and the gradients of x and of all low-rank tensors, in float64."""
+def evaluate(block, x, parts, shift, grad, dense=False):
+    """y, and the gradients of x, of all low-rank tensors and, if `dense`, of the block's own, in float64."""
     low_rank = [tensor for layer in parts.layers for tensor in layer[2:] if tensor is not None]
-    trained = [tensor.requires_grad_() for tensor in (x.clone(), *low_rank)]
+    trained = [tensor.requires_grad_() for tensor in (x.clone(), *low_rank, *(parts.dense() if dense else ()))]
     y = block(trained[0], parts, 8, shift)
-    return [t.double() for t in (y.detach(), *torch.autograd.grad(y, trained, grad.to(y.dtype)))]
+    grads = torch.autograd.grad(y, trained, grad.to(y.dtype))
+    assert all(g.dtype == t.dtype for g, t in zip(grads, trained, strict=True))
+    return [t.double() for t in (y.detach(), *grads)]
 
 
-def expected(x, parts, shift, grad):
-    return evaluate(plain_swin_block, x.double(), convert(parts, torch.Tensor.double), shift, grad.double())
+def expected(x, parts, shift, grad, dense=False):
+    return evaluate(plain_swin_block, x.double(), convert(parts, torch.Tensor.double), shift, grad.double(), dense)
 
 
 def assert_near(got, wanted, tolerance):
-    """y and the gradient of x each, the others together: one number alone may be a difference of larger ones."""
-    def groups(tensors):
-        return tensors[0], tensors[1], torch.cat([tensor.flatten() for tensor in (tensors[1], *tensors[2:])])
-
-    for a, b in zip(groups(got), groups(wanted), strict=True):
-        assert (a - b).norm() <= tolerance * b.norm()
+    """Of parameters beside the gradient of x: theirs may be small differences of large numbers."""
+    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        assert (a - b).norm() <= tolerance * (b.norm() + (wanted[1].norm() if i > 1 else 0))
 
 
 SHAPES = dict(
@@ -69,33 +68,36 @@ SHAPES = dict(
     shift=st.integers(0, 7),
     channels=st.sampled_from([(32, 2), (64, 4), (96, 6), (64, 8), (96, 8)]),  # and heads: of 16, 16, 16, 8 and 12
     ranks=st.tuples(*[st.sampled_from([0, 1, 4, 17])] * 4),
+    dense=st.booleans(),
     seed=st.integers(0, 1000),
 )
 
 
 @settings(deadline=None, max_examples=40)
 @given(**SHAPES)
-def test_agrees_with_its_definition(batch, size, shift, channels, ranks, seed):
+def test_agrees_with_its_definition(batch, size, shift, channels, ranks, dense, seed):
     parts = random_parts(*channels, 64, ranks, seed=seed)
     x, grad = torch.randn(2, batch, *size, channels[0], generator=torch.Generator().manual_seed(seed))
-    assert_near(evaluate(swin_block, x, parts, shift, grad), expected(x, parts, shift, grad), 1e-5)
+    assert_near(evaluate(swin_block, x, parts, shift, grad, dense), expected(x, parts, shift, grad, dense), 1e-5)
 
 
 @half_only
 @settings(deadline=None, max_examples=20)
 @given(**SHAPES)
-def test_in_bfloat16_it_is_near_its_definition(batch, size, shift, channels, ranks, seed):
+def test_in_bfloat16_it_is_near_its_definition(batch, size, shift, channels, ranks, dense, seed):
     parts = random_parts(*channels, 64, ranks, seed=seed)
     x, grad = torch.randn(2, batch, *size, channels[0], generator=torch.Generator().manual_seed(seed))
     with torch.autocast("cpu", torch.bfloat16):
-        got = evaluate(swin_block, x, parts, shift, grad)
-    assert_near(got, expected(x, parts, shift, grad), 1e-2)
+        got = evaluate(swin_block, x, parts, shift, grad, dense)
+    assert_near(got, expected(x, parts, shift, grad, dense), 1e-2)
 
 
 def test_every_picture_may_have_an_adapter_of_its_own():
     parts = random_parts(64, 4, 128, (4, 4, 0, 2), pictures=3)
     x, grad = torch.randn(2, 3, 16, 9, 64)
-    y, grad_x, *grads = evaluate(swin_block, x, parts, 4, grad)
+    y, grad_x, *grads = evaluate(swin_block, x, parts, 4, grad, dense=True)
+    grads, dense_grads = grads[:9], grads[9:]
+    total = [torch.zeros(()) for _ in dense_grads]
     for i in range(3):
         def of_picture(layer, i=i):
             low_rank = () if layer.u is None else (layer.u[i].detach(), layer.s[i].detach(), layer.v[i].detach())
@@ -103,8 +105,10 @@ def test_every_picture_may_have_an_adapter_of_its_own():
 
         alone = Parts(parts.norm1, of_picture(parts.qkv), parts.position, of_picture(parts.proj), parts.norm2,
                       of_picture(parts.fc1), of_picture(parts.fc2))
-        wanted = evaluate(swin_block, x[i:i + 1], alone, 4, grad[i:i + 1])
-        assert_near([y[i:i + 1], grad_x[i:i + 1], *(g[i] for g in grads)], wanted, 1e-5)
+        wanted = evaluate(swin_block, x[i:i + 1], alone, 4, grad[i:i + 1], dense=True)
+        assert_near([y[i:i + 1], grad_x[i:i + 1], *(g[i] for g in grads)], wanted[:11], 1e-5)
+        total = [a + b for a, b in zip(total, wanted[11:], strict=True)]
+    assert_near([y, grad_x, *dense_grads], [y, grad_x, *total], 1e-5)
 
 
 def test_one_layer_alone_may_have_an_adapter_for_each_picture():
@@ -123,21 +127,21 @@ def test_adapters_for_another_number_of_pictures_are_refused():
 def test_the_number_of_threads_changes_nothing():
     parts = random_parts(64, 4, 128, (4, 4, 0, 0))
     x, grad = torch.randn(2, 2, 24, 24, 64)
-    one = evaluate(swin_block, x, parts, 4, grad)
+    one = evaluate(swin_block, x, parts, 4, grad, dense=True)
     torch.set_num_threads(3)
     try:
-        three = evaluate(swin_block, x, parts, 4, grad)
+        three = evaluate(swin_block, x, parts, 4, grad, dense=True)
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
 
 
-def test_weights_that_are_trained_get_their_gradients():
-    """The kernel has none for them, so the definition takes its place."""
+def test_parameters_that_are_not_trained_get_no_gradient():
     parts = random_parts(32, 2, 64, (0, 0, 0, 0))
     parts.fc1.weight.requires_grad_()
     swin_block(torch.randn(1, 8, 8, 32), parts, 8, 0).sum().backward()
     assert parts.fc1.weight.grad.abs().sum() > 0
+    assert [tensor.grad is None for tensor in parts.dense()].count(False) == 1
 
 
 @pytest.mark.parametrize("window, channels, heads", [(4, 32, 2), (8, 40, 2), (8, 32, 1), (8, 96, 4)])
@@ -149,11 +153,14 @@ def test_sizes_that_the_kernel_does_not_know_are_computed_all_the_same(window, c
     torch.testing.assert_close(swin_block(x, parts, window, 0), plain_swin_block(x, parts, window, 0))
 
 
-def test_torch_checks_the_operator():
+@pytest.mark.parametrize("dense", [False, True])
+def test_torch_checks_the_operator(dense):
     parts = random_parts(32, 2, 64, (4, 0, 0, 0))
+    parts = parts._replace(position=parts.position.mT)
+    own = [tensor.requires_grad_(dense) for tensor in parts.dense()]
     low_rank = [tensor.requires_grad_() if tensor.numel() else tensor for tensor in parts.low_rank()]
     x = torch.randn(1, 8, 8, 32, requires_grad=True)
-    torch.library.opcheck(_fused, (x, parts.frozen(), low_rank, 8, 4, False))
+    torch.library.opcheck(_fused, (x, own, low_rank, 8, 4, False))
 
 
 def test_it_can_be_compiled():
