@@ -41,12 +41,14 @@ struct Full {
     at(odd) = at(from + (row + 1) * columns + column);
   }
 
-  // c (rows, columns) = a b + start, rows a multiple of 4, columns 16 or 64; a's rows lie `row` apart. start may be
-  // null.
+  // c (rows, columns) = a b + start, rows a multiple of 4, columns 16, 32 or 64; a's rows lie `row` apart. start may
+  // be null.
   static INLINE void multiply(const Left* a, size_t row, const Right* b, size_t inner, float* c, size_t rows,
                               size_t columns, const float* start) {
     if (columns == kWidth)
       multiply_columns<1>(a, row, b, inner, c, rows, start);
+    else if (columns == 2 * kWidth)
+      multiply_columns<2>(a, row, b, inner, c, rows, start);
     else
       multiply_columns<kTokens / kWidth>(a, row, b, inner, c, rows, start);
   }
