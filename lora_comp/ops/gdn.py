@@ -1,5 +1,4 @@
-"""Generalised divisive normalisation and its inverse (Balle et al., "End-to-end Optimized Image Compression", ICLR 2017).
-"""
+"""Divisive normalisation and its inverse (Balle et al., "End-to-end Optimized Image Compression", ICLR 2017, eq. 3)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +17,9 @@ def plain_gdn(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
 def gdn(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
     """x / sqrt(beta + gamma x^2) over the channels of every pixel; x sqrt(beta + gamma x^2) with `inverse`.
 
-    On the CPU in float32 and bfloat16 it is one fused kernel, which keeps nothing but x for the backward pass. In
-    bfloat16, and so under `torch.autocast`, it multiplies in bfloat16 where the processor has AMX, and computes the rest
-    in float32. Elsewhere, and for channels that are no multiple of 32, it is `plain_gdn`.
+    On the CPU in float32 and bfloat16 it is one fused kernel, which keeps nothing but x for the backward pass. For x in
+    bfloat16, and so under `torch.autocast`, the product is of bfloat16 numbers where the processor has AMX; its sums
+    and all else are float32. Elsewhere, and for channels that are no multiple of 32, it is `plain_gdn`.
 
     Args:
         x: (B, C, H, W), best in channels_last.
@@ -32,8 +31,8 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
     kind = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))  # as a convolution would
-    fused = (kind == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-             and x.shape[1] % FUSED_CHANNELS == 0 and beta.dtype == gamma.dtype == torch.float32)
+    fused = (kind == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % FUSED_CHANNELS == 0
+             and beta.dtype == gamma.dtype == torch.float32)
     return _fused(x, beta, gamma, inverse) if fused else plain_gdn(x, beta, gamma, inverse)
 
 
