@@ -1,16 +1,19 @@
 """The fused divisive normalisation against compressai.layers.GDN: the layers of tic-s, 256x256.
 
 Under "bfloat16" x is of that type, as a convolution leaves it, and the layer runs under autocast. Frozen: with the
-gradient of x alone, as in fine-tuning; trained: with those of beta and gamma too.
+gradient of x alone, as in fine-tuning; trained: with those of beta and gamma too. And a whole step of fine-tuning, its
+latents trained and the classifier the default one of `cls`.
 """
 import pytest
 import torch
 
-from lora_comp.codecs.tic import GDN
+import lora_comp as lc
+from lora_comp import ttft
+from lora_comp.codecs import tic
 from lora_comp.entropy import models
 from lora_comp.ops.swin_block import HALF
 
-KINDS = {"ours": GDN, "CompressAI": models.GDN}
+KINDS = {"ours": tic.GDN, "CompressAI": models.GDN}
 
 
 @pytest.fixture(params=["float32", pytest.param("bfloat16", marks=pytest.mark.skipif(
@@ -68,3 +71,22 @@ def test_forward_and_backward(benchmark, kind, name, dtype, parameters):
     grads = benchmark.pedantic(step, (kind,), rounds=20, warmup_rounds=2)
     for found, wanted in zip(grads, step("CompressAI"), strict=True):
         assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fine_tuning(benchmark, kind, monkeypatch):
+    benchmark.group = "fine-tuning step, tic-s, 256x256, by its GDN layers"
+    monkeypatch.setattr(tic, "GDN", KINDS[kind])
+    torch.manual_seed(0)
+    codec, x = lc.load_codec("tic-s", 1, weights=None), torch.rand(1, 3, 256, 256)
+    task = lc.load_task("cls")
+    adapted = lc.load_method("svd_lora", codec, adapter=None).prepare(codec, x)
+    targets, trained = task.targets(x), [p for p in adapted.parameters() if p.requires_grad]
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.half_pays(x.device)):
+            x_hat = adapted(x)["x_hat"]
+            distortion = task.distortion(x_hat.float().clamp(0, 1), targets).sum()
+        return torch.autograd.grad(distortion, trained, allow_unused=True)
+
+    assert any(grad is not None for grad in benchmark.pedantic(step, rounds=15, warmup_rounds=2))
