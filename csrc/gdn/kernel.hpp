@@ -33,7 +33,7 @@ INLINE void store_number(uint16_t* p, Vector x) {
   std::memcpy(p, rounded, sizeof rounded);
 }
 
-// 1 / sqrt(x) of a normal number above 0, to three units in the last place: Newton's iteration from a linear function of
+// 1 / sqrt(x) of a normal number above 0, to two units in the last place: Newton's iteration from a linear function of
 // the logarithm.
 INLINE Vector inverse_root(Vector x) {
   Vector r = same_bits<Vector>(0x5f375a86u - (same_bits<Words>(x) >> 1));

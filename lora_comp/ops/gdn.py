@@ -1,4 +1,4 @@
-"""Divisive normalisation and its inverse (Balle et al., "End-to-end Optimized Image Compression", ICLR 2017, eqs. 3, 4)."""
+"""Divisive normalisation and its inverse (Balle et al., "End-to-end Optimized Image Compression", ICLR 2017, eq. 3)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
