@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention/window_attention.hpp"
+#include "gdn/gdn.hpp"
 #include "rans/latents.hpp"
 #include "rans/rans.hpp"
 #include "svd_lora/svd_lora.hpp"
@@ -219,6 +220,27 @@ void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const 
                       grad, half, threads);
 }
 
+Gdn make_gdn(uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes, bool inverse, bool bfloat16) {
+  return {sizes[0], sizes[1], reinterpret_cast<const float*>(beta), reinterpret_cast<const float*>(gamma), inverse,
+          bfloat16};
+}
+
+void forward_gdn(uintptr_t x, uintptr_t y, uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes,
+                 bool inverse, bool bfloat16, unsigned threads) {
+  const py::gil_scoped_release release;
+  gdn_forward(make_gdn(beta, gamma, sizes, inverse, bfloat16), reinterpret_cast<const void*>(x),
+              reinterpret_cast<void*>(y), threads);
+}
+
+void backward_gdn(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, uintptr_t beta, uintptr_t gamma,
+                  const std::array<uintptr_t, 2>& grads, const std::array<size_t, 2>& sizes, bool inverse,
+                  bool bfloat16, unsigned threads) {
+  const py::gil_scoped_release release;
+  gdn_backward(make_gdn(beta, gamma, sizes, inverse, bfloat16), reinterpret_cast<const void*>(x),
+               reinterpret_cast<const void*>(grad_y), reinterpret_cast<void*>(grad_x),
+               reinterpret_cast<float*>(grads[0]), reinterpret_cast<float*>(grads[1]), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -267,6 +289,12 @@ PYBIND11_MODULE(_C, m) {
         arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("dense_grads"), arg("low_rank_grads"), arg("half"),
         arg("threads"),
         "Writes grad_x and adds to the gradients whose address is not 0: all of the dense ones are, or none.");
+  m.def("gdn_forward", &forward_gdn, arg("x"), arg("y"), arg("beta"), arg("gamma"), arg("sizes"), arg("inverse"),
+        arg("bfloat16"), arg("threads"),
+        "Addresses of contiguous float32, or with `bfloat16` of that for x and y; sizes: pixels, channels.");
+  m.def("gdn_backward", &backward_gdn, arg("x"), arg("grad_y"), arg("grad_x"), arg("beta"), arg("gamma"), arg("grads"),
+        arg("sizes"), arg("inverse"), arg("bfloat16"), arg("threads"),
+        "Writes grad_x and adds to grads, those of beta and gamma, unless both are 0.");
   m.def("low_rank_linear_forward", &linear_forward, arg("inputs"), arg("y"), arg("t"), arg("sizes"), arg("scale"),
         arg("bfloat16"), arg("threads"), arg("stream"),
         "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"

@@ -78,6 +78,21 @@ def swin_block_backward(
     half: bool,
     threads: int,
 ) -> None: ...
+def gdn_forward(
+    x: int, y: int, beta: int, gamma: int, sizes: tuple[int, int], inverse: bool, bfloat16: bool, threads: int
+) -> None: ...
+def gdn_backward(
+    x: int,
+    grad_y: int,
+    grad_x: int,
+    beta: int,
+    gamma: int,
+    grads: tuple[int, int],
+    sizes: tuple[int, int],
+    inverse: bool,
+    bfloat16: bool,
+    threads: int,
+) -> None: ...
 def low_rank_linear_forward(
     inputs: tuple[int, ...],
     y: int,

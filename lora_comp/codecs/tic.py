@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp.codecs.swin import RSTB, init_weights
+from lora_comp.entropy import models
 from lora_comp.entropy.models import (
-    GDN,
     EntropyBottleneck,
     add_noise,
     bottleneck_likelihood,
     gaussian_likelihood,
     round_ste,
 )
+from lora_comp.ops import gdn
 
 STRIDE = 64  # pixels of the picture to a position of z, along each side
 
@@ -30,6 +31,13 @@ def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 def deconv(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(inputs, outputs, kernel, stride=2, output_padding=1, padding=kernel // 2)
+
+
+class GDN(models.GDN):
+    """CompressAI's layer, its parameters and their names, computed by `ops.gdn`: x (B, C, H, W), same shape out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gdn(x, self.beta_reparam(self.beta), self.gamma_reparam(self.gamma), self.inverse)
 
 
 class TIC(nn.Module):

@@ -19,7 +19,7 @@ if ! echo 'int main() {}' | $CXX -x c++ -fsanitize="$SANITIZE" - -o "$out/probe"
     echo "skipped: $CXX builds nothing with -fsanitize=$SANITIZE here: $(tail -n 1 "$out/said")"
     exit 0
 fi
-for source in csrc/rans/*.cpp csrc/attention/*.cpp csrc/swin/*.cpp csrc/svd_lora/cpu.cpp tests/csrc/*.cpp tests/fuzz/*.cpp; do
+for source in csrc/{rans,attention,swin,gdn}/*.cpp csrc/svd_lora/cpu.cpp tests/{csrc,fuzz}/*.cpp; do
     echo "$source $out/$(object "$source")"
 done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
@@ -35,7 +35,10 @@ link "$out/tests-csrc-test_window_attention.cpp.o" "${attention[@]}" -o "$out/te
 swin=()
 for source in csrc/swin/*.cpp; do swin+=("$out/$(object "$source")"); done
 link "$out/tests-csrc-test_swin_block.cpp.o" "${swin[@]}" -o "$out/test_swin_block"
-for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block; do
+gdn=("$out/csrc-swin-tiles.cpp.o")
+for source in csrc/gdn/*.cpp; do gdn+=("$out/$(object "$source")"); done
+link "$out/tests-csrc-test_gdn.cpp.o" "${gdn[@]}" -o "$out/test_gdn"
+for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block test_gdn; do
     "$out/$name"
     echo "$name: passed"
 done

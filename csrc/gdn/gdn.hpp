@@ -1,0 +1,23 @@
+// Generalised divisive normalisation, y = x / sqrt(beta + gamma x^2), and its inverse, y = x sqrt(beta + gamma x^2):
+// Balle et al., ICLR 2017. 64 pixels at a time in the first cache; the backward pass computes the norm again.
+#pragma once
+
+#include <cstddef>
+
+namespace lora_comp {
+
+struct Gdn {
+  size_t pixels, channels;  // channels: a multiple of 32
+  const float *beta, *gamma;  // (channels), above 0; (channels, channels), of output and input, none below 0
+  bool inverse;
+  bool bfloat16;  // the type of x, y and their gradients, else float32; then products are of bfloat16 on AMX
+};
+
+// x, y: (pixels, channels). Throws std::invalid_argument for other numbers of channels.
+void gdn_forward(const Gdn&, const void* x, void* y, unsigned threads);
+
+// Writes grad_x, and adds to grad_beta and grad_gamma, unless both are null.
+void gdn_backward(const Gdn&, const void* x, const void* grad_y, void* grad_x, float* grad_beta, float* grad_gamma,
+                  unsigned threads);
+
+}  // namespace lora_comp
