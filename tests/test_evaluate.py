@@ -20,12 +20,12 @@ DESIGN = {"image", "height", "width", "task", "method", "codec", "quality", "byt
 @pytest.fixture
 def counted(monkeypatch):
     """The number of pictures that were encoded, as a list that grows."""
-    calls, encode = [], api.encode
+    calls, encode_batch = [], api.encode_batch
 
-    def count(*args, **options):
-        calls.append(args[0])
-        return encode(*args, **options)
-    monkeypatch.setattr(api, "encode", count)
+    def count(images, *args):
+        calls.extend(images)
+        return encode_batch(images, *args)
+    monkeypatch.setattr(api, "encode_batch", count)
     return calls
 
 
