@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_comp import ttft
 from lora_comp.entropy import deltas
@@ -104,6 +105,26 @@ def test_each_step_is_reported_with_its_mean_objective():
     told = []
     losses = run(Toy(2), torch.cat([X, X / 2]), steps=3, on_step=lambda step, loss: told.append((step, loss)))
     assert told == list(enumerate(losses.mean(1).tolist()))
+
+
+class NoRead(TorchDispatchMode):
+    """Operations that take a number out of a tensor, for which a GPU's steps would have to wait, are errors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("latents", [True, False])
+def test_a_step_that_is_not_reported_waits_for_no_number(codec, cls, picture, monkeypatch, latents):
+    monkeypatch.setattr(torch.optim, "Adam", lambda groups, betas: torch.optim.SGD(groups))  # Adam reads its own count
+    x = torch.stack([picture(), picture().flip(1)])
+    adapted, targets = load_method("svd_lora", codec).prepare(codec, x if latents else None, 2), cls.targets(x)
+    arguments = adapted, x, (64, 64), whole((64, 64), lambda y: cls.distortion(y, targets)), 500.0
+    with NoRead():
+        ttft.fit(*arguments, steps=2, lr=1e-3)
+        with pytest.raises(AssertionError):
+            ttft.fit(*arguments, steps=2, lr=1e-3, on_step=lambda *_: None)
 
 
 LINEAR = [1 - step / 40 for step in range(40)]
