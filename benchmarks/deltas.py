@@ -23,7 +23,7 @@ from lora_comp.codecs import Codec
 from lora_comp.data import Dataset, Folder, Scenes
 from lora_comp.entropy.latents import CodedLatents
 from lora_comp.methods import LowRank, load_method
-from lora_comp.methods.svd_lora import Adapted, LowRankLinear
+from lora_comp.methods.svd_lora import Adapted
 from lora_comp.parts import in_parts
 
 STEP = 5e-5
@@ -44,24 +44,23 @@ class PublishedAdapted(Adapted):
     """SVD-LoRA whose singular values change in steps of 5e-5 at the published price."""
 
     def __init__(self, codec: Codec, method: LowRank):
-        super().__init__(codec, method.adapter, method.travels, 0)
-        for module in self.modules():
-            if isinstance(module, LowRankLinear):
-                module.step = STEP
+        super().__init__(codec, method.adapter.of_each(1), method.travels, 0)
+        for layer in self.decoder_layers():
+            layer.step.fill_(STEP)
 
     def bits(self) -> Tensor:
-        return published_bits(STEP * torch.cat(list(self.travelling())).double()).sum().float()
+        return published_bits(STEP * self.travelling().double()).sum(1).float()
 
 
 @torch.no_grad()
 def published(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float]:
     """Objective and bits of the singular values."""
-    adapted, x, size = PublishedAdapted(codec, method), api.pad(image), (image.shape[1], image.shape[2])
+    adapted, x, size = PublishedAdapted(codec, method), api.pad(image[None]), (image.shape[1], image.shape[2])
     distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(codec.quality)
     parts = in_parts(size, lambda rows, columns: distortion, side=max(x.shape[2:]))
     with torch.enable_grad(), formulation():
         ttft.fit(adapted, x, size, parts, weight, steps, lr, published=True)
-    data = api.write(codec, adapted.codec, x, size, method, b"")
+    data, = api.write(codec, adapted.codec, x, size, method, [b""])
     header, (z, y, _, *hints) = bitstream.read(data)
     latents = CodedLatents(z, y, header.symbols_crc, *hints)
     y_hat = api.coder_of(codec).decompress(latents, x.shape[2] // 64, x.shape[3] // 64)

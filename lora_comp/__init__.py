@@ -17,8 +17,8 @@ if (_here.parent / "csrc" / "bindings.cpp").is_file():
 
 _EXPORTS = {
     "load_codec": "codecs", "load_task": "tasks", "load_data": "data", "load_method": "methods", "encode": "api",
-    "decode": "api", "info": "bitstream", "from_reference": "reference", "LoraCompError": "errors",
-    "BitstreamError": "errors", "ImageError": "errors",
+    "encode_batch": "api", "decode": "api", "info": "bitstream", "from_reference": "reference",
+    "LoraCompError": "errors", "BitstreamError": "errors", "ImageError": "errors",
 }
 _MODULES = ("ops", "rans", "bitstream", "zoo")
 __all__ = [*_EXPORTS, *_MODULES]

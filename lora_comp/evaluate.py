@@ -6,8 +6,9 @@ results.json, and what `report` draws of it. Every `bytes` is the size of a file
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -51,17 +52,10 @@ class Records:
                 self.known[entry["key"]] = entry["record"]
         write_file(self.journal, "".join(_line(key, record) for key, record in self.known.items()).encode())
 
-    def find(self, key: str) -> dict | None:
-        record = self.known.get(key)
-        if record:
-            self.wanted.append(record)
-        return record
-
     def add(self, key: str, record: dict) -> None:
         with open(self.journal, "a") as file:
             file.write(_line(key, record))
         self.known[key] = record
-        self.wanted.append(record)
 
     def results(self) -> dict:
         """What results.json holds: the records asked for in this start, their means, the pictures left out."""
@@ -94,9 +88,16 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
         yield sample
 
 
+def batches(found: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    """Pictures that follow each other and are of one size, at most `size` together."""
+    for _, alike in groupby(found, key=lambda sample: sample.image.shape):
+        while batch := list(islice(alike, size)):
+            yield batch
+
+
 def evaluate(
     data, codecs: dict[int, Codec], task, methods: dict[int, LowRank], settings: Settings, out: Path,
-    progress: Progress,
+    progress: Progress, batch: int = 1,
 ) -> Records:
     """The plain codec and each quality's method on every picture, at each quality.
 
@@ -105,6 +106,7 @@ def evaluate(
         codecs, methods: by quality; a quality without a method is coded by the plain codec alone.
         out: the folder for everything; one that holds records already is gone on with.
         progress: a started rich Progress.
+        batch: how many pictures, if of one size, are coded together; records do not depend on it but in last digits.
     """
     make_folder(out / "files")
     records = Records(out)
@@ -121,13 +123,16 @@ def evaluate(
 
     try:
         for quality, codec in codecs.items():
-            for sample in samples(data, on_skip):
+            for together in batches(samples(data, on_skip), batch):
                 for method in (None, methods[quality]) if quality in methods else (None,):
-                    key = record_key(sample, codec, task, method, settings)
-                    if records.find(key) is None:
-                        progress.reset(steps)
-                        records.add(key, score(sample, codec, task, method, settings, out, on_step))
-                progress.advance(pictures)
+                    keys = [record_key(sample, codec, task, method, settings) for sample in together]
+                    missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.known}
+                    progress.reset(steps)
+                    scored = score(list(missing.values()), codec, task, method, settings, out, on_step)
+                    for key, record in zip(missing, scored, strict=True):
+                        records.add(key, record)
+                    records.wanted += [records.known[key] for key in keys]
+                progress.advance(pictures, len(together))
             progress.update(pictures, completed=len(data) * (list(codecs).index(quality) + 1))
     finally:
         records.write()
@@ -143,13 +148,26 @@ def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, setti
 
 
 def score(
-    sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings, out: Path, on_step,
-) -> dict:
-    """Code a picture, decode the file, score what came out: the record of it."""
+    batch: Sequence[Sample], codec: Codec, task, method: LowRank | None, settings: Settings, out: Path, on_step,
+) -> Iterator[dict]:
+    """Code pictures of one size together, decode their files, score what came out: the record of each.
+
+    Its seconds_encode are the picture's share of the batch's.
+    """
+    if not batch:
+        return
     start = time.perf_counter()
-    coded = api.encode(sample.image, codec, task, method, settings.steps, settings.lr, settings.seed, on_step,
-                       settings.recipe)
-    seconds_encode = time.perf_counter() - start
+    coded = api.encode_batch([sample.image for sample in batch], codec, task, method, settings.steps, settings.lr,
+                             settings.seed, on_step, settings.recipe)
+    seconds = (time.perf_counter() - start) / len(batch)
+    for sample, one in zip(batch, coded, strict=True):
+        yield record_of(sample, one, codec, task, method, out) | {"seconds_encode": seconds}
+
+
+def record_of(
+    sample: Sample, coded: api.Coded, codec: Codec, task, method: LowRank | None, out: Path,
+) -> dict:
+    """Write the file of a picture, decode it, and score what came out."""
     name = "none" if method is None else method.name
     path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"
     make_folder((out / path).parent)
@@ -164,6 +182,6 @@ def score(
         "codec": codec.name, "quality": codec.quality, "file": str(path), "bytes": len(data),
         "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0), "bpp": api.bpp(data, (height, width)),
         "psnr": psnr(decoded, sample.image), "adapted": coded.method != "none", "loss_before": coded.loss_before,
-        "loss_after": coded.loss_after, "seconds_encode": seconds_encode, "seconds_decode": seconds_decode,
-        "threads": torch.get_num_threads(), **task.measure(decoded, sample),
+        "loss_after": coded.loss_after, "seconds_decode": seconds_decode, "threads": torch.get_num_threads(),
+        **task.measure(decoded, sample),
     }

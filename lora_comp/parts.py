@@ -24,7 +24,7 @@ class Part:
     latents: rows and columns of y, with a margin of `GRID` pixels where the picture goes on.
     own: rows and columns of what the synthesis makes of those.
     share: of the picture's pixels.
-    distortion: of the decoded (1, 3, h, w) of this part, a tensor (1,).
+    distortion: of the decoded (B, 3, h, w) of this part of each picture, a tensor (B,).
     """
 
     picture: tuple[slice, slice]

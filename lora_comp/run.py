@@ -46,7 +46,7 @@ def run(config, console: Console) -> None:
     with Progress(*columns, console=console) as progress:
         records = evaluate(
             data, codecs, task, methods, Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe), out,
-            progress)
+            progress, engine.batch)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
     show(records.results(), console)

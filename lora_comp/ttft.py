@@ -1,10 +1,13 @@
 """Test-time fine-tuning: the loop, and nothing about any one method, codec or task.
 
 minimise over what is trained   weight x distortion(x_hat, x) + bits(y, z, adapter) / pixels    (LoRA_comp, eq. 5)
+
+Pictures of one size are fitted together, each by itself: every trained tensor has a first dimension of pictures, and
+the gradient of the sum of their objectives is that of each, which Adam scales value by value. So a picture comes to
+what it would alone, but for the order of sums in float32.
 """
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,33 +27,24 @@ MILESTONES = (15 / 40, 25 / 40, 30 / 40, 35 / 40)  # of the steps: where the pub
 RECIPES = ("latents", "adapter", "published")
 
 
-@dataclass
-class Fit:
-    """The objective before, and after each step; the adapter is left as it was at the lowest."""
-
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def best(self) -> int:
-        return min(range(len(self.losses)), key=self.losses.__getitem__)
-
-
 def fit(
     adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, steps: int, lr: float,
     seed: int = 0, on_step: Callable[[int, float], None] | None = None, published: bool = False,
-) -> Fit:
-    """Train what `adapted` leaves trainable on one picture and leave it at its best step.
+) -> Tensor:
+    """Train what `adapted` leaves trainable on pictures of one size and leave each at its best step.
 
     Args:
         adapted: a codec prepared by a method: `analyse(x)` returns y_hat and likelihoods, `synthesise(y_hat)` the
-            decoded; `bits()` is the rate of what travels beside the latents.
-        x: float32 (1, 3, H', W'), padded to what the codec takes; `size` is the picture's own (H, W).
-        parts: of the picture, with the task's distortion of each; see `parts.in_parts`.
+            decoded; `bits()` (B,) is the rate of what travels beside the latents.
+        x: float32 (B, 3, H', W'), padded to what the codec takes; `size` is the pictures' own (H, W).
+        parts: of the pictures, with the task's distortions (B,) of each; see `parts.in_parts`.
         weight: of the distortion against bits per pixel.
         steps: updates of Adam; after `steps` of them the loop ends.
         lr: the first step size of what travels, and with its share of `SHARES` of the rest; it falls to 0 linearly.
-        on_step: told the step and its objective.
+        on_step: told the step and the mean of the objectives, for which a GPU has to wait.
         published: one step size for all, halved at `MILESTONES`, and Adam with its usual momentum, as in the paper.
+    Returns:
+        The objectives before, and after each step: float32 (steps + 1, B).
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -78,47 +72,53 @@ def _published_descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRSch
     return optimizer, MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)
 
 
-def _fit(adapted, x, size, parts, weight, steps, on_step, optimizer, schedule) -> Fit:
+def _fit(adapted, x, size, parts, weight, steps, on_step, optimizer, schedule) -> Tensor:
     trained = [p for p in adapted.parameters() if p.requires_grad]
-    result = Fit()
-    kept: list[Tensor] = []
+    kept, lowest = [p.detach().clone() for p in trained], x.new_full((len(x),), math.inf)
+    losses = []
     for step in range(steps + 1):
         trains = step < steps
         optimizer.zero_grad(set_to_none=True)
         with torch.set_grad_enabled(trains):
             with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
                 out = adapted.analyse(x)
-            bits = adapted.bits() + sum(-p.log2().sum() for p in out["likelihoods"].values())
-            rate = bits / (size[0] * size[1])
+            bits = adapted.bits() + sum(-p.log2().flatten(1).sum(1) for p in out["likelihoods"].values())
+            rate = bits / (size[0] * size[1])  # (B,)
             y_hat = out["y_hat"].detach().requires_grad_(trains)
-            loss = rate.item()
+            loss = rate.detach()
             for part in parts:
                 with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
                     distance = weight * distance_of(part, adapted, y_hat)
-                loss += distance.item()
+                loss = loss + distance.detach()
                 if trains:
-                    distance.backward()
-        result.losses.append(loss)
-        if result.best == step:
-            kept = [p.detach().clone() for p in trained]
+                    distance.sum().backward()
+        losses.append(loss)
+        lower = loss < lowest
+        lowest = torch.where(lower, loss, lowest)
+        kept = [torch.where(_like(lower, p), p.detach(), before) for p, before in zip(trained, kept, strict=True)]
         if on_step:
-            on_step(step, result.losses[-1])
-        if step < steps:
-            torch.autograd.backward([rate, out["y_hat"]], [None, y_hat.grad])
+            on_step(step, loss.mean().item())
+        if trains:
+            torch.autograd.backward([rate.sum(), out["y_hat"]], [None, y_hat.grad])
             optimizer.step()
             schedule.step()
     with torch.no_grad():
         for parameter, value in zip(trained, kept, strict=True):
             parameter.copy_(value)
-    return result
+    return torch.stack(losses)
+
+
+def _like(value: Tensor, of: Tensor) -> Tensor:
+    """A value for each picture, (B,), shaped to meet a tensor (B, ...)."""
+    return value.view(-1, *(1 for _ in of.shape[1:]))
 
 
 def distance_of(part: Part, adapted, y_hat: Tensor) -> Tensor:
-    """A part's share of the picture's distortion: a scalar."""
+    """A part's share of each picture's distortion: (B,)."""
     (rows, columns), (own_rows, own_columns) = part.latents, part.own
     latents = y_hat[..., rows, columns].contiguous(memory_format=torch.channels_last)
     x_hat = adapted.synthesise(latents)[..., own_rows, own_columns].float().clamp(0, 1)
-    return part.share * part.distortion(x_hat).sum()
+    return part.share * part.distortion(x_hat)
 
 
 def refine(
@@ -127,15 +127,16 @@ def refine(
     """Choose what travels, and the step it is rounded to, at the lowest true objective found in a few attempts.
 
     The analysis transform and so the latents stay as `fit` left them: only the synthesis and the task run. The slope of
-    the distortion tells which whole numbers should be better, and those are kept if they are. Four attempts take as
-    long as three or four steps of `fit` with the encoder's adapter. Where more travels than `deltas.FEW` nothing is
-    done.
+    the distortion tells which whole numbers should be better, and those are kept if they are, of each picture its own.
+    Four attempts take as long as three or four steps of `fit` with the encoder's adapter. Where more travels than
+    `deltas.FEW` nothing is done.
 
     Args:
         adapted: after `fit`; also has `place`, `propose` and `travelling_parameters`, see `methods.svd_lora.Adapted`.
         x, size, parts, weight: as for `fit`.
     """
-    if len(adapted.whole()) > FEW:
+    whole = adapted.whole()  # (B, n)
+    if whole.shape[1] > FEW:
         return
     with torch.no_grad():
         y_hat = adapted.analyse(x)["y_hat"]
@@ -143,29 +144,33 @@ def refine(
     parameters = adapted.travelling_parameters()
 
     @torch.no_grad()
-    def measure() -> float:
-        return adapted.bits().item() + sum(scale * distance_of(part, adapted, y_hat).item() for part in parts)
+    def measure() -> np.ndarray:
+        return _numpy(adapted.bits()) + sum(_numpy(scale * distance_of(part, adapted, y_hat)) for part in parts)
 
-    def slopes() -> tuple[np.ndarray, float]:
-        total, objective = np.zeros(len(adapted.whole())), adapted.bits().item()
+    def slopes() -> tuple[np.ndarray, np.ndarray]:
+        total, objective = np.zeros(whole.shape), _numpy(adapted.bits())
         for part in parts:
             bits = scale * distance_of(part, adapted, y_hat)
-            objective += bits.item()
-            total += torch.cat([g.flatten() for g in torch.autograd.grad(bits, parameters)]).double().cpu().numpy()
+            objective = objective + _numpy(bits)
+            total += _numpy(torch.cat([g.flatten(1) for g in torch.autograd.grad(bits.sum(), parameters)], 1))
         return total, objective
 
-    damping, (slope, lowest) = 1.0, slopes()
+    damping, (slope, lowest) = np.ones(len(x)), slopes()
     for attempt in range(attempts):
-        best, before = (adapted.whole(), adapted.exponent), lowest
-        nearby = {adapted.exponent, adapted.exponent - 1, adapted.exponent + 1} if attempt == 0 else {adapted.exponent}
-        proposals = [(adapted.propose(slope, e, damping), e) for e in sorted(nearby & set(EXPONENTS))]
-        for k, exponent in proposals:
-            adapted.place(k, exponent)
+        k, exponent, before = adapted.whole(), adapted.exponent, lowest
+        nearby = [np.clip(exponent + e, EXPONENTS[0], EXPONENTS[-1]) for e in ((-1, 0, 1) if attempt == 0 else (0,))]
+        for proposal in [(adapted.propose(slope, e, damping), e) for e in nearby]:
+            adapted.place(*proposal)
             objective = measure()
-            if objective < lowest:
-                best, lowest = (k, exponent), objective
-        adapted.place(*best)
-        if lowest == before:
-            damping *= 4
-        elif attempt < attempts - 1:
+            lower = objective < lowest
+            lowest = np.where(lower, objective, lowest)
+            k, exponent = np.where(lower[:, None], proposal[0], k), np.where(lower, proposal[1], exponent)
+        adapted.place(k, exponent)
+        improved = lowest < before
+        damping[~improved] *= 4
+        if improved.any() and attempt < attempts - 1:
             slope, _ = slopes()
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()

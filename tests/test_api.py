@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp import api, bitstream
+from lora_comp import api, bitstream, ttft
 from lora_comp.parts import in_parts
 from lora_comp.tasks.human import psnr
 
@@ -65,6 +65,53 @@ def test_a_file_decodes_whatever_the_encoder_trained(codec, human, picture, adap
     assert coded.loss_after == pytest.approx(distortion + coded.bpp, rel=1e-5)
     assert coded.loss_after < coded.loss_before
     assert (coded.data == adapted.data) == (recipe == "latents")
+
+
+@pytest.fixture(scope="module")
+def alike(picture):
+    """Three pictures of one size that have little in common."""
+    whole = picture(300, 400)
+    return [whole[:, 100:163, 50:111], torch.full((3, 63, 61), 0.5), whole[:, 200:263, 200:261].flip(0)]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"recipe": "adapter"}, {"recipe": "published", "steps": 6}, {"method": "lora", "lr": 5e-3}, {"method": "none"}])
+def test_a_picture_is_as_good_in_a_batch_as_alone(codec, human, alike, options):
+    options = {"steps": 4} | options
+    coded = lc.encode_batch(torch.stack(alike), codec, human, **options)
+    assert len({one.data for one in coded}) == 3
+    for image, one in zip(alike, coded, strict=True):
+        alone = lc.encode(image, codec, human, **options)
+        assert (one.method, one.loss_before) == (alone.method, pytest.approx(alone.loss_before, rel=1e-3))
+        assert one.loss_after == pytest.approx(alone.loss_after, rel=3e-3)
+        distortion = human.weight(codec.quality) * human.loss(lc.decode(one.data, codec)[None], image[None]).item()
+        assert one.loss_after == pytest.approx(distortion + one.bpp, rel=1e-5)
+
+
+def test_the_order_of_pictures_in_a_batch_does_not_matter(codec, cls, alike):
+    forth, back = (lc.encode_batch(images, codec, cls, steps=4) for images in (alike, alike[::-1]))
+    for one, other in zip(forth, back[::-1], strict=True):
+        assert (one.method, one.loss_after) == (other.method, pytest.approx(other.loss_after, rel=3e-3))
+
+
+def test_a_picture_to_which_adapting_does_not_pay_stays_plain_beside_others(codec, human, alike, monkeypatch):
+    """Whatever becomes of it, the others gain."""
+    refine = ttft.refine
+
+    def spoil(adapted, *arguments, **options):
+        refine(adapted, *arguments, **options)
+        with torch.no_grad():
+            adapted.travelling_parameters()[0][1] += 100
+
+    monkeypatch.setattr(ttft, "refine", spoil)
+    coded = lc.encode_batch(alike, codec, human, steps=4)
+    assert [one.method for one in coded] == ["svd_lora", "none", "svd_lora"]
+
+
+@pytest.mark.parametrize("sizes, line", [([(8, 9), (8, 9), (9, 8)], "of one size, not of 8x9 and 9x8"), ([], "none")])
+def test_pictures_of_several_sizes_make_no_batch(codec, human, picture, sizes, line):
+    with pytest.raises(lc.LoraCompError, match=line):
+        lc.encode_batch([picture(*size) for size in sizes], codec, human)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 3, "lr": 1e6}])

@@ -117,6 +117,7 @@ def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, say
     (["engine.steps=-1"], "engine.steps must be"), (["engine.steps=1.5"], "engine.steps must be"),
     (["engine.lr=0"], "engine.lr must be"), (["engine.lr=fast"], "engine.lr must be"),
     (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
+    (["engine.batch=0"], "engine.batch must be"), (["engine.batch=all"], "engine.batch must be"),
     (["engine.threads=0"], "engine.threads must be"), (["engine.device=tpu"], "engine.device must be"),
     (["engine.device=cuda:99"], "engine.device=cuda:99 cannot be used"),
     (["method=svd_lora", "method.rank=0"], "method.rank must be"),

@@ -20,12 +20,12 @@ DESIGN = {"image", "height", "width", "task", "method", "codec", "quality", "byt
 @pytest.fixture
 def counted(monkeypatch):
     """The number of pictures that were encoded, as a list that grows."""
-    calls, encode = [], api.encode
+    calls, encode_batch = [], api.encode_batch
 
-    def count(*args, **options):
-        calls.append(args[0])
-        return encode(*args, **options)
-    monkeypatch.setattr(api, "encode", count)
+    def count(images, *args):
+        calls.extend(images)
+        return encode_batch(images, *args)
+    monkeypatch.setattr(api, "encode_batch", count)
     return calls
 
 
@@ -40,14 +40,14 @@ def folder(tmp_path, picture):
 @pytest.fixture
 def start(codec, human, folder, tmp_path):
     """Start on the folder of pictures, or go on."""
-    def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0):
+    def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0, batch=1):
         log = io.StringIO()
         with Progress(console=Console(file=log, width=60)) as progress:
             found = lc.load_method(method, codec)
             records = evaluate.evaluate(
                 data or lc.load_data("folder", folder), dict.fromkeys(qualities, codec), task,
                 dict.fromkeys(qualities, found) if found else {}, evaluate.Settings(steps, 0.02, seed),
-                tmp_path / "out", progress)
+                tmp_path / "out", progress, batch)
         records.log = log.getvalue()
         return records
     return start
@@ -172,6 +172,33 @@ class Named(list):
     """Pictures in memory."""
 
     name, classes = "named", ()
+
+
+def test_pictures_that_follow_each_other_and_are_of_one_size_make_a_batch():
+    sizes = [(2, 3)] * 5 + [(3, 2)] + [(2, 3)]
+    found = [Sample(str(i), torch.zeros(3, *size)) for i, size in enumerate(sizes)]
+    assert [[s.name for s in batch] for batch in evaluate.batches(found, 2)] == [["0", "1"], ["2", "3"], ["4"], ["5"],
+                                                                                ["6"]]
+
+
+def test_records_of_batches_are_as_those_of_pictures_alone(start, tmp_path, picture, counted):
+    """And a start goes on from either with either."""
+    data = Named(Sample(str(i), picture(60, 70 + 50 * i)[:, :, -64:]) for i in range(3))
+    start(data=data, batch=2)
+    together = results(tmp_path)["records"]
+    assert [(r["image"], r["method"]) for r in together] == [
+        ("0", "none"), ("1", "none"), ("0", "svd_lora"), ("1", "svd_lora"), ("2", "none"), ("2", "svd_lora")]
+    (tmp_path / "out" / together[3]["file"]).unlink()
+    start(data=data, batch=3)
+    assert len(counted) == 6 + 1 and torch.equal(counted[-1], data[1].image)
+    (tmp_path / "out" / "records.jsonl").unlink()
+    start(data=data)
+    alone = {(r["image"], r["method"]): r for r in results(tmp_path)["records"]}
+    assert len(counted) == 6 + 1 + 6
+    for record in together:
+        other = alone[record["image"], record["method"]]
+        assert record.keys() == other.keys() and record["file"] == other["file"]
+        assert record["loss_after"] == pytest.approx(other["loss_after"], rel=3e-3)
 
 
 def test_names_that_look_alike_have_files_of_their_own(start, tmp_path, picture):

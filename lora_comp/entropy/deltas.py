@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lora_comp import rans
-from lora_comp.entropy.tables import DECAYS, geometric_ratio, laplace_tables
+from lora_comp.entropy.tables import DECAYS, laplace_tables
 from lora_comp.errors import BitstreamError
 
 EXPONENTS = range(0, 25)  # of the step: 1 down to 2^-24
@@ -101,25 +102,64 @@ def price(k: int, scale: Scale) -> float:
 
 
 def bits(k: Tensor) -> Tensor:
-    """Code length of whole-numbered k (n,): a scalar, differentiable in k. The slope is that between a value
-    one larger and one smaller (beyond 3, farther), and none at 0."""
-    values = k.detach().cpu().round().long().tolist()
-    if not any(values):
-        return 0 * k.sum()
-    if len(values) > FEW:
-        rho = geometric_ratio(max(k.detach().abs().mean().item(), DECAYS[0]))
-        return k.numel() * math.log2((1 + rho) / (1 - rho)) - k.abs().sum() * math.log2(rho)
-    scale, total, slopes = Scale(), 5.0, []
-    for value in values:
-        total += price(value, scale)
-        magnitude = abs(value)
-        reach = max(1 << scale.more()[-1], magnitude // 2)  # rates rise in stairs as wide as that
-        more, less = magnitude + reach, max(magnitude - reach, 0)
-        slope = (price(more, scale) - price(less, scale)) / (more - less)
-        slopes.append(math.copysign(slope, value) if value else 0.0)
-        scale.add(magnitude)
-    slope = k.new_tensor(slopes)
-    return total + (slope * (k - k.detach())).sum()
+    """Code length of whole numbers k (..., n): (...), differentiable in k. The slope is that between a value one larger
+    and one smaller (beyond 3, farther), and none at 0. Of few values it is what `decisions` cost, without a loop over
+    them; `Scale` rounds down to whole units and this does not."""
+    magnitude = k.detach().abs().round().double()
+    total = (_bits_of_few if k.shape[-1] <= FEW else _bits_of_many)(k, magnitude)
+    return torch.where(magnitude.any(-1), total, 0 * total)
+
+
+def _bits_of_many(k: Tensor, magnitude: Tensor) -> Tensor:
+    mean = magnitude.mean(-1).clamp_min(DECAYS[0])
+    rho = ((1 + mean * mean).sqrt() - 1) / mean  # `tables.geometric_ratio`
+    return k.shape[-1] * ((1 + rho) / (1 - rho)).log2().to(k) - k.abs().sum(-1) * rho.log2().to(k)
+
+
+def _bits_of_few(k: Tensor, magnitude: Tensor) -> Tensor:
+    likely, excess = _scales(magnitude)
+    reach = torch.maximum(2.0 ** _shift(excess), (magnitude / 2).floor())  # rates rise in stairs as wide as that
+    less = (magnitude - reach).clamp_min(0)
+    here, above, below = _prices(torch.stack([magnitude, magnitude + reach, less]), likely, excess)
+    slope = k.detach().sign() * ((above - below) / (magnitude + reach - less)).to(k)
+    return 5 + here.sum(-1).to(k) + (slope * (k - k.detach())).sum(-1)
+
+
+def _scales(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """`Scale` before each value, in units of 1, of magnitudes (..., n): fast + slow, and excess."""
+    changed = magnitude > 0
+    start = Scale()
+    forget = torch.stack([torch.full_like(magnitude, 3 / 4), torch.full_like(magnitude, 15 / 16),
+                          torch.where(changed, 7 / 8, 1.0).double()])
+    first = magnitude.new_tensor([start.fast, start.slow, start.excess]) / ONE
+    add = torch.stack([magnitude / 4, magnitude / 16, torch.where(changed, magnitude - 1, 0) / 8])
+    first = first.view(3, *(1 for _ in magnitude.shape)).expand(3, *magnitude.shape[:-1], 1)
+    add = torch.cat([first, add[..., :-1]], -1)  # s[i] = forget[i - 1] s[i - 1] + add[i], and now by doubling:
+    forget = torch.cat([torch.zeros_like(first), forget[..., :-1]], -1)
+    reach = 1
+    while reach < magnitude.shape[-1]:
+        add = torch.cat([add[..., :reach], add[..., reach:] + forget[..., reach:] * add[..., :-reach]], -1)
+        forget = torch.cat([forget[..., :reach], forget[..., reach:] * forget[..., :-reach]], -1)
+        reach *= 2
+    fast, slow, excess = add
+    return fast + slow, excess
+
+
+def _shift(excess: Tensor) -> Tensor:
+    return (excess.frexp().exponent - 2).clamp_min(0)
+
+
+def _prices(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
+    """`price` of each magnitude, a whole number, at these scales."""
+    share = likely.clamp(4 / 5 / 63, 4 / 5 * 31)
+    shift = _shift(excess)
+    further = (excess * 2.0 ** -shift).clamp_min(1 / 10)
+    steps = ((magnitude - 1) * 2.0 ** -shift).floor()
+    length = (steps - (UNARY - 1)).clamp_min(1).frexp().exponent - 1
+    end = torch.where(steps < UNARY, (1 + further).log2(), 5.0 + length)
+    more = steps.clamp_max(UNARY) * ((1 + further) / further).log2() + end + shift
+    none, some = ((share + 4 / 5) / (4 / 5)).log2(), ((share + 4 / 5) / share).log2()
+    return torch.where(magnitude > 0, some + 1 + more, none)
 
 
 def cheapest(choices: list[dict[int, float]], before: list[int]) -> list[int]:

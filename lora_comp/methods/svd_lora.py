@@ -8,7 +8,7 @@ change of S. Plain LoRA (Hu et al., ICLR 2022) keeps S at 1, and its U and V tra
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ SEEDED = 0  # first byte of the identity of an adapter that is made from a seed;
 class Adapter:
     """What is added to a codec before any picture is seen: pre-trained, or made from a seed.
 
-    `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r).
+    `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), or each of these with a first
+    dimension of the pictures that have their own.
     """
 
     tensors: Mapping[str, Tensor]
@@ -40,6 +41,10 @@ class Adapter:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    def of_each(self, pictures: int) -> "Adapter":
+        """The same for each of so many pictures: (pictures, out, r), (pictures, r), (pictures, in, r)."""
+        return replace(self, tensors={k: v.expand(pictures, *v.shape) for k, v in self.tensors.items()})
 
 
 def layers(codec: Codec, mlp: bool = False) -> dict[str, nn.Linear]:
@@ -93,27 +98,33 @@ def identify(tensors: Mapping[str, Tensor]) -> bytes:
 class LowRankLinear(nn.Module):
     """A frozen linear layer with its update, for a `codecs.swin.SwinBlock` to compute.
 
-    Tensors named in `travels` are used as a decoder will have them: `step` times whole numbers off the adapter's.
+    Tensors named in `travels` are used as a decoder will have them: `step` times whole numbers off the adapter's. They
+    have a first dimension of pictures, for each of which `step` float32 (B,) has its own.
     """
 
-    def __init__(self, layer: nn.Linear, tensors: Mapping[str, Tensor], scale: float, travels: str = "",
-                 step: float = 1.0):
+    step: Tensor
+
+    def __init__(self, layer: nn.Linear, tensors: Mapping[str, Tensor], scale: float, travels: str = ""):
         super().__init__()
-        self.layer, self.scale, self.travels, self.step = layer, scale, travels, step
+        self.layer, self.scale, self.travels = layer, scale, travels
+        self.register_buffer("step", layer.weight.new_ones(1), persistent=False)
         for name, value in tensors.items():
             value = value.to(layer.weight.device)
             setattr(self, name, nn.Parameter(value.clone()))
             self.register_buffer(f"{name}_base", value.clone())
 
+    def step_of(self, name: str) -> Tensor:
+        return self.step.view(-1, *(1 for _ in getattr(self, name).shape[1:]))
+
     def steps(self, name: str) -> Tensor:
         """How many steps a travelling tensor is off the adapter's, with straight-through gradients."""
         base = getattr(self, f"{name}_base")
-        return round_ste((getattr(self, name) - base) / self.step)
+        return round_ste((getattr(self, name) - base) / self.step_of(name))
 
     def value(self, name: str) -> Tensor:
         if name not in self.travels:
             return getattr(self, name)
-        return getattr(self, f"{name}_base") + self.step * self.steps(name)
+        return getattr(self, f"{name}_base") + self.step_of(name) * self.steps(name)
 
     def as_layer(self) -> ops.Layer:
         u, s, v = self.value("U"), self.value("S"), self.value("V")
@@ -121,7 +132,7 @@ class LowRankLinear(nn.Module):
 
 
 class Latents(nn.Module):
-    """In place of g_a: the latents of the picture x (1, 3, H', W'), to be trained themselves."""
+    """In place of g_a: the latents of the pictures x (B, 3, H', W'), to be trained themselves."""
 
     def __init__(self, g_a: nn.Module, x: Tensor):
         super().__init__()
@@ -133,21 +144,28 @@ class Latents(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A codec with low-rank layers in place, to be trained: see `LowRank.prepare`."""
+    """A codec with low-rank layers in place, to be trained: see `LowRank.prepare`.
+
+    Where the adapter's tensors have a first dimension, the layers are those of so many pictures, each its own. What
+    travels needs it: `exponent` int (B,) says of each picture that its values are whole numbers of 2^-exponent.
+    """
+
+    exponent: np.ndarray
 
     def __init__(self, codec: Codec, adapter: Adapter, travels: str, exponent: int, x: Tensor | None = None):
         super().__init__()
-        self.exponent = exponent
         self.codec = copy.deepcopy(codec).requires_grad_(False)
         mlp = any(name.endswith("mlp.fc1.S") for name in adapter.tensors)
         for name, layer in layers(self.codec, mlp).items():
             tensors = {k: adapter.tensors[f"{name}.{k}"] for k in "USV"}
             decoder = name.startswith("g_s")
-            low_rank = LowRankLinear(layer, tensors, adapter.scale, travels if decoder else "", 2.0 ** -exponent)
+            low_rank = LowRankLinear(layer, tensors, adapter.scale, travels if decoder else "")
             for k in "USV":
                 getattr(low_rank, k).requires_grad_(k in travels if decoder else travels == "S" or k in travels)
             parent, child = name.rsplit(".", 1)
             setattr(self.codec.get_submodule(parent), child, low_rank)
+        if travels:
+            self.set_exponent(np.full(len(self.travelling_parameters()[0]), exponent))
         if x is not None:
             self.codec.g_a = nn.Sequential(Latents(self.codec.g_a, x))
 
@@ -160,60 +178,71 @@ class Adapted(nn.Module):
     def synthesise(self, y_hat: Tensor) -> Tensor:
         return self.codec.g_s(y_hat)
 
-    def travelling_parameters(self) -> list[nn.Parameter]:
-        """What is rounded and travels, in the order of the file."""
-        return [getattr(module, name) for module in self.codec.g_s.modules() if isinstance(module, LowRankLinear)
-                for name in module.travels]
+    def decoder_layers(self) -> Iterator[LowRankLinear]:
+        return (module for module in self.codec.g_s.modules() if isinstance(module, LowRankLinear))
 
-    def travelling(self) -> Iterator[Tensor]:
-        """Each travelling tensor of the decoder in whole steps, in the order of the file."""
-        for module in self.codec.g_s.modules():
-            if isinstance(module, LowRankLinear):
-                yield from (module.steps(name).flatten() for name in module.travels)
+    def travelling_parameters(self) -> list[nn.Parameter]:
+        """What is rounded and travels, in the order of the file: a first dimension of pictures each."""
+        return [getattr(layer, name) for layer in self.decoder_layers() for name in layer.travels]
+
+    def travelling(self) -> Tensor:
+        """What travels in whole steps, in the order of the file: (B, n)."""
+        return torch.cat([layer.steps(name).flatten(1) for layer in self.decoder_layers() for name in layer.travels], 1)
 
     def bits(self) -> Tensor:
-        """Rate of what travels: a scalar in bits, differentiable."""
-        return deltas.bits(torch.cat(list(self.travelling())))
+        """Rate of what travels: (B,) in bits, differentiable."""
+        return deltas.bits(self.travelling())
 
     def whole(self) -> np.ndarray:
-        """What travels, in steps of 2^-exponent: int32 (n,)."""
-        return np.rint(torch.cat(list(self.travelling())).detach().cpu().numpy()).astype(np.int32)
+        """What travels, in steps of 2^-exponent: int32 (B, n)."""
+        return np.rint(self.travelling().detach().cpu().numpy()).astype(np.int32)
+
+    def set_exponent(self, exponent: np.ndarray) -> None:
+        self.exponent = exponent
+        for layer in self.decoder_layers():
+            layer.step = torch.from_numpy(2.0 ** -exponent).to(layer.step)
 
     @torch.no_grad()
-    def place(self, k: np.ndarray, exponent: int) -> None:
-        """Let what travels be k int32 (n,) in steps of 2^-exponent."""
-        self.exponent, at = exponent, 0
-        for module in self.codec.g_s.modules():
-            if isinstance(module, LowRankLinear):
-                module.step = 2.0 ** -exponent
-                for name in module.travels:
-                    value, base = getattr(module, name), getattr(module, f"{name}_base")
-                    steps = torch.from_numpy(k[at:at + value.numel()]).to(value)
-                    value.copy_(base + module.step * steps.view_as(value))
-                    at += value.numel()
+    def place(self, k: np.ndarray, exponent: np.ndarray) -> None:
+        """Let what travels be k int32 (B, n) in steps of 2^-exponent, int (B,)."""
+        self.set_exponent(exponent)
+        steps, at = torch.from_numpy(k), 0
+        for layer in self.decoder_layers():
+            for name in layer.travels:
+                value, base = getattr(layer, name), getattr(layer, f"{name}_base")
+                count = value[0].numel()
+                value.copy_(base + layer.step_of(name) * steps[:, at:at + count].to(value).view_as(value))
+                at += count
 
-    def propose(self, slopes: np.ndarray, exponent: int, damping: float) -> np.ndarray:
-        """Changes int32 (n,) in steps of 2^-exponent at which distortion and rate should be lower than they are.
+    def propose(self, slopes: np.ndarray, exponent: np.ndarray, damping: np.ndarray) -> np.ndarray:
+        """Changes int32 (B, n) in steps of 2^-exponent at which distortion and rate should be lower than they are.
 
         About the present place the distortion is taken as slope * d + curvature / 2 * d^2 in each value d apart. The
         curvature is a guess: damping times slope, which lets a value move by some 1 / damping.
 
         Args:
-            slopes: of the distortion, in bits, along each change: float (n,).
+            slopes: of the distortion, in bits, along each change: float (B, n).
+            exponent, damping: of each picture: int and float (B,).
         """
-        k = self.whole() * 2.0 ** (exponent - self.exponent)
-        slopes = slopes * 2.0 ** -exponent
-        curvature = damping * (np.abs(slopes) + np.abs(slopes).mean() / 4)
-        nearest = np.rint(k).astype(np.int32)
-        choices = []
-        for start, middle, slope, curve in zip(k, nearest.tolist(), slopes, curvature, strict=True):
-            moves = {value: value - start for value in (*range(middle - REACH, middle + REACH + 1), 0)}
-            choices.append({value: slope * d + curve / 2 * d * d for value, d in moves.items()})
-        return np.array(deltas.cheapest(choices, nearest.tolist()), np.int32)
+        k = self.whole() * 2.0 ** (exponent - self.exponent)[:, None]
+        slopes = slopes * 2.0 ** -exponent[:, None]
+        curvature = damping[:, None] * (np.abs(slopes) + np.abs(slopes).mean(1, keepdims=True) / 4)
+        proposed = [_nearby(*picture) for picture in zip(k, slopes, curvature, strict=True)]
+        return np.array(proposed, np.int32)
 
-    def payload(self) -> bytes:
-        """What the file carries."""
-        return deltas.encode(self.whole(), self.exponent)
+    def payloads(self) -> list[bytes]:
+        """What the file of each picture carries."""
+        return [deltas.encode(k, int(exponent)) for k, exponent in zip(self.whole(), self.exponent, strict=True)]
+
+
+def _nearby(k: np.ndarray, slopes: np.ndarray, curvature: np.ndarray) -> list[int]:
+    """The changes of one picture that `Adapted.propose` finds about its present ones, k: each float (n,)."""
+    nearest = np.rint(k).astype(np.int32).tolist()
+    choices = []
+    for start, middle, slope, curve in zip(k, nearest, slopes, curvature, strict=True):
+        moves = {value: value - start for value in (*range(middle - REACH, middle + REACH + 1), 0)}
+        choices.append({value: slope * d + curve / 2 * d * d for value, d in moves.items()})
+    return deltas.cheapest(choices, nearest)
 
 
 class LowRank:
@@ -227,14 +256,16 @@ class LowRank:
         self.name, self.adapter, self.exponent = name, adapter, exponent
         self.travels = {"svd_lora": "S", "lora": "UV"}[name]
 
-    def prepare(self, codec: Codec, x: Tensor | None = None) -> Adapted:
-        """A copy of `codec` to fit to a picture; `codec` itself is left alone.
+    def prepare(self, codec: Codec, x: Tensor | None = None, pictures: int = 1) -> Adapted:
+        """A copy of `codec` to fit to pictures, each with what is trained for itself; `codec` itself is left alone.
 
-        Without `x` the encoder's adapter is trained, as published. With the picture x, float32 (1, 3, H', W'), its
-        latents are, from where that adapter has them (Campos et al., "Content Adaptive Optimization for Neural Image
-        Compression", CVPR workshops 2019): the copy codes x alone, and takes no time for the analysis transform.
+        Without `x` the encoder's adapter is trained, as published, one for each of `pictures`. With the pictures x,
+        float32 (B, 3, H', W'), their latents are, from where that adapter has them (Campos et al., "Content Adaptive
+        Optimization for Neural Image Compression", CVPR workshops 2019): the copy codes x alone, and takes no time for
+        the analysis transform.
         """
-        return Adapted(codec, self.adapter, self.travels, self.exponent, x)
+        pictures = pictures if x is None else len(x)
+        return Adapted(codec, self.adapter.of_each(pictures), self.travels, self.exponent, x)
 
     @torch.no_grad()
     def restore(self, codec: Codec, payload: bytes) -> nn.Sequential:

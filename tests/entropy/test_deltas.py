@@ -53,6 +53,19 @@ def test_the_rate_that_is_trained_on_is_the_rate_that_is_paid(spread, count, sla
     assert paid == pytest.approx(estimated, rel=0.02 if count > deltas.FEW else 0, abs=slack)
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(st.one_of(st.integers(-3, 3), st.integers(-10 ** 6, 10 ** 6)), min_size=8, max_size=8),
+                min_size=1, max_size=3))
+def test_the_rate_of_each_of_several_is_the_price_of_its_decisions(several):
+    rates = deltas.bits(torch.tensor(several, dtype=torch.float32))
+    for values, rate in zip(several, rates.tolist(), strict=True):
+        scale, price = deltas.Scale(), 5.0
+        for k in values:
+            price += deltas.price(k, scale)
+            scale.add(abs(k))
+        assert rate == pytest.approx(price if any(values) else 0, abs=0.01)
+
+
 @pytest.mark.parametrize("values", [[3, -5, 0, 1], [1] * 80, [-200, 7, 0, 3000] * 20, [2, 0, -1] * 1000])
 def test_the_rate_falls_with_the_changes(values):
     k = torch.tensor(values, dtype=torch.float32, requires_grad=True)

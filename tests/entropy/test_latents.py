@@ -15,7 +15,7 @@ SIZES = [(1, 1), (63, 65), (64, 64), (1, 300), (130, 200)]
 
 def latents(codec, image):
     with torch.no_grad():
-        return codec(api.pad(image))
+        return codec(api.pad(image[None]))
 
 
 @pytest.fixture(scope="module")

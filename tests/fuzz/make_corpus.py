@@ -36,22 +36,22 @@ def valid_files() -> dict[str, bytes]:
     files = {}
     for (height, width), quality in PICTURES:
         codec = lc.load_codec("tic-s", quality)
-        x = api.pad(whole[:, 80:80 + height, 90:90 + width])
-        files[f"none-{height}x{width}-q{quality}"] = api.write(codec, codec, x, (height, width))
+        x = api.pad(whole[None, :, 80:80 + height, 90:90 + width])
+        files[f"none-{height}x{width}-q{quality}"], = api.write(codec, codec, x, (height, width))
         for name, rank in (("svd_lora", 4), ("lora", 1)):
             method = load_method(name, codec, adapter=None, rank=rank, seed=quality)
             adapted = method.prepare(codec)
             shake(adapted.codec.g_s, method.exponent)
-            files[f"{name}-{height}x{width}-q{quality}"] = api.write(
-                codec, adapted.codec, x, (height, width), method, adapted.payload())
+            files[f"{name}-{height}x{width}-q{quality}"], = api.write(
+                codec, adapted.codec, x, (height, width), method, adapted.payloads())
     codec = lc.load_codec("tic-s", 2)
     margin, latents.MARGIN = latents.MARGIN, 0.01  # every fiftieth latent or so gets a hint
-    files["hints-64x64-q2"] = api.write(codec, codec, api.pad(whole[:, :64, :64]), (64, 64))
+    files["hints-64x64-q2"], = api.write(codec, codec, api.pad(whole[None, :, :64, :64]), (64, 64))
     latents.MARGIN = margin
     method = load_method("svd_lora", codec, "cls-scenes")
     adapted = method.prepare(codec)
-    files["pretrained-64x64-q2"] = api.write(
-        codec, adapted.codec, api.pad(whole[:, :64, :64]), (64, 64), method, adapted.payload())
+    files["pretrained-64x64-q2"], = api.write(
+        codec, adapted.codec, api.pad(whole[None, :, :64, :64]), (64, 64), method, adapted.payloads())
     return files
 
 

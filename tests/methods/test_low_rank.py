@@ -80,10 +80,10 @@ def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, pic
 def test_the_decoder_has_bit_for_bit_what_the_encoder_used(codec, name, exponent):
     method = load_method(name, codec, exponent=exponent)
     adapted = disturbed(method, codec)
-    g_s = method.restore(codec, adapted.payload())
+    g_s = method.restore(codec, *adapted.payloads())
     for layer, low_rank in low_rank_layers(adapted).items():
         if layer.startswith("g_s"):
-            u, s, v = (low_rank.value(k).detach() for k in "USV")
+            u, s, v = (low_rank.value(k)[0].detach() for k in "USV")
             merged = lc.ops.merge(low_rank.layer.weight, u, s, v, low_rank.scale)
             assert torch.equal(g_s.get_submodule(layer.removeprefix("g_s.")).weight, merged)
 
@@ -91,8 +91,8 @@ def test_the_decoder_has_bit_for_bit_what_the_encoder_used(codec, name, exponent
 def test_the_payload_holds_whole_steps_off_the_adapter(codec):
     method = load_method("svd_lora", codec)
     adapted = disturbed(method, codec)
-    k, step = deltas.decode(adapted.payload(), 16 * 4)
-    encoder = torch.cat([m.value("S") for n, m in low_rank_layers(adapted).items() if n.startswith("g_s")])
+    k, step = deltas.decode(*adapted.payloads(), 16 * 4)
+    encoder = torch.cat([m.value("S")[0] for n, m in low_rank_layers(adapted).items() if n.startswith("g_s")])
     base = torch.cat([method.adapter.tensors[f"{n}.S"] for n in low_rank_layers(adapted) if n.startswith("g_s")])
     assert k.any()
     assert torch.equal(base + step * torch.from_numpy(k).float(), encoder)
@@ -103,23 +103,23 @@ def test_the_payload_holds_whole_steps_off_the_adapter(codec):
 def test_changes_are_placed_where_the_file_will_have_them(codec, name, exponent):
     method = load_method(name, codec, exponent=3)
     adapted = disturbed(method, codec)
-    k = np.random.default_rng(0).integers(-9, 10, len(adapted.whole())).astype(np.int32)
-    adapted.place(k, exponent)
+    k = np.random.default_rng(0).integers(-9, 10, adapted.whole().shape).astype(np.int32)
+    adapted.place(k, np.array([exponent]))
     np.testing.assert_array_equal(adapted.whole(), k)
-    decoded, step = deltas.decode(adapted.payload(), len(k))
-    assert (decoded.tolist(), step) == (k.tolist(), 2.0 ** -exponent)
+    decoded, step = deltas.decode(*adapted.payloads(), k.size)
+    assert (decoded.tolist(), step) == (k[0].tolist(), 2.0 ** -exponent)
 
 
 @pytest.mark.parametrize("exponent", [2, 3, 4])
 def test_proposed_changes_go_down_the_slope_where_it_is_steep_and_to_0_where_it_is_flat(codec, exponent):
     adapted = load_method("svd_lora", codec, exponent=3).prepare(codec)
-    k = np.array([4, -4] * 32, np.int32)
-    adapted.place(k, 3)
-    slopes = np.zeros(64)
-    slopes[16:32] = 40.0
-    proposed = adapted.propose(slopes, exponent, damping=1.0) * 2.0 ** (3 - exponent)
-    assert (proposed[16:32] < k[16:32]).all()
-    assert np.abs(proposed[32:]).mean() < np.abs(k[32:]).mean()
+    k = np.array([[4, -4] * 32], np.int32)
+    adapted.place(k, np.array([3]))
+    slopes = np.zeros((1, 64))
+    slopes[:, 16:32] = 40.0
+    proposed = adapted.propose(slopes, np.array([exponent]), damping=np.ones(1)) * 2.0 ** (3 - exponent)
+    assert (proposed[:, 16:32] < k[:, 16:32]).all()
+    assert np.abs(proposed[:, 32:]).mean() < np.abs(k[:, 32:]).mean()
     assert adapted.whole().tolist() == k.tolist()
 
 
@@ -131,7 +131,7 @@ def test_merged_decoding_equals_the_adapted_transform(codec, picture, name, mlp)
     with torch.no_grad():
         y_hat = codec(picture(64, 64)[None])["y_hat"]
         plain, expected = codec.g_s(y_hat), adapted.codec.g_s(y_hat)
-        torch.testing.assert_close(method.restore(codec, adapted.payload())(y_hat), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(method.restore(codec, *adapted.payloads())(y_hat), expected, rtol=0, atol=1e-4)
     assert (expected - plain).abs().max() > 0.01
 
 
@@ -150,7 +150,8 @@ def test_shapes_follow_the_rank(codec, rank):
     adapted = load_method("svd_lora", codec, rank=rank).prepare(codec)
     for low_rank in low_rank_layers(adapted).values():
         inputs, outputs = low_rank.layer.in_features, low_rank.layer.out_features
-        assert (low_rank.U.shape, low_rank.S.shape, low_rank.V.shape) == ((outputs, rank), (rank,), (inputs, rank))
+        assert low_rank.S.shape == (1, rank)
+        assert (low_rank.U.shape, low_rank.V.shape) == ((1, outputs, rank), (1, inputs, rank))
         assert low_rank.scale == 8 / rank
 
 
@@ -182,8 +183,8 @@ def coded(codec, human, picture, tmp_path):
     path = tmp_path / "adapter.safetensors"
     pretrained(path, codec)
     method = load_method("svd_lora", codec, adapter=path)
-    x = api.pad(picture())
-    return api.write(codec, method.prepare(codec).codec, x, (64, 64), method, b""), path
+    data, = api.write(codec, method.prepare(codec).codec, picture()[None], (64, 64), method, [b""])
+    return data, path
 
 
 def test_a_pretrained_adapter_is_found_by_its_path(codec, coded):

@@ -1,0 +1,55 @@
+"""`python benchmarks/batch.py [BATCH]...`: pictures a second when so many are adapted together, a row for each number.
+
+tic-s, quality 2, task cls, scenes of 256x256, the default steps and one attempt of `ttft.refine`. steps: `ttft.fit`
+alone; encode_batch: with all that makes files of it and decodes them. On a GPU where there is one, by the clock; else
+on one core, in its own seconds. The faster of two rounds after a first.
+"""
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+import lora_comp as lc
+from lora_comp import ttft
+from lora_comp.methods import load_method
+from lora_comp.parts import in_parts
+
+CUDA = torch.cuda.is_available()
+
+
+def seconds(work: Callable) -> float:
+    def once() -> float:
+        now = time.perf_counter if CUDA else time.process_time
+        start = now()
+        work()
+        if CUDA:
+            torch.cuda.synchronize()
+        return now() - start
+
+    return min([once() for _ in range(3)][1:])
+
+
+def main(batches: list[int]) -> None:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if CUDA else "cpu")
+    codec, task = lc.load_codec("tic-s", 2).to(device), lc.load_task("cls").to(device)
+    method = load_method("svd_lora", codec, task.key)
+    data = lc.load_data("scenes", limit=max(batches))
+    images = torch.stack([data[i].image for i in range(len(data))]).to(device)
+    print("| batch | steps | encode_batch |\n|---:|---:|---:|")
+    for batch in batches:
+        x, size = images[:batch], (images.shape[2], images.shape[3])
+        parts = in_parts(size, lambda *_, x=x: partial(task.distortion, targets=task.targets(x)))
+
+        def fit(x=x, size=size, parts=parts) -> None:
+            weight = task.weight(codec.quality)
+            ttft.fit(method.prepare(codec, x), x, size, parts, weight, ttft.STEPS, task.lr)
+
+        cells = [f"{batch / seconds(work):.2f}" for work in (fit, lambda x=x: lc.encode_batch(x, codec, task, method))]
+        print(f"| {batch} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main([int(word) for word in sys.argv[1:]] or [1, 4] + [16] * CUDA)
