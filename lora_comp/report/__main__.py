@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     codecs.add_argument("folder", type=Path, help="the pictures")
     codecs.add_argument("--codec", help="one of our codecs to set beside them, such as tic-s")
     codecs.add_argument("--out", type=Path, help="JSON file for the curves and the figures of every picture")
-    codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec, its figures as .json beside it")
+    codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec; its figures go beside it")
     results = commands.add_parser("table", help="the table of a run in Markdown")
     results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
     bench = commands.add_parser("bench", help="ours against named peers: a table in Markdown, and a plot")
