@@ -1,4 +1,4 @@
-"""lora-comp encode, decode, info: one picture, one file."""
+"""lora-comp encode, decode, info: one picture, one file; zoo, import: the weights there are."""
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +8,9 @@ from lora_comp.errors import LoraCompError
 
 USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=10] ...
        lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH] [max_pixels=268435456]
-       lora-comp info FILE.lcz"""
+       lora-comp info FILE.lcz
+       lora-comp zoo [fetch NAME]
+       lora-comp import CHECKPOINT --system tic_svdlora [quality=1] [into=FOLDER]"""
 
 
 def report_errors(
@@ -84,6 +86,19 @@ def info(file: str) -> None:
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
 
 
+def bring(checkpoint: str, words: Sequence[str]) -> None:
+    from lora_comp.zoo.bring import bring
+
+    words = " ".join(words).replace("--system ", "system=").split(" ")
+    options = {"quality": "1", "into": "."} | dict(word.partition("=")[::2] for word in words)
+    if set(options) != {"system", "quality", "into"}:
+        raise LoraCompError("import takes --system NAME, quality=1 and into=FOLDER after the checkpoint")
+    if options["quality"] not in ("1", "2", "3", "4"):
+        raise LoraCompError(f"quality must be 1 to 4, not {options['quality']}")
+    for line in bring(Path(checkpoint), options["system"], int(options["quality"]), Path(options["into"])):
+        print(line)
+
+
 def read(file: str) -> bytes:
     try:
         return Path(file).read_bytes()
@@ -100,6 +115,11 @@ def command(words: Sequence[str]) -> None:
             decode(file, picture, rest)
         case ["info", file]:
             info(file)
+        case ["zoo", *rest]:
+            from lora_comp.zoo.__main__ import command as zoo
+            zoo(rest)
+        case ["import", checkpoint, *rest]:
+            bring(checkpoint, rest)
         case ["--help"] | ["-h"]:
             print(USAGE)
         case _:

@@ -58,6 +58,7 @@ EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "lr": ("a number above 0, or null", _or_null(_rate)),
     **dict.fromkeys(("steps", "batch", "threads"), ("a whole number from 1 on, or null", _or_null(_whole(1)))),
     "into": ("a path or null", _or_null(_text)),
+    "device": ("cpu, cuda or null", lambda value: value in ("cpu", "cuda", None)),
     "method.rank": ("a whole number from 1 to 255", _whole(1, 255)),
     "method.alpha": ("a whole number from 1 to 255", _whole(1, 255)),
     "method.seed": ("a whole number from 0 to 127", _whole(0, 127)),

@@ -3,18 +3,23 @@
     what=codec pictures=[photos,flowers/train] minutes=40
     what=adapter task=cls task.network=scenes minutes=4
     what=network network=flowers pictures=[flowers] steps=2000
+
+Several GPUs: torchrun --nproc-per-node 4 -m lora_comp.train what=codec pictures=[imagenet] batch=64 minutes=600
 """
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lora_comp import zoo
 from lora_comp.cli import report_errors
 from lora_comp.config import load_config
 from lora_comp.errors import LoraCompError
+from lora_comp.training import parallel
+from lora_comp.zoo import registry
 
 CROP = 128
 
@@ -29,18 +34,35 @@ def main(words: Sequence[str]) -> None:
         raise LoraCompError("give a budget: minutes=40 or steps=20000")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    kinds[config.what](config, Path(config.into) if config.into else None)
+    device = parallel.start(config.device)
+    try:
+        kinds[config.what](config, Path(config.into) if config.into else None, device)
+        if parallel.rank() == 0 and config.into is None:
+            registry.write()
+    finally:
+        parallel.finish()
 
 
-def made_on(row: dict, config) -> dict:
-    """The part of a card that tells how weights were made."""
-    hardware = f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor"
-    return {"steps": row["steps"], "minutes": round(row["minutes"], 1), "hardware": hardware,
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{parallel.size()} x {torch.cuda.get_device_name(device)}"
+    processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
+    return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor{processes}"
+
+
+def made_on(row: dict, config, device: torch.device) -> dict:
+    """The part of a card that tells how weights were made, and what the training's last lines say they reach."""
+    reached = {name: round(value, 6) for name, value in row.items() if name not in ("steps", "minutes")}
+    return {"steps": row["steps"], "minutes": round(row["minutes"], 1), "hardware": hardware(device), **reached,
             "data": ["/".join(Path(p).parts[-2:]) for p in config.pictures] or ["generated scenes"]}
 
 
-def codecs(config, into: Path | None) -> None:
-    from lora_comp import zoo
+def write(path: Path, tensors: Mapping[str, Tensor], card: dict) -> None:
+    if parallel.rank() == 0:
+        zoo.write_weights(path, tensors, card)
+
+
+def codecs(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.codecs import build
     from lora_comp.training import codec, start
     from lora_comp.training.pictures import Crops
@@ -53,33 +75,33 @@ def codecs(config, into: Path | None) -> None:
             start.initialise(model, data.batch(64, 0))
         else:
             model.load_state_dict(first.state_dict())
+        model.to(device)
         row = codec.train(
             model, Path(config.work) / f"{config.codec.name}-q{quality}", data, quality, batch=config.batch or 8,
             lr=config.lr or (1e-3 if first is None else 4e-4), minutes=config.minutes, steps=config.steps)
         first = first or model
         path = zoo.codec_path(config.codec.name, quality)
-        zoo.write_weights(into / path.name if into else path, dict(model.named_parameters()), {
+        write(into / path.name if into else path, dict(model.named_parameters()), {
             "codec": config.codec.name, "quality": quality, "lambda": codec.LAMBDAS[quality - 1],
-            **made_on(row, config)})
+            **made_on(row, config, device)})
 
 
-def adapters(config, into: Path | None) -> None:
-    from lora_comp import zoo
+def adapters(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.codecs import load_codec
     from lora_comp.tasks import load_task
     from lora_comp.training import adapter
-    task = load_task(**config.task)
-    batches = pictures(list(config.pictures), config.batch or 1)
+    task = load_task(**config.task).to(device)
+    batches = pictures(list(config.pictures), config.batch or parallel.size())
     for quality in config.quality:
-        codec = load_codec(config.codec.name, quality, config.codec.weights)
+        codec = load_codec(config.codec.name, quality, config.codec.weights).to(device)
         name = config.method.name
         path = zoo.adapter_path(codec.name, quality, name, task.key)
         tensors, row = adapter.train(
             codec, name, task, batches, Path(config.work) / path.stem, lr=config.lr or 2e-2, rank=config.method.rank,
             alpha=config.method.alpha, minutes=config.minutes, steps=config.steps)
-        zoo.write_weights(into / path.name if into else path, tensors, {
+        write(into / path.name if into else path, tensors, {
             "codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name, "task": task.key,
-            "rank": config.method.rank, "alpha": config.method.alpha, **made_on(row, config)})
+            "rank": config.method.rank, "alpha": config.method.alpha, **made_on(row, config, device)})
 
 
 def pictures(folders: list[str], count: int) -> Callable[[int], Tensor]:
@@ -96,11 +118,13 @@ def pictures(folders: list[str], count: int) -> Callable[[int], Tensor]:
     return scenes
 
 
-def network(config, into: Path | None) -> None:
+def network(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.networks import ZOO
     from lora_comp.training.network import train_flowers, train_scenes
     if config.steps is None:
         raise LoraCompError("a network's budget is given in steps: steps=2600")
+    if parallel.size() > 1:
+        raise LoraCompError("a network is trained by one process, without torchrun")
     out, work = (into or ZOO) / f"{config.network}.safetensors", Path(config.work) / config.network
     if config.network == "scenes":
         train_scenes(out, work, config.steps)

@@ -1,4 +1,7 @@
 """Training codecs and adapters: where they start, and that a stop costs nothing."""
+import csv
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -43,8 +46,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
         start.initialise(codec, data.batch(4, seed=0))
         if stop_after is not None:
             batch = data.batch
-            data.batch = lambda count, seed: (_ for _ in ()).throw(KeyboardInterrupt) if seed == stop_after \
-                else batch(count, seed)
+            data.batch = lambda count, seed, share: (_ for _ in ()).throw(KeyboardInterrupt) if seed == stop_after \
+                else batch(count, seed, share)
             with pytest.raises(KeyboardInterrupt):
                 codec_training.train(codec, tmp_path / name, data, 4, batch=2, lr=1e-3, steps=steps)
             data.batch = batch
@@ -54,6 +57,36 @@ def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
 
     straight, resumed = train("straight", 4), train("resumed", 4, stop_after=2)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_stop_leaves_no_trace_in_the_curve(folder, tmp_path, monkeypatch):
+    """Killed while the checkpoint of step 4 is written, it goes on from that of step 3."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)  # a line at every step
+    data, save = Crops([folder], size=64), loop.save_atomically
+
+    class Killed(BaseException):
+        pass
+
+    def save_until_killed(path, content):
+        if content["steps"] == 4:
+            raise Killed
+        save(path, content)
+
+    def train(name):
+        codec_training.train(build("tic-s"), tmp_path / name, data, 4, batch=2, lr=1e-3, steps=6)
+
+    def curve(name):
+        with open(tmp_path / name / "curve.csv", newline="") as file:
+            return [{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(file)]
+
+    train("straight")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "save_atomically", save_until_killed)
+        train("resumed")
+    assert [row["steps"] for row in curve("resumed")] == ["1", "2", "3"]
+    train("resumed")
+    assert curve("resumed") == curve("straight")
+    assert [row["steps"] for row in curve("straight")] == list("123456")
 
 
 def test_a_budget_is_in_steps_or_in_minutes(tmp_path):
@@ -82,9 +115,25 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
     (["what=codec", "minutes=1"], "a codec needs pictures"),
     (["what=codec", "steps=1", "minutes=1"], "give a budget"),
     (["what=car"], "known are codec, adapter, network"),
-    (["what=codec", "steps=1", "pictures=[/nowhere]"], "no pictures of at least 128x128"),
+    (["what=codec", "steps=1", "pictures=[/nowhere]"], "no two pictures of at least 128x128"),
 ])
 def test_a_training_that_cannot_start_says_why(capsys, words, line):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    loop.fit(tmp_path, {}, lambda i, progress: {"loss": 1.0}, steps=2)
+    assert [line for line in capsys.readouterr().out.splitlines() if "TensorBoard" in line] == [
+        "curve.csv has the curves; for TensorBoard's too: pip install 'lora_comp[train]'"]
+
+
+def test_tensorboard_has_the_value_of_every_step(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    loop.fit(tmp_path, {}, lambda i, progress: {"loss": 10.0 - i}, steps=3)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 10.0), (2, 9.0), (3, 8.0)]

@@ -20,10 +20,14 @@ ARCHITECTURES: dict[str, Callable[[], Codec]] = {
 QUALITIES = (1, 2, 3, 4)
 
 
-def build(name: str, seed: int = 0) -> Codec:
-    """A new codec with seeded random weights, in training mode. Raises LoraCompError for an unknown name."""
+def check_name(name: str) -> None:
     if name not in ARCHITECTURES:
         raise LoraCompError(f"there is no codec {name!r}; known are {', '.join(ARCHITECTURES)}")
+
+
+def build(name: str, seed: int = 0) -> Codec:
+    """A new codec with seeded random weights, in training mode. Raises LoraCompError for an unknown name."""
+    check_name(name)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return ARCHITECTURES[name]().to(memory_format=torch.channels_last)
@@ -39,12 +43,16 @@ def load_codec(name: str, quality: int, weights: str | Path | None = "default") 
     Raises:
         LoraCompError: unknown name or quality, or weights that are missing or do not fit.
     """
+    check_name(name)
     if quality not in QUALITIES:
         raise LoraCompError(f"quality must be {QUALITIES[0]} to {QUALITIES[-1]}, not {quality}")
+    path = codec_path(name, quality) if weights == "default" else Path(weights or "")
+    if weights == "default" and not path.exists():
+        raise LoraCompError(f"no weights of {name} quality {quality} ship here: name a file of them "
+                            "(codec.weights=PATH), such as `lora-comp import` makes of a published checkpoint")
+    state = None if weights is None else read_weights(path, f"codec {name} quality {quality}")[0]
     codec = build(name)
-    if weights is not None:
-        path = codec_path(name, quality) if weights == "default" else Path(weights)
-        state, _ = read_weights(path, f"codec {name} quality {quality}")
+    if state is not None:
         wrong = [key for key, p in codec.named_parameters() if key not in state or state[key].shape != p.shape]
         wrong += [key for key in state if key not in codec.state_dict()]
         if wrong:

@@ -23,7 +23,7 @@ from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import make_folder, write_file
 from lora_comp.report.bdrate import Point, bd_rate
 from lora_comp.report.bench import read_speeds, speed_table
-from lora_comp.report.card import adapters_card, codec_card, network_card
+from lora_comp.report.card import adapters_card, codec_card, codec_scores, network_card
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
 from lora_comp.report.plots import speed_plot
 from lora_comp.report.summary import markdown, summary
@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     codecs.add_argument("folder", type=Path, help="the pictures")
     codecs.add_argument("--codec", help="one of our codecs to set beside them, such as tic-s")
     codecs.add_argument("--out", type=Path, help="JSON file for the curves and the figures of every picture")
-    codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec")
+    codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec; its figures go beside it")
     results = commands.add_parser("table", help="the table of a run in Markdown")
     results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
     bench = commands.add_parser("bench", help="ours against named peers: a table in Markdown, and a plot")
     bench.add_argument("benchmarks", type=Path, help="FILE of `pytest benchmarks --benchmark-json FILE`")
     bench.add_argument("--out", type=Path, help="folder for bench.md and bench.png")
-    commands.add_parser("cards", help="write the cards of the networks and adapters in the zoo from their metadata")
+    commands.add_parser("cards", help="write the cards of the zoo from the metadata and scores of its weights")
     options = parser.parse_args(arguments)
     try:
         if options.command == "table":
@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise LoraCompError("--card needs --codec: whose card it is")
         report = compare_codecs(options.folder, options.codec, options.out)
         if options.card:
-            write_file(options.card, codec_card(options.codec, report, options.folder.name).encode())
+            scores = _finite(codec_scores(options.codec, report, options.folder.name))
+            _write_json(options.card.with_suffix(".json"), scores)
+            write_file(options.card, codec_card(scores).encode())
     except LoraCompError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,6 +87,8 @@ def show_speeds(benchmarks: Path, out: Path | None = None) -> None:
 
 
 def write_cards() -> None:
+    for path in sorted((ROOT / "codecs").glob("*.json")):
+        write_file(path.with_suffix(".md"), codec_card(json.loads(path.read_text())).encode())
     for path in sorted((ROOT / "networks").glob("*.json")):
         write_file(path.with_suffix(".md"), network_card(json.loads(path.read_text())).encode())
     adapters = sorted((ROOT / "adapters").glob("*.safetensors"))

@@ -1,34 +1,51 @@
-"""The card of a codec: what it was trained on, for how long, and how it stands beside the classic codecs."""
+"""The cards of what ships: the data, steps, hours and hardware that made it, and what it reaches."""
 from collections.abc import Sequence
 
 from lora_comp.zoo import codec_path, read_weights
+from lora_comp.zoo.registry import digest
 
 
-def codec_card(name: str, report: dict, folder: str) -> str:
-    """Markdown from what `compare_codecs` returns for the pictures of `folder`."""
-    rows = report["curves"][name]
-    cards = [read_weights(codec_path(name, row["setting"]), f"{name} quality {row['setting']}")[1] for row in rows]
-    anchors = list(report["gain_db"][0])
+def codec_scores(name: str, report: dict, folder: str) -> dict:
+    """What the card of a codec and the zoo tell of it, from what `compare_codecs` returns for the pictures of `folder`.
+
+    "curve" names each rate point's weights by their SHA-256, so that figures of earlier weights are never shown.
+    """
+    curve = [{**row, "gain_db": gain, "sha256": digest(codec_path(name, row["setting"]))}
+             for row, gain in zip(report["curves"][name], report["gain_db"], strict=True)]
+    against = {anchor: rate for anchor, rate in report["bd_rate"][name].items() if anchor != name}
+    return {"codec": name, "folder": folder, "pictures": report["pictures"], "curve": curve, "bd_rate": against}
+
+
+def codec_card(scores: dict) -> str:
+    """Markdown from what `codec_scores` gives, and from the metadata of the weights."""
+    name, rows = scores["codec"], scores["curve"]
+    paths = [codec_path(name, row["setting"]) for row in rows]
+    cards = [read_weights(path, path.stem)[1] for path in paths]
+    anchors = list(rows[0]["gain_db"])
     lines = [
         f"# {name}", "",
-        "Weights in float16; trained by `lora_comp.training.codec`, lower qualities from a checkpoint of the "
-        "highest.", "",
+        "Weights in float16; trained by `python -m lora_comp.train what=codec`, lower qualities from a checkpoint of "
+        "the highest.", "",
     ]
     lines += table(
-        ["quality", "lambda", "steps", "minutes", "hardware", "trained on"],
-        [[c["quality"], c["lambda"], c["steps"], c["minutes"], c["hardware"], ", ".join(c["data"])] for c in cards])
-    lines += ["", f"Means over the {report['pictures']} pictures of {folder}, every byte of a file that was decoded; "
-              "dB: PSNR above another codec at equal bpp.", ""]
+        ["quality", "lambda", "steps", "hours", "hardware", "trained on"],
+        [[c["quality"], c["lambda"], c["steps"], hours(c), c["hardware"], ", ".join(c["data"])] for c in cards])
+    lines += ["", f"Means over the {scores['pictures']} pictures of {scores['folder']}, every byte of a file that was "
+              "decoded; dB: PSNR above another codec at equal bpp.", ""]
     lines += table(
         ["quality", "bpp", "PSNR dB", *(f"dB over {a}" for a in anchors)],
-        [[r["setting"], f"{r['bpp']:.3f}", f"{r['psnr']:.2f}", *(signed(gain[a]) for a in anchors)]
-         for r, gain in zip(rows, report["gain_db"], strict=True)])
-    lines += ["", "BD-rate: " + ", ".join(
-        f"{rate:+.1f} % against {a}" for a, rate in report["bd_rate"][name].items() if a != name) + "."]
-    behind = [r["setting"] for r, gain in zip(rows, report["gain_db"], strict=True) if not gain["jpeg"] > 0]
+        [[r["setting"], f"{r['bpp']:.3f}", f"{r['psnr']:.2f}", *(signed(r["gain_db"][a]) for a in anchors)]
+         for r in rows])
+    lines += ["", "BD-rate: " + ", ".join(f"{rate:+.1f} % against {a}" for a, rate in scores["bd_rate"].items()
+                                          if rate is not None) + "."]
+    behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
     lines += ["", f"Quality {', '.join(map(str, behind))} falls short of JPEG at equal bpp." if behind
               else "Every rate point beats JPEG (Pillow, 4:2:0) at equal bpp."]
     return "\n".join(lines) + "\n"
+
+
+def hours(card: dict) -> str:
+    return f"{card['minutes'] / 60:.2f}"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
@@ -42,7 +59,8 @@ def signed(value: float | None) -> str:
 
 def network_card(facts: dict) -> str:
     """Markdown from the .json that lies beside a network's weights."""
-    told = {key: value for key, value in facts.items() if key not in ("name", "classes", "stage_variance")}
+    told = {("hours" if key == "minutes" else key): (hours(facts) if key == "minutes" else value)
+            for key, value in facts.items() if key not in ("name", "classes", "stage_variance")}
     return "\n".join([
         f"# {facts['name']}", "", f"A classifier of {len(facts['classes'])} classes ({', '.join(facts['classes'])}); "
         "float16, made by `python -m lora_comp.train what=network`.", "",
@@ -50,10 +68,13 @@ def network_card(facts: dict) -> str:
 
 
 def adapters_card(cards: Sequence[dict]) -> str:
-    """Markdown from the metadata of all adapters."""
-    names = ("task", "codec", "quality", "method", "rank", "alpha", "steps", "minutes", "hardware")
-    rows = [[*(card[name] for name in names), ", ".join(card["data"])] for card in cards]
+    """Markdown from the metadata of all adapters; a dash where an older training did not note what it reached."""
+    names = ("task", "codec", "quality", "method", "rank", "alpha", "steps")
+    reached = ("bpp", "distortion")
+    rows = [[*(card[name] for name in names), hours(card), card["hardware"], ", ".join(card["data"]),
+             *(f"{card[name]:.4g}" if name in card else "-" for name in reached)] for card in cards]
     return "\n".join([
         "# Adapters", "",
-        "Pre-trained for a task, all of U, S and V; made by `python -m lora_comp.train what=adapter`.", "",
-        *table([*names, "trained on"], rows)]) + "\n"
+        "Pre-trained for a task, all of U, S and V; made by `python -m lora_comp.train what=adapter`. bpp and "
+        "distortion of the task: running means at the end of the training.", "",
+        *table([*names, "hours", "hardware", "trained on", *reached], rows)]) + "\n"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_comp.codecs import Codec
 from lora_comp.methods.svd_lora import Adapted, LowRankLinear, seeded
-from lora_comp.training import loop
+from lora_comp.training import loop, parallel
 from lora_comp.training.codec import bits
 
 
@@ -17,14 +17,15 @@ def train(
     codec: Codec, method: str, task, batches, folder: Path, *, lr: float, rank: int = 4, alpha: int = 8,
     steps: int | None = None, minutes: float | None = None, seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict]:
-    """Train an adapter for a frozen codec and a task; see `loop.fit` for the budget and what `folder` gets.
+    """Train an adapter for a frozen codec, where it lies, and a task there; see `loop.fit` for the budget and `folder`.
 
     Args:
         method: "svd_lora", or "lora", whose S stays at 1.
-        batches: called with the step, gives pictures float32 (B, 3, H, W), sides multiples of 64.
+        batches: called with the step, gives pictures float32 (B, 3, H, W), sides multiples of 64, for all processes.
     Returns:
         The tensors of the adapter, `LAYER.U` and so on, and the last metrics.
     """
+    device = next(codec.parameters()).device
     adapted = Adapted(codec, seeded(codec, method, rank, alpha), travels="", exponent=0).train()
     low_rank = {n.removeprefix("codec."): m for n, m in adapted.named_modules() if isinstance(m, LowRankLinear)}
     trained = {f"{n}.{k}": getattr(m, k) for n, m in low_rank.items() for k in "USV"}
@@ -36,16 +37,18 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr * loop.cosine(progress)
         x = batches(i)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = x[parallel.share(len(x))].to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             out = adapted(x)
         bpp = bits(out["likelihoods"]) / (x.numel() / 3)
         distortion = task.loss(out["x_hat"].float().clamp(0, 1), x)
         loss = weight * distortion + bpp
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        return {"loss": loss.item(), "bpp": bpp.item(), "distortion": distortion.item()}
+        return parallel.mean({"loss": loss.item(), "bpp": bpp.item(), "distortion": distortion.item()})
 
     row = loop.fit(folder, {"adapter": nn.ParameterDict({n.replace(".", "/"): p for n, p in trained.items()}),
                             "optimizer": optimizer}, step, steps=steps, minutes=minutes, seed=seed,

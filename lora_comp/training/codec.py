@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp.codecs import Codec
-from lora_comp.training import loop
+from lora_comp.training import loop, parallel
 from lora_comp.training.pictures import Crops
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # quality 1 to 4
@@ -22,14 +22,19 @@ def train(
     codec: Codec, folder: Path, data: Crops, quality: int, *, batch: int, lr: float, seed: int = 0,
     steps: int | None = None, minutes: float | None = None,
 ) -> dict:
-    """Train `codec` in place for one rate point; see `loop.fit` for the budget and what `folder` gets."""
+    """Train `codec` in place for one rate point, where it lies; see `loop.fit` for the budget and what `folder` gets.
+
+    batch: crops a step, over all processes.
+    """
+    device = next(codec.parameters()).device
     weights = [p for n, p in codec.named_parameters() if not n.endswith("quantiles")]
     optimizer = torch.optim.Adam(weights, lr=lr, fused=True)
     quantiles = torch.optim.Adam([codec.entropy_bottleneck.quantiles], lr=1e-2)
-    held_out = data.held_out(24)
+    share = parallel.share(batch)
+    held_out = data.held_out(24).to(device)
 
     def losses(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             out = codec(x)
         mse = (out["x_hat"].float() - x).square().mean()
         bpp = bits(out["likelihoods"]) / (x.numel() / 3)
@@ -38,15 +43,17 @@ def train(
     def step(i: int, progress: float) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = lr * loop.cosine(progress)
-        loss, mse, bpp = losses(data.batch(batch, seed=(seed << 32) + i))
+        loss, mse, bpp = losses(data.batch(batch, (seed << 32) + i, share).to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, CLIP)
         optimizer.step()
         quantiles.zero_grad(set_to_none=True)
         codec.entropy_bottleneck.loss().backward()
         quantiles.step()
-        return {"loss": loss.item(), "bpp": bpp.item(), "psnr": -10 * math.log10(mse.item())}
+        told = parallel.mean({"loss": loss.item(), "bpp": bpp.item(), "mse": mse.item()})
+        return {"loss": told["loss"], "bpp": told["bpp"], "psnr": -10 * math.log10(told["mse"])}
 
     def validate() -> dict[str, float]:
         codec.eval()

@@ -1,6 +1,7 @@
 """Train the small classifiers that ship as task networks, on `scenes` or on a folder of pictures."""
 
 import os
+import platform
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -132,7 +133,8 @@ def train_network(name: str, batches: SceneBatches | FolderBatches, val, measure
                validate=lambda: {"val": top1(network, val)}, title=name)
     network.stage_variance = stage_variance(network, measured_on)
     facts |= {"steps": steps, "minutes": round(last["minutes"], 1), "top1": round(last["val"], 4),
-              "parameters": sum(p.numel() for p in network.parameters())}
+              "parameters": sum(p.numel() for p in network.parameters()),
+              "hardware": f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor"}
     save_network(network, out, **facts)
     return facts
 

@@ -1,60 +1,135 @@
-"""Training pictures, decoded once and kept as bytes; crops are drawn from a seed."""
+"""Training pictures: which of a data set's are read, and crops of them drawn from a seed."""
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
+from lora_comp.data.images import MAX_PIXELS
 from lora_comp.errors import LoraCompError
+from lora_comp.training import parallel
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+WORKERS = 4
+IN_MEMORY = 8 << 30  # bytes of decoded pictures that are kept; those of a larger set are decoded whenever drawn
+MISSING = 100  # pictures in a row that cannot be read before a training gives up
+
+# Where a data set keeps its training pictures. What lies beside them is there to be tested on, and is not read.
+LAYOUTS = {
+    "ImageNet": ("train/n????????", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train", "ILSVRC2012_img_train"),
+    "COCO": ("train20??", "unlabeled20??", "images/train20??", "images/unlabeled20??"),
+    "OpenImages": ("train/data", "train_?"),
+    "Flickr2W": ("flicker_2W_images",),
+    "a folder with train/": ("train",),
+}
+
+
+def layout(folder: Path) -> tuple[str, list[Path]]:
+    """A data set's layout, a name of `LAYOUTS` or "a folder", and the folders in it whose pictures are trained on."""
+    for name, patterns in LAYOUTS.items():
+        if found := sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_dir()):
+            return name, found
+    return "a folder", [folder]
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Height and width by the file's header, or None where that is no picture's."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
+            with Image.open(path) as picture:
+                return (picture.height, picture.width) if picture.height * picture.width <= MAX_PIXELS else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def decode(path: Path) -> np.ndarray | None:
+    """uint8 (H, W, 3), or None where the file is damaged."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 class Crops:
-    """Random square crops of all the pictures under some folders that are large enough.
+    """Random square crops of all the pictures of some data sets that are large enough.
 
     Args:
-        folders: searched with all their subfolders.
+        folders: each of one of `LAYOUTS`, or searched with all its subfolders.
         size: side of a crop in pixels.
         held_out: every picture whose index is a multiple of this is left for validation.
     """
 
     def __init__(self, folders: Sequence[str | Path], size: int, held_out: int = 40):
-        paths = sorted(p for f in folders for p in Path(f).rglob("*") if p.suffix.lower() in SUFFIXES)
+        self.size, self.pool = size, ThreadPoolExecutor(WORKERS)
+        found = [layout(Path(f)) for f in folders]
+        paths = sorted({p for _, below in found for f in below for p in f.rglob("*") if p.suffix.lower() in SUFFIXES})
+        shown = partial(track, transient=True, disable=parallel.rank() > 0)
+        sizes = shown(self.pool.map(size_of, paths), "looking at pictures", total=len(paths))
+        told = {path: extent for path, extent in zip(paths, sizes, strict=True) if extent}
+        self.sizes = {path: extent for path, extent in told.items() if min(extent) >= size}
+        small = len(told) - len(self.sizes)
+        self.kept: dict[Path, np.ndarray] = {}
+        if 3 * sum(height * width for height, width in self.sizes.values()) <= IN_MEMORY:
+            decoded = shown(self.pool.map(decode, self.sizes), "decoding pictures", total=len(self.sizes))
+            self.kept = {p: picture for p, picture in zip(self.sizes, decoded, strict=True) if picture is not None}
+            self.sizes = {path: self.sizes[path] for path in self.kept}
+        skipped = f"skipped {len(paths) - small - len(self.sizes)} that cannot be read and {small} that are smaller"
+        if len(self.sizes) < 2:
+            raise LoraCompError(f"there are no two pictures of at least {size}x{size} to train on under "
+                                f"{', '.join(map(str, folders))}; {skipped}")
+        large = list(self.sizes)
+        self.validation, self.training = large[::held_out], [p for i, p in enumerate(large) if i % held_out]
+        if parallel.rank() == 0:
+            print(f"{len(large)} pictures from {', '.join(dict.fromkeys(kind for kind, _ in found))}; {skipped}")
 
-        def load(path: Path) -> np.ndarray:
-            with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB"))  # (H, W, 3) uint8
+    def batch(self, count: int, seed: int, share: slice = slice(None)) -> Tensor:
+        """Crops, each mirrored with probability 1/2, the same for the same seed: float32 (count, 3, size, size).
 
-        with ThreadPoolExecutor(2) as pool:
-            pictures = [p for p in pool.map(load, paths) if min(p.shape[:2]) >= size]
-        if len(pictures) < 2:
-            raise LoraCompError(f"no pictures of at least {size}x{size} under {', '.join(map(str, folders))}")
-        self.size = size
-        self.validation = pictures[::held_out]
-        self.training = [p for i, p in enumerate(pictures) if i % held_out]
-
-    def batch(self, count: int, seed: int) -> Tensor:
-        """Crops, each mirrored with probability 1/2, the same for the same seed: float32 (count, 3, size, size)."""
+        share: which of the crops are wanted.
+        """
         rng = np.random.default_rng(seed)
-        crops = []
-        for _ in range(count):
-            picture = self.training[rng.integers(len(self.training))]
-            top, left = (rng.integers(side - self.size + 1) for side in picture.shape[:2])
-            crop = picture[top:top + self.size, left:left + self.size]
-            crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+        places = [self._place(rng) for _ in range(count)][share]
+        crops, missing = [c for c in self.pool.map(self._crop, places) if c is not None], 0
+        while len(crops) < len(places):  # in place of damaged pictures
+            if (crop := self._crop(self._place(rng))) is not None:
+                crops.append(crop)
+            elif (missing := missing + 1) > MISSING:
+                raise LoraCompError(f"{missing} pictures in a row cannot be read: are their folders still there?")
         return to_float(np.stack(crops))
+
+    def _place(self, rng: np.random.Generator) -> tuple[Path, int, int, bool]:
+        """A picture, the upper left corner of a crop in it, and whether to mirror that."""
+        path = self.training[rng.integers(len(self.training))]
+        top, left = (int(rng.integers(side - self.size + 1)) for side in self.sizes[path])
+        return path, top, left, bool(rng.random() < 0.5)
+
+    def _crop(self, place: tuple[Path, int, int, bool]) -> np.ndarray | None:
+        path, top, left, mirrored = place
+        picture = self.kept[path] if self.kept else decode(path)
+        if picture is None:
+            print(f"skipped {path}, which cannot be read")
+            return None
+        crop = picture[top:top + self.size, left:left + self.size]
+        return crop[:, ::-1] if mirrored else crop
 
     def held_out(self, count: int) -> Tensor:
         """The middle crops of the first pictures held out: float32 (at most count, 3, size, size)."""
-        def middle(p: np.ndarray) -> np.ndarray:
-            top, left = ((side - self.size) // 2 for side in p.shape[:2])
-            return p[top:top + self.size, left:left + self.size]
-
-        return to_float(np.stack([middle(p) for p in self.validation[:count]]))
+        crops: list[np.ndarray] = []
+        for path in self.validation:
+            top, left = ((side - self.size) // 2 for side in self.sizes[path])
+            if len(crops) < count and (crop := self._crop((path, top, left, False))) is not None:
+                crops.append(crop)
+        if not crops:
+            raise LoraCompError(f"none of the {len(self.validation)} pictures held out for validation can be read")
+        return to_float(np.stack(crops))
 
 
 def to_float(pictures: np.ndarray) -> Tensor:

@@ -1,5 +1,9 @@
-"""Where weights lie, and how they are read and written: safetensors, float16 on disk, float32 in use."""
+"""Where weights lie, and how they are read and written: safetensors, float16 on disk, float32 in use.
+
+What there is, with sizes, checksums and scores, and where published checkpoints come from: `zoo.registry`.
+"""
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_comp.errors import LoraCompError
-from lora_comp.files import write_file
+from lora_comp.files import make_folder, write_file
 
 ROOT = Path(__file__).parent
 
@@ -33,8 +37,8 @@ def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
         raise LoraCompError(f"{path} is not a safetensors file of weights: {error}") from None
 
 
-def write_weights(path: Path, tensors: dict[str, Tensor], card: dict) -> None:
-    """Write tensors as float16 with a card: how they were made and what they reach."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = {name: t.detach().to(torch.float16).contiguous() for name, t in tensors.items()}
-    write_file(path, save(half, {"card": json.dumps(card)}))
+def write_weights(path: Path, tensors: Mapping[str, Tensor], card: dict, dtype: torch.dtype = torch.float16) -> None:
+    """Write tensors with a card: how they were made and what they reach."""
+    make_folder(path.parent)
+    stored = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
+    write_file(path, save(stored, {"card": json.dumps(card)}))

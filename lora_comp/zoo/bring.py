@@ -1,0 +1,66 @@
+"""lora-comp import: a published checkpoint becomes a codec, and an adapter where it has one, in files of ours.
+
+They are written in float32, so that they compute what the checkpoint did.
+"""
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_comp import zoo
+from lora_comp.codecs import load_codec
+from lora_comp.errors import LoraCompError
+from lora_comp.reference import ALPHA, RANK, from_reference
+
+
+def bring(path: Path, system: str, quality: int, into: Path) -> list[str]:
+    """Write the weights that a checkpoint holds to safetensors files in `into`.
+
+    Args:
+        path: what torch saved, bare tensors by their published names or those under "state_dict".
+        system: a name of `reference.SYSTEMS`.
+        quality: the rate point, 1 to 4, that the codec shall go by.
+    Returns:
+        For each file a line that tells the word it is used by.
+    Raises:
+        LoraCompError: a file that is not a checkpoint of that system.
+    """
+    module = from_reference(system, read_checkpoint(path))
+    tensors = {name.removeprefix("codec.").replace(".layer.", "."): p for name, p in module.named_parameters()}
+    adapter = {name: p for name, p in tensors.items() if name.rsplit(".", 1)[-1] in ("U", "S", "V")}
+    card = {"codec": "tic", "quality": quality, "system": system, "checkpoint": path.name}
+    codec_file = into / f"{path.name.split('.')[0]}.safetensors"
+    zoo.write_weights(codec_file, {n: p for n, p in tensors.items() if n not in adapter}, card, torch.float32)
+    words = f"codec=tic codec.weights={codec_file} quality={quality}"
+    if not adapter:
+        return [f"{codec_file}: use it with {words}"]
+    adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
+    codec_hash = load_codec("tic", quality, codec_file).hash.hex()
+    zoo.write_weights(adapter_file, adapter, card | {
+        "codec_hash": codec_hash, "method": "svd_lora", "rank": RANK, "alpha": ALPHA}, torch.float32)
+    return [f"{codec_file}: use it with {words}", f"{adapter_file}: and with method.adapter={adapter_file}"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name. Nothing but tensors is ever unpickled."""
+    if not path.is_file():
+        raise LoraCompError(f"{path} is not a file; `lora-comp zoo` lists published checkpoints")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if not any(name.endswith("data.pkl") for name in members):
+            inside = [name for name in members if name.endswith((".pth", ".pt", ".tar"))]
+            raise LoraCompError(f"{path} is an archive: unpack it and import one of its {len(inside)} checkpoints"
+                                + (f", such as {inside[0]}" if inside else ""))
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError,
+            TypeError) as error:
+        raise LoraCompError(f"{path} is not a checkpoint of tensors that torch.load can read safely "
+                            f"({type(error).__name__})") from None
+    state = stored.get("state_dict", stored) if isinstance(stored, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise LoraCompError(f"{path} holds no tensors by name, at its top or under 'state_dict'")
+    return state

@@ -1,0 +1,93 @@
+"""Several processes train as one does: with gloo on a CPU what NCCL does on GPUs."""
+import contextlib
+import csv
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lora_comp as lc
+from lora_comp.codecs import build, tic
+from lora_comp.train import main
+from lora_comp.training import codec as codec_training
+from lora_comp.training import loop, parallel
+from lora_comp.training.pictures import Crops
+from lora_comp.zoo import read_weights
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    photo = lc.load_data("photos", limit=1)[0].image
+    for i in range(6):
+        piece = (photo[:, 32 * i:32 * i + 128, :128].permute(1, 2, 0) * 255).byte().numpy()
+        Image.fromarray(np.ascontiguousarray(piece)).save(path / f"{i}.png")
+    return path
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def train(rank, size, port, folder, work):
+    """A training as one of `size` processes, without what differs by design (noise) or by rounding (bfloat16)."""
+    if size > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(tic, "add_noise", lambda x: x)
+    patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    patch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    try:
+        parallel.start("cpu")
+        codec = build("tic-s", seed=rank)  # the others begin with what the first has
+        codec_training.train(codec, work, Crops([folder], 64), 4, batch=4, lr=1e-3, steps=STEPS)
+    finally:
+        parallel.finish()
+        patch.undo()
+
+
+def curve(work):
+    with open(work / "curve.csv", newline="") as file:
+        return np.array([[float(row[k]) for k in ("loss", "bpp", "psnr", "val_loss")] for row in csv.DictReader(file)])
+
+
+def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(folder, tmp_path):
+    train(0, 1, 0, folder, tmp_path / "one")
+    torch.multiprocessing.spawn(train, (2, port(), folder, tmp_path / "two"), nprocs=2)
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert one.shape == (STEPS, 4)
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
+    monkeypatch.setattr(parallel, "size", lambda: 4)
+    with pytest.raises(lc.LoraCompError, match="a batch of 6 cannot be shared by 4 processes"):
+        parallel.share(6)
+
+
+def test_a_gpu_that_is_not_there_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["what=codec", "steps=1", "device=cuda"]) == 2
+    assert capsys.readouterr().err == "error: device=cuda cannot be used: torch sees no GPU here\n"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_one_process_writes(folder, tmp_path):
+    words = ["what=codec", f"pictures=[{folder}]", "quality=[4]", "steps=2", "batch=2", "device=cpu",
+             f"work={tmp_path}", f"into={tmp_path}"]
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
+                          str(port()), "-m", "lora_comp.train", *words], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    _, card = read_weights(tmp_path / "tic-s-q4.safetensors", "the codec")
+    assert card["steps"] == 2 and "2 processes" in card["hardware"]

@@ -1,0 +1,88 @@
+"""Training pictures: which of a data set's are read, and that what cannot be used is skipped and counted."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lora_comp.errors import LoraCompError
+from lora_comp.training import pictures
+from lora_comp.training.pictures import Crops, layout
+
+
+def fill(folder, *names, side=40):
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (side, side + 8, 3), dtype=np.uint8)).save(folder / name, "PNG")
+    return folder
+
+
+@pytest.mark.parametrize(("names", "kind", "read"), [
+    (["train/n01440764/a.JPEG", "train/n01443537/b.JPEG", "val/n01440764/c.JPEG"], "ImageNet",
+     ["train/n01440764", "train/n01443537"]),
+    (["Data/CLS-LOC/train/n01440764/a.JPEG", "Data/CLS-LOC/val/c.JPEG"], "ImageNet", ["Data/CLS-LOC/train"]),
+    (["train2017/a.jpg", "val2017/b.jpg"], "COCO", ["train2017"]),
+    (["images/train2014/a.jpg", "images/unlabeled2017/a.jpg", "images/val2014/b.jpg"], "COCO",
+     ["images/train2014", "images/unlabeled2017"]),
+    (["train/data/a.jpg", "validation/data/b.jpg"], "OpenImages", ["train/data"]),
+    (["train_0/a.jpg", "train_f/b.jpg", "validation/c.jpg"], "OpenImages", ["train_0", "train_f"]),
+    (["flicker_2W_images/a.jpg", "readme/a.jpg"], "Flickr2W", ["flicker_2W_images"]),
+    (["train/daisy/a.png", "val/daisy/b.png"], "a folder with train/", ["train"]),
+    (["a.png", "more/b.png", "more/of/c.png"], "a folder", ["."]),
+])
+def test_of_a_data_set_only_the_training_pictures_are_read(tmp_path, names, kind, read):
+    fill(tmp_path, *names)
+    assert layout(tmp_path) == (kind, [tmp_path / name for name in read])
+
+
+def test_a_folder_is_searched_with_all_below_it(tmp_path):
+    data = Crops([fill(tmp_path, "a.png", "more/b.png", "more/of/c.png")], 32)
+    assert len(data.training) + len(data.validation) == 3
+
+
+def damaged(folder):
+    fill(folder, *(f"{i}.png" for i in range(5)))
+    (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:-900])
+    (folder / "text.jpg").write_text("not a picture")
+    fill(folder, "small.png", side=20)
+    return folder
+
+
+def test_what_cannot_be_used_is_skipped_and_counted_in_one_line(tmp_path, capsys):
+    Crops([damaged(tmp_path)], 32)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "5 pictures from a folder; skipped 2 that cannot be read and 1 that are smaller")
+
+
+@pytest.mark.parametrize("names", [[], ["a.png"]])
+def test_no_pictures_is_one_line(tmp_path, names):
+    with pytest.raises(LoraCompError, match="no two pictures of at least 64x64") as error:
+        Crops([fill(tmp_path, *names)], 64)
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_too_large_to_keep_gives_the_same_crops(tmp_path, monkeypatch):
+    fill(tmp_path, *(f"{i}.png" for i in range(5)))
+    kept = Crops([tmp_path], 32)
+    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
+    drawn = Crops([tmp_path], 32)
+    assert not drawn.kept
+    assert torch.equal(drawn.batch(8, seed=3), kept.batch(8, seed=3))
+    assert torch.equal(drawn.held_out(2), kept.held_out(2))
+
+
+def test_a_damaged_picture_of_such_a_set_is_replaced_when_it_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
+    data = Crops([damaged(tmp_path)], 32)
+    assert data.batch(64, seed=0).shape == (64, 3, 32, 32)
+    assert "cut.png, which cannot be read" in capsys.readouterr().out
+    for path in data.training:
+        path.unlink()
+    with pytest.raises(LoraCompError, match="in a row cannot be read"):
+        data.batch(1, seed=0)
+
+
+def test_processes_share_a_batch(tmp_path):
+    data = Crops([fill(tmp_path, *(f"{i}.png" for i in range(5)))], 32)
+    whole = data.batch(6, seed=1)
+    assert torch.equal(whole, torch.cat([data.batch(6, 1, slice(0, 3)), data.batch(6, 1, slice(3, 6))]))

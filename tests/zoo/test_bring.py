@@ -1,0 +1,107 @@
+"""`lora-comp import`: a published checkpoint in files of ours computes what it did."""
+import zipfile
+
+import pytest
+import torch
+
+import lora_comp as lc
+from lora_comp import cli
+from lora_comp.methods import load_method
+from lora_comp.methods.svd_lora import Adapted, seeded
+
+SIZE = 64
+
+
+def published_name(name: str) -> str:
+    """The inverse of `reference.our_name`, as far as this test needs it."""
+    side, index, rest = name.split(".", 2)
+    return f"module.{side}{index}." + rest.replace("blocks.", "residual_group.blocks.")
+
+
+@pytest.fixture(scope="module")
+def state():
+    """A seeded tic under the published names, with an adapter that changes something."""
+    codec = lc.load_codec("tic", 1, weights=None)
+    torch.manual_seed(0)
+    state = {published_name(n): p for n, p in codec.named_parameters() if not n.startswith("entropy_bottleneck")}
+    for name, value in seeded(codec, "svd_lora").tensors.items():
+        layer, kind = published_name(name).rsplit(".", 1)
+        state[f"{layer}.w_lora_{kind}"] = value + torch.rand_like(value) / 4
+    return state
+
+
+@pytest.fixture(scope="module")
+def picture():
+    torch.manual_seed(0)
+    return torch.rand(1, 3, SIZE, SIZE)
+
+
+def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, picture, capsys):
+    bare = {name: value for name, value in state.items() if "lora" not in name}
+    torch.save(bare, tmp_path / "base_codec_2.pth.tar")
+    words = ["import", str(tmp_path / "base_codec_2.pth.tar"), "--system", "tic", "quality=2", f"into={tmp_path}"]
+    assert cli.command(words) == 0
+    path = tmp_path / "base_codec_2.safetensors"
+    assert f"codec=tic codec.weights={path} quality=2" in capsys.readouterr().out
+    with torch.no_grad():
+        ours, theirs = lc.load_codec("tic", 2, path)(picture), lc.from_reference("tic", bare)(picture)
+    assert torch.equal(ours["x_hat"], theirs["x_hat"])
+
+
+def test_an_adapter_computes_what_the_checkpoint_did(tmp_path, state, picture):
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "cls.pth.tar")
+    assert cli.command(["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]) == 0
+    codec = lc.load_codec("tic", 1, tmp_path / "cls.safetensors")
+    method = load_method("svd_lora", codec, adapter=tmp_path / "cls-adapter.safetensors")
+    with torch.no_grad():
+        ours = Adapted(codec, method.adapter, travels="", exponent=0).eval()(picture)
+        theirs, plain = lc.from_reference("tic_svdlora", state)(picture), codec(picture)
+    assert torch.equal(ours["x_hat"], theirs["x_hat"])
+    assert not torch.equal(ours["x_hat"], plain["x_hat"])
+
+
+@pytest.mark.data
+def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, picture):
+    import json
+    keys = json.loads((shared / "golden" / "tic_svdlora.keys.json").read_text())
+    torch.save({"state_dict": {k: torch.full(shape, 0.01) for k, shape in keys.items()}}, tmp_path / "cls.pth.tar")
+    assert cli.command(["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]) == 0
+    assert (tmp_path / "cls-adapter.safetensors").exists()
+
+
+class Anything:
+    """What a checkpoint must not make us run."""
+
+
+def archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("cls/1/checkpoint.pth.tar", b"")
+
+
+@pytest.mark.parametrize(("write", "says"), [
+    (lambda path: None, "is not a file"),
+    (lambda path: path.write_text("text"), "is not a checkpoint of tensors"),
+    (lambda path: path.write_bytes(b""), "is not a checkpoint of tensors"),
+    (lambda path: torch.save({"state_dict": Anything()}, path), "is not a checkpoint of tensors"),
+    (lambda path: torch.save([torch.zeros(1)], path), "holds no tensors by name"),
+    (lambda path: torch.save({"state_dict": {}}, path), "holds no tensors by name"),
+    (lambda path: torch.save({"conv.weight": torch.zeros(1)}, path), "this is not a checkpoint of tic"),
+    (archive, "such as cls/1/checkpoint.pth.tar"),
+])
+def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, capsys, write, says):
+    path = tmp_path / "a.pth.tar"
+    write(path)
+    assert cli.command(["import", str(path), "--system", "tic_svdlora", f"into={tmp_path}"]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert list(tmp_path.glob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ([], "import takes --system NAME"), (["--system"], "import takes"), (["--system", "tic", "size=3"], "import takes"),
+    (["--system", "tic", "quality=5"], "quality must be 1 to 4"), (["--system", "jpeg"], "known are tic")])
+def test_words_that_do_not_fit(tmp_path, capsys, words, says):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth.tar")
+    assert cli.command(["import", str(tmp_path / "a.pth.tar"), *words]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert says in line
