@@ -16,8 +16,10 @@ from lora_comp.ops.window_attention import regions
 
 
 def linear(x: Tensor, layer: Layer) -> Tensor:
-    weight = layer.weight if layer.u is None else layer.weight + (layer.u * layer.s) @ layer.v.T
-    return F.linear(x, weight, layer.bias)
+    if layer.u is None:
+        return F.linear(x, layer.weight, layer.bias)
+    u, v = (factor.flatten(0, -2) for factor in (layer.u, layer.v))  # of all pictures, or of one
+    return F.linear(x, layer.weight + (u * layer.s) @ v.T, layer.bias)
 
 
 def attention(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:

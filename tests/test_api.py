@@ -276,3 +276,11 @@ def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, pict
     gain = whole.loss_before - whole.loss_after
     assert coded.loss_after == pytest.approx(whole.loss_after, abs=0.05 * gain)
     assert psnr(decoded, image) > psnr(lc.decode(whole.data, codec), image) - 0.05
+
+
+def test_large_pictures_in_a_batch_are_taken_in_parts_too(codec, human, picture, monkeypatch):
+    monkeypatch.setattr(api, "in_parts", partial(in_parts, side=128))
+    images = [picture(60, 130), picture(300, 130)[:, :60]]
+    for one, image in zip(lc.encode_batch(images, codec, human, steps=3), images, strict=True):
+        alone = coded_for(codec, human, image, steps=3)
+        assert (one.method, one.loss_after) == (alone.method, pytest.approx(alone.loss_after, rel=3e-3))
