@@ -89,9 +89,12 @@ def info(file: str) -> None:
 def bring(checkpoint: str, words: Sequence[str]) -> None:
     from lora_comp.zoo.bring import bring
 
-    words = " ".join(words).replace("--system ", "system=").split(" ")
-    options = {"quality": "1", "into": "."} | dict(word.partition("=")[::2] for word in words)
-    if set(options) != {"system", "quality", "into"}:
+    rest = list(words)
+    if "--system" in rest[:-1]:
+        at = rest.index("--system")
+        rest[at:at + 2] = [f"system={rest[at + 1]}"]
+    options = {"quality": "1", "into": "."} | dict(word.removeprefix("--").partition("=")[::2] for word in rest)
+    if set(options) != {"system", "quality", "into"} or not all(options.values()):
         raise LoraCompError("import takes --system NAME, quality=1 and into=FOLDER after the checkpoint")
     if options["quality"] not in ("1", "2", "3", "4"):
         raise LoraCompError(f"quality must be 1 to 4, not {options['quality']}")

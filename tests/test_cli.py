@@ -144,6 +144,13 @@ def test_help(capsys):
     assert "lora-comp encode PICTURE FILE.lcz" in capsys.readouterr().out
 
 
+def test_the_zoo_is_listed_and_asked_for_a_checkpoint(capsys, refused):
+    assert cli.command(["zoo"]) == 0
+    assert "tic-s-q4" in capsys.readouterr().out
+    assert "no published checkpoint 'jpeg'" in refused(cli.command, "zoo", "fetch", "jpeg")
+    assert "fetch NAME" in refused(cli.command, "zoo", "fetch")
+
+
 @pytest.fixture
 def coded(cat, lcz, plain):
     assert cli.command(["encode", cat, lcz, *plain]) == 0

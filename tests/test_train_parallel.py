@@ -67,7 +67,7 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(folder
     torch.multiprocessing.spawn(train, (2, port(), folder, tmp_path / "two"), nprocs=2)
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert one.shape == (STEPS, 4)
-    np.testing.assert_allclose(two, one, rtol=1e-3)
+    np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):

@@ -39,9 +39,10 @@ def picture():
 def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, picture, capsys):
     bare = {name: value for name, value in state.items() if "lora" not in name}
     torch.save(bare, tmp_path / "base_codec_2.pth.tar")
-    words = ["import", str(tmp_path / "base_codec_2.pth.tar"), "--system", "tic", "quality=2", f"into={tmp_path}"]
+    into = tmp_path / "a folder"
+    words = ["import", str(tmp_path / "base_codec_2.pth.tar"), "--system", "tic", "quality=2", f"into={into}"]
     assert cli.command(words) == 0
-    path = tmp_path / "base_codec_2.safetensors"
+    path = into / "base_codec_2.safetensors"
     assert f"codec=tic codec.weights={path} quality=2" in capsys.readouterr().out
     with torch.no_grad():
         ours, theirs = lc.load_codec("tic", 2, path)(picture), lc.from_reference("tic", bare)(picture)
