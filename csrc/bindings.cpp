@@ -288,7 +288,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("dense"),
         arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("dense_grads"), arg("low_rank_grads"), arg("half"),
         arg("threads"),
-        "Writes grad_x and adds to the gradients whose address is not 0: all of the dense ones are, or none.");
+        "Writes grad_x, unless that is 0, and adds to the gradients whose address is not 0: all of the dense ones, or none.");
   m.def("gdn_forward", &forward_gdn, arg("x"), arg("y"), arg("beta"), arg("gamma"), arg("sizes"), arg("inverse"),
         arg("bfloat16"), arg("threads"),
         "Addresses of contiguous float32, or with `bfloat16` of that for x and y; sizes: pixels, channels.");

@@ -43,7 +43,7 @@ struct SwinBlockGrad {
 bool swin_block_half_available();
 
 // x, y: (batch, height, width, dim). half: products of bfloat16 numbers. Throws std::invalid_argument for a block that
-// the kernels do not know, or for `half` on a machine without it.
+// the kernels do not know, or for `half` on a machine without it. grad_x may be null.
 void swin_block_forward(const SwinBlock&, const float* x, float* y, bool half, unsigned threads);
 void swin_block_backward(const SwinBlock&, const float* x, const float* grad_y, float* grad_x, const SwinBlockGrad&,
                          bool half, unsigned threads);

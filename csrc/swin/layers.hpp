@@ -103,16 +103,21 @@ inline void norm_grads(const float* grad, const float* x, const Moments& m, size
   }
 }
 
-// y (outputs, tokens) = side x + start; x has room for the low-rank rows. low gets the values before their gain.
+// The low-rank rows of x, which has room for them; low gets their values before their gain.
+template <class N>
+void apply_thin(const Side<N>& side, typename N::Right* x, float* low) {
+  if (!side.extra) return;
+  N::multiply(side.thin.get(), side.inputs, x, side.inputs, low, side.ranks, kTokens, nullptr);
+  for (size_t k = 0; k < side.ranks && k < side.extra; k += 2)
+    for (size_t t = 0; t < kTokens; t += kWidth)
+      N::put(x, kTokens, side.inputs + k, t, at(low + k * kTokens + t) * side.gain[k],
+             at(low + (k + 1) * kTokens + t) * side.gain[k + 1]);
+}
+
+// y (outputs, tokens) = side x + start; x and low as above.
 template <class N>
 void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, const float* start) {
-  if (side.extra) {
-    N::multiply(side.thin.get(), side.inputs, x, side.inputs, low, side.ranks, kTokens, nullptr);
-    for (size_t k = 0; k < side.ranks && k < side.extra; k += 2)
-      for (size_t t = 0; t < kTokens; t += kWidth)
-        N::put(x, kTokens, side.inputs + k, t, at(low + k * kTokens + t) * side.gain[k],
-               at(low + (k + 1) * kTokens + t) * side.gain[k + 1]);
-  }
+  apply_thin(side, x, low);
   N::multiply(side.wide.get(), side.row(), x, side.row(), y, side.outputs, kTokens, start);
 }
 

@@ -156,13 +156,17 @@ void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N
   scatter<N>(s.x.get(), p.dim, window, y);
 }
 
-// grad_x = (W^T + V diag(s) U^T) grad_y, and the layer's own gradients. x: (in, tokens), read for those of matrices.
+// grad_x = (W^T + V diag(s) U^T) grad_y, unless it is null, and the layer's own gradients. x: (in, tokens), read for
+// those of matrices.
 template <class N>
 void back(const Linear<N>& layer, const typename N::Right* x, const float* low, const float* grad_y, Scratch<N>& s,
           LayerSums& sums, float* grad_x) {
   const Side<N>& side = layer.backward;
   to_right<N>(grad_y, side.inputs, s.grad_right.get());
-  apply(side, s.grad_right.get(), s.grad_low.get(), grad_x, nullptr);
+  if (grad_x)
+    apply(side, s.grad_right.get(), s.grad_low.get(), grad_x, nullptr);
+  else
+    apply_thin(side, s.grad_right.get(), s.grad_low.get());
   if (sums.factors() || sums.dense()) {
     to_left<N>(x, side.outputs, s.rows.get());
     to_left<N>(s.grad_right.get(), side.inputs, s.grad_rows.get());
@@ -206,8 +210,10 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.own_head));
   for (size_t i = 0; i < each; i += kWidth) at(s.qkv.get() + i) *= scale;
-  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv.get(), s, sums.layers[0], s.grad_narrow.get());
+  const bool onwards = grad_x || sums.dense();
+  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv.get(), s, sums.layers[0], onwards ? s.grad_narrow.get() : nullptr);
   if (sums.dense()) norm_grads(s.grad_narrow.get(), s.x.get(), first, p.dim, sums.norm1.get());
+  if (!grad_x) return;
   normalise_back(s.grad_narrow.get(), s.x.get(), first, p.dim, p.norm1_weight, s.grad.get());
   scatter<N>(s.grad.get(), p.dim, window, grad_x);
 }

@@ -126,12 +126,12 @@ def _(x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift
 @torch.library.custom_op("lora_comp::swin_block_backward", mutates_args=(), device_types="cpu")
 def _backward(
     x: Tensor, grad: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool,
-    wants_dense: bool, wanted: list[bool],
+    wants_x: bool, wants_dense: bool, wanted: list[bool],
 ) -> list[Tensor]:
     """The gradients of x, dense and low_rank, without elements where not wanted: `wanted` is of each of low_rank."""
     x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     grad = grad.contiguous()
-    grad_x = torch.empty_like(x)
+    grad_x = torch.empty_like(x) if wants_x else x.new_empty(0)
     dense_grads = [torch.zeros_like(t) if wants_dense else t.new_empty(0) for t in dense]
     grads = [torch.zeros_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
     _C.swin_block_backward(
@@ -145,8 +145,8 @@ def _backward(
 
 
 @_backward.register_fake
-def _(x, grad, dense, low_rank, window, shift, half, wants_dense, wanted):
-    wants = [True, *[wants_dense] * len(dense), *wanted]
+def _(x, grad, dense, low_rank, window, shift, half, wants_x, wants_dense, wanted):
+    wants = [wants_x, *[wants_dense] * len(dense), *wanted]
     return [t.new_empty(t.shape if wants else 0) for t, wants in zip([x, *dense, *low_rank], wants, strict=True)]
 
 
@@ -159,10 +159,10 @@ def _keep(ctx, inputs: tuple, output: Tensor) -> None:
 def _differentiate(ctx, grad: Tensor) -> tuple:
     x, *rest = ctx.saved_tensors
     dense, low_rank = rest[:ctx.count], rest[ctx.count:]
-    _, own, wanted, *_ = ctx.needs_input_grad
-    grad_x, *grads = _backward(x, grad, dense, low_rank, ctx.window, ctx.shift, ctx.half, any(own), wanted)
+    wants_x, own, wanted, *_ = ctx.needs_input_grad
+    grad_x, *grads = _backward(x, grad, dense, low_rank, ctx.window, ctx.shift, ctx.half, wants_x, any(own), wanted)
     grads = [g if wants else None for g, wants in zip(grads, [*own, *wanted], strict=True)]
-    return grad_x, grads[:ctx.count], grads[ctx.count:], None, None, None
+    return grad_x if wants_x else None, grads[:ctx.count], grads[ctx.count:], None, None, None
 
 
 _fused.register_autograd(_differentiate, setup_context=_keep)

@@ -111,6 +111,19 @@ def test_every_picture_may_have_an_adapter_of_its_own():
     assert_near([y, grad_x, *dense_grads], [y, grad_x, *total], 1e-5)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_map_that_wants_no_gradient_changes_none_of_the_others(dense):
+    parts, x = random_parts(32, 2, 64, (4, 4, 4, 4)), torch.randn(1, 16, 16, 32)
+    trained = [t.requires_grad_() for layer in parts.layers for t in layer[2:]] + [
+        t.requires_grad_() for t in parts.dense() if dense]
+    direction = torch.randn_like(x)
+
+    def gradients(x):
+        return torch.autograd.grad(swin_block(x, parts, 8, 4), trained, direction)
+
+    assert all(map(torch.equal, gradients(x), gradients(x.clone().requires_grad_())))
+
+
 def test_one_layer_alone_may_have_an_adapter_for_each_picture():
     parts = random_parts(32, 2, 64, (4, 0, 0, 0), pictures=2)
     parts = parts._replace(proj=random_parts(32, 2, 64, (0, 4, 0, 0)).proj)
