@@ -56,6 +56,17 @@ INLINE Vector exp_of(Vector x) {
   return seen ? p * power : Vector{};
 }
 
+// 2^x of what is not above 0, to 8e-5: finer than bfloat16. Below -60 it is 2^-60.
+INLINE Vector rough_exp2(Vector x) {
+  x = x > -60.0f ? x : Vector{} - 60.0f;
+  const Vector shifted = x + 12582912.0f;  // rounds to a whole number, which its last bits then are
+  const Vector r = x - (shifted - 12582912.0f);
+  Vector p = 5.517186e-2f * r + 2.4261118e-1f;
+  p = p * r + 6.9326096e-1f;
+  p = p * r + 9.999281e-1f;
+  return same_bits<Vector>(same_bits<Words>(p) + (same_bits<Words>(shifted) << 23));
+}
+
 #ifdef __clang__
 #define SHUFFLE(a, b, from)                                                                                          \
   __builtin_shufflevector(a, b, from(0), from(1), from(2), from(3), from(4), from(5), from(6), from(7), from(8),      \

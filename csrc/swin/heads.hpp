@@ -64,14 +64,18 @@ void attend(const float* q, const float* k, const float* v, const float* positio
   for (size_t j = 0; j < kTokens; ++j)
     for (size_t i = 0; i < kVectors; ++i) {
       Vector& x = at(map.weight + j * kTokens + i * kWidth);
-      x = exp_of(x - largest[i]);
+      x = N::exp(x - largest[i]);
       sum[i] += x;
     }
-  for (size_t i = 0; i < kVectors; ++i) at(map.total + i * kWidth) = sum[i];
+  Vector inverse[kVectors];
+  for (size_t i = 0; i < kVectors; ++i) {
+    at(map.total + i * kWidth) = sum[i];
+    inverse[i] = 1.0f / sum[i];
+  }
   to_right<N>(map.weight, kTokens, h.keys);
   N::multiply(h.value_rows, kTokens, h.keys, kTokens, out, kHead, kTokens, nullptr);
   for (size_t c = 0; c < kHead; ++c)
-    for (size_t t = 0; t < kTokens; t += kWidth) at(out + c * kTokens + t) /= at(map.total + t);
+    for (size_t i = 0; i < kVectors; ++i) at(out + c * kTokens + i * kWidth) *= inverse[i];
 }
 
 // After `attend`: from the gradient of the head's output (kHead, tokens) to those of q, k and v, in place of them.

@@ -121,25 +121,23 @@ void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, cons
   N::multiply(side.wide.get(), side.row(), x, side.row(), y, side.outputs, kTokens, start);
 }
 
-// x Phi(x), to 1e-7. Phi(-|x|) is exp of a polynomial fitted to its logarithm.
+// Phi(x), and with it the GELU (Hendrycks and Gimpel, 2016) and its slope.
+template <class N>
 INLINE Vector gelu_share(Vector x) {
   const auto negative = x < 0.0f;
-  Vector size = negative ? -x : x;
-  size = size > 6.0f ? Vector{} + 6.0f : size;
-  Vector p = size * 3.23756808e-6f - 1.18700736e-5f;
-  p = p * size - 3.86266998e-4f;
-  p = p * size + 5.2900291e-3f;
-  p = p * size - 3.66724692e-2f;
-  p = p * size - 3.18198979e-1f;
-  p = p * size - 7.97898471e-1f;
-  p = p * size - 6.93146884e-1f;
-  const Vector tail = exp_of(p);
+  const Vector size = negative ? -x : x, tail = N::normal_tail(size > 6.0f ? Vector{} + 6.0f : size);
   return negative ? tail : 1.0f - tail;
 }
 
-INLINE Vector gelu(Vector x) { return x * gelu_share(x); }
+template <class N>
+INLINE Vector gelu(Vector x) {
+  return x * gelu_share<N>(x);
+}
 
-INLINE Vector gelu_slope(Vector x, Vector share) { return share + x * exp_of(-0.5f * x * x) * 0.39894228f; }
+template <class N>
+INLINE Vector gelu_slope(Vector x, Vector share) {
+  return share + x * N::exp(-0.5f * x * x) * 0.39894228f;
+}
 
 }  // namespace
 }  // namespace lora_comp::swin

@@ -29,6 +29,20 @@ struct Full {
 
   static INLINE Left number(float x) { return x; }
 
+  // Of what is not above 0.
+  static INLINE Vector exp(Vector x) { return exp_of(x); }
+  // Phi(-x) for x from 0 to 6, to 1e-7: exp of a polynomial fitted to its logarithm.
+  static INLINE Vector normal_tail(Vector x) {
+    Vector p = x * 3.23756808e-6f - 1.18700736e-5f;
+    p = p * x - 3.86266998e-4f;
+    p = p * x + 5.2900291e-3f;
+    p = p * x - 3.66724692e-2f;
+    p = p * x - 3.18198979e-1f;
+    p = p * x - 7.97898471e-1f;
+    p = p * x - 6.93146884e-1f;
+    return exp_of(p);
+  }
+
   // Sixteen columns of rows `row`, which is even, and `row` + 1 of a Right.
   static INLINE void put(Right* to, size_t columns, size_t row, size_t column, Vector even, Vector odd) {
     at(to + row * columns + column) = even;
@@ -83,6 +97,17 @@ struct Half {
   static constexpr size_t kInner = 32;
 
   static INLINE Left number(float x) { return static_cast<uint16_t>((same_bits<uint32_t>(x) + 0x8000u) >> 16); }
+
+  static INLINE Vector exp(Vector x) { return rough_exp2(x * 1.44269504f); }
+  // To 5e-5, and its smallest values to 1 %.
+  static INLINE Vector normal_tail(Vector x) {
+    Vector p = x * -3.3977953e-4f + 6.2123225e-3f;
+    p = p * x - 5.0143778e-2f;
+    p = p * x - 4.6106901e-1f;
+    p = p * x - 1.150659f;
+    p = p * x - 1.0000153f;
+    return rough_exp2(p);
+  }
 
   static INLINE void put(Right* to, size_t columns, size_t row, size_t column, Vector even, Vector odd) {
     const Words low = (same_bits<Words>(even) + 0x8000u) >> 16, high = (same_bits<Words>(odd) + 0x8000u) & 0xffff0000u;

@@ -128,7 +128,7 @@ void activate(const float* hidden, size_t channels, typename N::Right* to) {
   for (size_t c = 0; c < channels; c += 2)
     for (size_t t = 0; t < kTokens; t += kWidth) {
       const Vector even = at(hidden + c * kTokens + t), odd = at(hidden + (c + 1) * kTokens + t);
-      N::put(to, kTokens, c, t, gelu(even), gelu(odd));
+      N::put(to, kTokens, c, t, gelu<N>(even), gelu<N>(odd));
     }
 }
 
@@ -138,9 +138,9 @@ void activate_with_slopes(float* hidden, size_t channels, typename N::Right* to)
   for (size_t c = 0; c < channels; c += 2)
     for (size_t t = 0; t < kTokens; t += kWidth) {
       Vector &even = at(hidden + c * kTokens + t), &odd = at(hidden + (c + 1) * kTokens + t);
-      const Vector even_share = gelu_share(even), odd_share = gelu_share(odd);
+      const Vector even_share = gelu_share<N>(even), odd_share = gelu_share<N>(odd);
       N::put(to, kTokens, c, t, even * even_share, odd * odd_share);
-      even = gelu_slope(even, even_share), odd = gelu_slope(odd, odd_share);
+      even = gelu_slope<N>(even, even_share), odd = gelu_slope<N>(odd, odd_share);
     }
 }
 
@@ -194,7 +194,7 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
   back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums.layers[3], s.grad_wide.get());
   for (size_t i = 0; i < p.hidden * kTokens; i += kWidth) {
     const Vector x = at(s.hidden.get() + i);
-    at(s.grad_wide.get() + i) *= active ? x : gelu_slope(x, gelu_share(x));
+    at(s.grad_wide.get() + i) *= active ? x : gelu_slope<N>(x, gelu_share<N>(x));
   }
   back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2],
        s.grad_narrow.get());

@@ -32,10 +32,17 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("index", position_index(window), persistent=False)
+        self.kept: tuple = (), None  # the state of a table that is not trained, and its position
 
     def position(self) -> Tensor:
         """What is added to the logit of each key and query of a window: (heads, N, N)."""
-        return self.relative_position_bias_table[self.index.T].permute(2, 0, 1)
+        table = self.relative_position_bias_table
+        if table.requires_grad or table.is_inference() or torch.compiler.is_compiling():
+            return table[self.index.T].permute(2, 0, 1)
+        state = id(table), table.data_ptr(), table._version
+        if self.kept[0] != state:
+            self.kept = state, table[self.index.T].permute(2, 0, 1).contiguous()
+        return self.kept[1]
 
 
 class Mlp(nn.Module):
