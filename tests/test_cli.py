@@ -272,15 +272,15 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monke
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
-    encode, methods = api.encode, []
+    encode_batch, methods = api.encode_batch, []
 
-    def stop_when_adapting(image, codec, task, method, *rest):
+    def stop_when_adapting(images, codec, task, method, *rest):
         methods.append(method)
         if method is not None and len(methods) == 2:
             raise KeyboardInterrupt
-        return encode(image, codec, task, method, *rest)
+        return encode_batch(images, codec, task, method, *rest)
 
-    monkeypatch.setattr(api, "encode", stop_when_adapting)
+    monkeypatch.setattr(api, "encode_batch", stop_when_adapting)
     assert run.main(over_folder) == 130
     assert capsys.readouterr().err.startswith("stopped; what is done is kept")
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 1
