@@ -1,9 +1,9 @@
 // The layer on tiles of 64 pixels. A file that includes this between BEGIN_TARGET and END_TARGET is a kernel for that
 // instruction set: everything in these headers has internal linkage, so that each kernel has its own.
 //
-// A pixel's channels lie together, so x^2 is the left matrix of the product as it stands, and gamma transposed the right
-// one. The columns of a right matrix and of a product are in panels of 64 channels, the last one of 32 where that is
-// left: panel after panel, each (rows, width).
+// A pixel's channels lie together, so x^2 is the left matrix of the product as it stands, and gamma transposed the
+// right one. The columns of a right matrix and of a product are in panels of 64 channels, the last one of 32 where that
+// is left: panel after panel, each (rows, width).
 #pragma once
 
 #include <algorithm>
