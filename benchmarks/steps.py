@@ -2,7 +2,8 @@
 
 `python benchmarks/steps.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--quality Q] [--adapter seeded|shipped]` adapts
 pictures of each folder (or of `scenes`, generated) as published, with the singular values in steps of 5e-5 at the
-published price (see deltas.py), and by `lora_comp.encode` in the ways of `WAYS`.
+published price (see deltas.py), and by `lora_comp.encode` in the ways of `WAYS`: `tic-s` under a network that ships, or
+with `--tic FILE` the larger `tic` with those weights, under any network (`torchvision/resnet50`) with seeded ones.
 
 Objective: weight x distortion + bpp, from the decoded latents; ours counts every byte of a decoded file. Seconds: of
 one thread of the processor. Ours include `ttft.refine`, both files and their decoding; of the published only the steps
@@ -49,14 +50,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8, help="pictures of each folder, evenly spaced")
     parser.add_argument("--quality", type=int, default=2)
     parser.add_argument("--adapter", choices=("seeded", "shipped"), default="seeded")
+    parser.add_argument("--tic", metavar="FILE", help="weights of tic, by python -m lora_comp.train codec=tic")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    codec = lc.load_codec("tic-s", words.quality)
+    codec = lc.load_codec("tic", words.quality, words.tic) if words.tic else lc.load_codec("tic-s", words.quality)
     row("picture", ["plain", "published, 40", *WAYS])
     row("---", ["---:"] * (len(WAYS) + 2))
     for word in words.folders:
         folder, network, pictures = pictures_of(word, words.limit)
-        task, rows = lc.load_task("cls", network=network), []
+        task, rows = lc.load_task("cls", network=network, weights=None if words.tic else "default"), []
         method = load_method("svd_lora", codec, task.key, adapter=None if words.adapter == "seeded" else "auto")
         for name, image in pictures:
             rows.append(compare(image, codec, task, method))
