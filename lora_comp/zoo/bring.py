@@ -2,9 +2,9 @@
 
 They are written in float32, so that they compute what the checkpoint did.
 """
-import pickle
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                                 + (f", such as {inside[0]}" if inside else ""))
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError,
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError,
             TypeError) as error:
         raise LoraCompError(f"{path} is not a checkpoint of tensors that torch.load can read safely "
                             f"({type(error).__name__})") from None
