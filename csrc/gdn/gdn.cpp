@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "../processor.hpp"
 #include "../swin/tiles.hpp"
 #include "run.hpp"
 
@@ -12,10 +13,8 @@ namespace {
 auto fastest([[maybe_unused]] bool bfloat16) {
 #ifdef __x86_64__
   if (bfloat16 && swin::tiles_available()) return run_half;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return run_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return run_avx2;
+  if (has_avx512()) return run_avx512;
+  if (has_avx2()) return run_avx2;
 #endif
   return run_plain;
 }

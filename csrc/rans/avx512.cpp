@@ -2,6 +2,7 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 
+#include "../processor.hpp"
 #include "kernels.hpp"
 #include "stream.hpp"
 
@@ -172,9 +173,8 @@ size_t decode(const Flat& flat, const int32_t* indexes, size_t begin, size_t end
 }
 
 bool runs_here() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2");
+  return has_avx512() && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi2") &&
+         __builtin_cpu_supports("bmi2");
 }
 
 }  // namespace

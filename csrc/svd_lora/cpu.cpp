@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../parallel.hpp"
+#include "../processor.hpp"
 #include "product.hpp"
 
 namespace lora_comp {
@@ -125,10 +126,8 @@ AVX2 void run_avx2(const Job& job, size_t share) { run_share<Middle>(job, share)
 
 Kernels fastest() {
 #ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return {pack_avx512, run_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {pack_avx2, run_avx2};
+  if (has_avx512()) return {pack_avx512, run_avx512};
+  if (has_avx2()) return {pack_avx2, run_avx2};
 #endif
   return {pack_plain, run_plain};
 }

@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "../processor.hpp"
 #include "run.hpp"
 #include "tiles.hpp"
 
@@ -10,13 +11,6 @@ namespace swin {
 namespace {
 
 constexpr size_t kMostHead = 16, kMostRank = 256;
-
-#ifdef __x86_64__
-bool avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
 
 void check(const SwinBlock& a, bool half) {
   const auto demand = [](bool holds, const char* what) {
@@ -35,8 +29,8 @@ void run_any(const Job& job, const SwinBlockGrad& grad, bool half, unsigned thre
   check(job.block, half);
 #ifdef __x86_64__
   if (half) return run_half(job, grad, threads);
-  if (avx512()) return run_avx512(job, grad, threads);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return run_avx2(job, grad, threads);
+  if (has_avx512()) return run_avx512(job, grad, threads);
+  if (has_avx2()) return run_avx2(job, grad, threads);
 #endif
   run_plain(job, grad, threads);
 }
