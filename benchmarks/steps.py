@@ -21,6 +21,7 @@ from lora_comp.methods import load_method
 WAYS: dict[str, dict] = {  # arguments of `encode`
     "before, 20": {"recipe": "published", "steps": 20, "lr": 2e-2},
     "adapter, 10": {"recipe": "adapter", "steps": 10},
+    "latents, 3": {"steps": 3},
     "latents, 5": {"steps": 5},
     "latents, 10": {"steps": 10},
 }
@@ -66,7 +67,7 @@ def main() -> None:
         objectives, seconds = torch.stack(rows).split(len(WAYS) + 2, 1)
         row(f"mean of {folder}, {len(rows)}", [f"{value:.4f}" for value in objectives.mean(0).tolist()])
         row("no higher than published", ["", "", *map(str, (objectives[:, 2:] <= objectives[:, 1:2]).sum(0).tolist())])
-        row("seconds, mean", ["", *(f"{value:.1f}" for value in seconds.mean(0).tolist())])
+        row("seconds, mean", ["", *(f"{value:.2f}" for value in seconds.mean(0).tolist())])
 
 
 if __name__ == "__main__":
