@@ -42,6 +42,10 @@ TEXT = ("text (put ./ before a path that looks like a number)", _text)
 EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(
         ("codec.weights", "task.weights", "method.adapter", "data.path"), ("a path or null", _or_null(_text))),
+    "task.layers": ("a list of layers, as [layer3,layer4], or null",
+                    _or_null(lambda value: isinstance(value, ListConfig))),
+    "task.input": ("a YAML file, or what is told as task.input.size=[352,352]",
+                   lambda value: _text(value) or isinstance(value, DictConfig)),
     "quality": ("a rate point or a list of them, as 2 or [1,2]", _quality),
     "data.limit": ("a whole number from 1 on, or null", _or_null(_whole(1))),
     "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2 ** 32 - 1)),

@@ -24,13 +24,15 @@ from lora_comp.errors import LoraCompError
 from lora_comp.tasks.cls import Classification
 from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
+from lora_comp.tasks.open import Open
 from lora_comp.tasks.seg import Segmentation
 
-TASKS = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation}
+TASKS = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation, "open": Open}
 
 
-def load_task(name: str, **options) -> Human | Classification | Detection:
-    """A task by name, ready to use: "human", or "cls", "det" and "seg" (options network, weights).
+def load_task(name: str, **options) -> Human | Classification | Detection | Open:
+    """A task by name, ready to use: "human", "cls", "det" and "seg" (options network, weights), or "open"
+    (network, weights, layers, input).
 
     Raises LoraCompError for an unknown task, option or network.
     """
