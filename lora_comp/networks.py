@@ -207,10 +207,10 @@ TaskNetwork = SmallResNet | LibraryNetwork
 def fold_batch_norms(network: nn.Module) -> None:
     """Make each batch norm that alone reads a convolution a part of it: the same function, in evaluation mode.
 
-    A network that torch.fx cannot trace is left as it is.
+    A network that torch.fx cannot trace is left as it is, and so are its `stage_modules`, whose outputs hooks catch.
     """
     model = network.model if isinstance(network, LibraryNetwork) else network
-    hooked = [*network.stage_modules.values()] if isinstance(network, LibraryNetwork) else []
+    hooked = [*getattr(network, "stage_modules", {}).values()]
     try:
         calls = [node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
     except Exception:  # whatever the network's own code raises on a proxy

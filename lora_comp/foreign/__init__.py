@@ -18,7 +18,7 @@ from lora_comp.errors import LoraCompError
 from lora_comp.foreign.layers import pick, usable
 from lora_comp.foreign.picture import Input, Preparation, read_input
 from lora_comp.foreign.read import Found, first_line, read_network
-from lora_comp.foreign.taps import Probe
+from lora_comp.foreign.taps import Modules, Probe
 
 SIDES = (256, 224, 384, 512, 640)  # of the pictures on which a network that names no size is tried
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -79,13 +79,13 @@ class ForeignNetwork(nn.Module):
         """The size of picture that it takes, and what it computes of such a one. A network that refuses the first of
         `SIDES` but takes another has that one for its size."""
         named = self.prepare.wanted.size
-        refused: Exception | None = None
+        refused: list[Exception] = []
         for size in [named] if named else [(side, side) for side in SIDES]:
             try:
                 with torch.enable_grad():
                     probe = self.taps.probe(self.prepare(photos(size)[:1].requires_grad_()))
             except Exception as error:  # whatever the network's own code raises
-                refused = refused or error
+                refused.append(error)
                 continue
             if not probe.outputs:
                 raise LoraCompError(f"{self.name} returns no tensor: lora_comp matches those that a network makes")
@@ -93,7 +93,7 @@ class ForeignNetwork(nn.Module):
                 self.prepare.wanted = replace(self.prepare.wanted, size=size)
             return size, probe
         told = "x".join(map(str, named or (SIDES[0],) * 2))
-        raise LoraCompError(f"{self.name} does not run on a picture of {told}: {first_line(refused)}; if it takes "
+        raise LoraCompError(f"{self.name} does not run on a picture of {told}: {first_line(refused[0])}; if it takes "
                             "another size, tell it: task.input.size=[HEIGHT,WIDTH]")
 
     def _known(self, probe: Probe, layers: Sequence[str]) -> list[str]:
@@ -123,6 +123,12 @@ class ForeignNetwork(nn.Module):
             return False
         return all(len(both) == 2 and torch.allclose(both[1:], alone, atol=1e-2 * float(alone.std()))
                    for both, alone in zip(together, self.taps.kept(self.prepare(two)), strict=True))
+
+    @property
+    def stage_modules(self) -> dict[str, nn.Module]:
+        """Those parts that give a tensor which is matched, where hooks catch it: they must stay as they are."""
+        parts = dict(self.taps.module.named_modules()) if isinstance(self.taps, Modules) else {}
+        return {name: parts[name] for name in self.layers if name in parts}
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """The tensors of `layers`, (B, ...) each."""
@@ -154,7 +160,7 @@ class ForeignNetwork(nn.Module):
     @torch.no_grad()
     def _runs(self, size: tuple[int, int]) -> bool:
         try:
-            self.taps.answer(self.prepare(photos(size)[:1]))
+            self.taps.answer(self.prepare(photos(size)[:1].to(self.prepare.mean.device)))
         except Exception:
             return False
         return True

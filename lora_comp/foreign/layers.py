@@ -59,10 +59,13 @@ def _heads(probe: Probe, found: Mapping[str, Tensor]) -> tuple[set[str], set]:
 
 
 def _resolutions(inner: Mapping[str, Tensor], size: tuple[int, int]) -> set[str]:
-    """The last tensors at each of the coarsest octaves of resolution, from a quarter of the picture's on."""
+    """The last tensors at each of the coarsest octaves of resolution, from a quarter of the picture's on. What has the
+    shape of an attention map, whose rows each sum to 1, is none."""
+    maps = {name: tensor for name, tensor in inner.items() if tensor.ndim == 4}
+    attention = {tensor.shape for tensor in maps.values() if (tensor.detach().sum(-1) - 1).abs().max() < 1e-3}
     last: dict[int, str] = {}
-    for name, tensor in inner.items():
-        if tensor.ndim != 4:
+    for name, tensor in maps.items():
+        if tensor.shape in attention:
             continue
         for rows, columns in (tensor.shape[2:], tensor.shape[1:3]):  # channels first or last
             octave = round(math.log2(size[0] / rows))
@@ -72,7 +75,8 @@ def _resolutions(inner: Mapping[str, Tensor], size: tuple[int, int]) -> set[str]
 
 
 def _sums(inner: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in inner.items() if tensor.grad_fn.name().startswith("Add")}
+    return {name: tensor for name, tensor in inner.items()
+            if tensor.grad_fn is not None and tensor.grad_fn.name().startswith("Add")}
 
 
 def _is_transformer(inner: Mapping[str, Tensor]) -> bool:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -41,7 +42,8 @@ def read_input(given: Mapping | str | os.PathLike | None, own: Input) -> Input:
     known = [field.name for field in fields(Input)]
     if unknown := sorted(set(map(str, given or {})) - set(known)):
         raise LoraCompError(f"a network's input is told by {', '.join(known)}, not {', '.join(unknown)}")
-    told = {str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None}
+    told: dict[str, Any] = {
+        str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None}
     return replace(own, **told)
 
 

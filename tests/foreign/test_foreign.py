@@ -1,5 +1,5 @@
-"""Networks that others wrote: what can be read, which of their tensors are matched, how pictures reach them, and what is
-said of those that cannot be used."""
+"""Networks that others wrote: what can be read, which of their tensors are matched, how pictures reach them, and what
+is said of those that cannot be used."""
 
 import sys
 
@@ -34,8 +34,9 @@ def detector() -> Detector:
         return Detector().eval()
 
 
-def onnx_detector(path, operator="Tanh", size=64):
-    """The detector as an ONNX file for one picture of a fixed size, with another operator at its end if wanted."""
+def onnx_detector(path, operator="Tanh", size=64, channels_last=False):
+    """The detector as an ONNX file for one picture of a fixed size; with another operator at its end, and taking
+    (1, H, W, 3), if wanted."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnx2torch")
     net, node, weights = detector(), onnx.helper.make_node, []
@@ -47,12 +48,14 @@ def onnx_detector(path, operator="Tanh", size=64):
                     pads=[layer.padding[0]] * 4, kernel_shape=list(layer.kernel_size))
 
     body = torch.nn.utils.fusion.fuse_conv_bn_eval(net.body[0], net.body[1])
-    nodes = [conv("stem", "picture", "a", net.stem[0]), node("Relu", ["a"], ["b"]), conv("body", "b", "c", body),
+    entry = node("Transpose", ["picture"], ["x"], perm=[0, 3, 1, 2]) if channels_last else \
+        node("Identity", ["picture"], ["x"])
+    nodes = [entry, conv("stem", "x", "a", net.stem[0]), node("Relu", ["a"], ["b"]), conv("body", "b", "c", body),
              node("Relu", ["c"], ["d"]), conv("box", "d", "e", net.box), node(operator, ["e"], ["boxes"]),
              conv("sure", "d", "f", net.sure), node("Softmax", ["f"], ["scores"], axis=1)]
-    real = onnx.TensorProto.FLOAT
+    real, shape = onnx.TensorProto.FLOAT, [1, size, size, 3] if channels_last else [1, 3, size, size]
     graph = onnx.helper.make_graph(
-        nodes, "detector", [onnx.helper.make_tensor_value_info("picture", real, [1, 3, size, size])],
+        nodes, "detector", [onnx.helper.make_tensor_value_info("picture", real, shape)],
         [onnx.helper.make_tensor_value_info(name, real, None) for name in ("boxes", "scores")], weights)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), path)
     return path
@@ -73,11 +76,11 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("form", ["traced.ts", "scripted.pt", "exported.pt2", "written.onnx"])
+@pytest.mark.parametrize("form", ["traced.ts", "scripted.pt", "exported.pt2", "first.onnx", "last.onnx"])
 def test_in_every_form_its_stages_and_the_logits_before_its_outputs_are_matched(files, form):
     """Neither those before a ReLU that overwrites them, nor what a tanh or softmax makes of the logits."""
-    if form == "written.onnx":
-        onnx_detector(files / form)
+    if form.endswith("onnx"):
+        onnx_detector(files / form, channels_last=form == "last.onnx")
     network, net, x = load_foreign(files / form), detector(), torch.rand(2, 3, 64, 64, requires_grad=True)
     with torch.no_grad():
         stem = net.stem(x)
@@ -98,6 +101,7 @@ def test_of_a_module_what_its_parts_return_is_matched_unless_it_is_overwritten(t
 
 @pytest.mark.parametrize("name, layers", [
     ("torchvision/resnet18", ["layer1", "layer2", "layer3", "layer4", "fc"]),
+    ("timm/swin_tiny_patch4_window7_224", ["layers.0", "layers.1", "layers.2", "norm", "head"]),
     ("timm/vit_tiny_patch16_224", ["blocks.2", "blocks.5", "blocks.8", "blocks", "head"])])
 def test_of_a_classifier_its_stages_and_its_logits_are_matched(name, layers):
     assert load_foreign(name, weights=None).layers == layers
