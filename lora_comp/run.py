@@ -45,8 +45,9 @@ def run(config, console: Console) -> None:
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
         records = evaluate(
-            data, codecs, task, methods, Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe), out,
-            progress, engine.batch)
+            data, codecs, task, methods,
+            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi), out, progress,
+            engine.batch)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
     results = records.results()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lora_comp.errors import LoraCompError
 from lora_comp.report.bench import Speeds, three_digits
-from lora_comp.report.summary import LOWER_IS_BETTER, PLAIN, score_name
+from lora_comp.report.summary import PLAIN, lower_is_better, score_name
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell the lines apart in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,7 +42,7 @@ def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
         axes = figure.add_subplot(1, len(panels), i + 1)
         _lines(axes, rows, key)
         label = _LABELS.get(name, name.replace("_", " "))
-        axes.set_ylabel(f"{label}, {'lower' if name in LOWER_IS_BETTER else 'higher'} is better")
+        axes.set_ylabel(f"{label}, {'lower' if lower_is_better(name) else 'higher'} is better")
     tasks = ", ".join(dict.fromkeys(f"task {row['task']}, codec {row['codec']}" for row in rows))
     count = max(row["count"] for row in rows)
     figure.suptitle(f"{tasks}: mean of {count} picture{'s' if count > 1 else ''}", fontsize=11)
