@@ -20,7 +20,7 @@ from lora_comp.data import Sample
 from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, write_file
 from lora_comp.methods import LowRank
-from lora_comp.report.summary import summary
+from lora_comp.report.summary import GROUP, summary
 from lora_comp.tasks.human import psnr
 
 
@@ -35,10 +35,13 @@ class Settings:
 
 
 class Records:
-    """The records of a folder. A line in records.jsonl counts while its file is there, of the size it says."""
+    """The records of a folder. A line in records.jsonl counts while its file is there, of the size it says.
 
-    def __init__(self, out: Path):
-        self.out = out
+    pool: of the task, where it has one; what `measure` gave it as "objects" is kept in the journal alone.
+    """
+
+    def __init__(self, out: Path, pool: Callable[[list[dict]], dict[str, float]] | None = None):
+        self.out, self.pool = out, pool
         self.skipped: dict[int, str] = {}
         self.wanted: list[dict] = []
         self.journal = out / "records.jsonl"
@@ -59,7 +62,12 @@ class Records:
 
     def results(self) -> dict:
         """What results.json holds: the records asked for in this start, their means, the pictures left out."""
-        return {"records": self.wanted, "summary": summary(self.wanted), "skipped": list(self.skipped.values())}
+        records = [{name: value for name, value in record.items() if name != "objects"} for record in self.wanted]
+        rows = summary(records)
+        if self.pool:
+            for row in rows:
+                row |= self.pool([r["objects"] for r in self.wanted if all(r[key] == row[key] for key in GROUP)])
+        return {"records": records, "summary": rows, "skipped": list(self.skipped.values())}
 
     def write(self) -> None:
         write_file(self.out / "results.json", json.dumps(self.results(), indent=1).encode())
@@ -109,7 +117,7 @@ def evaluate(
         batch: how many pictures, if of one size, are coded together; records do not depend on it but in last digits.
     """
     make_folder(out / "files")
-    records = Records(out)
+    records = Records(out, getattr(task, "pool", None))
     pictures = progress.add_task("pictures", total=len(data) * len(codecs))
     steps = progress.add_task("steps", total=settings.steps, visible=bool(methods))
 
@@ -143,7 +151,8 @@ def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, setti
     """All that a record depends on, as text."""
     adapter = [] if method is None else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
     pixels = zlib.crc32(sample.image.numpy().tobytes())
-    return json.dumps([sample.name, list(sample.image.shape), pixels, sample.label, codec.name, codec.quality,
+    truth = zlib.crc32(sample.boxes.numpy().tobytes()) if sample.annotated and hasattr(task, "pool") else sample.label
+    return json.dumps([sample.name, list(sample.image.shape), pixels, truth, codec.name, codec.quality,
                        codec.hash.hex(), task.key, *adapter])
 
 

@@ -232,7 +232,7 @@ class LibraryNetwork(nn.Module):
 TaskNetwork = SmallResNet | LibraryNetwork
 
 
-def fold_batch_norms(network: TaskNetwork) -> None:
+def fold_batch_norms(network: nn.Module) -> None:
     """Make each batch norm that alone reads a convolution a part of it: the same function, in evaluation mode.
 
     A network that torch.fx cannot trace is left as it is.

@@ -49,8 +49,9 @@ def run(config, console: Console) -> None:
             progress, engine.batch)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
-    show(records.results(), console)
-    draw(records.wanted, data, codecs, methods, task, out)
+    results = records.results()
+    show(results, console)
+    draw(results, data, codecs, methods, task, out)
     console.print(f"\n{len(records.wanted)} files and results.json, score.png, pictures.png in {out}", soft_wrap=True)
 
 
@@ -75,13 +76,13 @@ def show(results: dict, console: Console) -> None:
             console.print(f"  {reason}", soft_wrap=True, markup=False)
 
 
-def draw(records: list[dict], data, codecs: dict, methods: dict, task, out: Path) -> None:
+def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> None:
     """score.png, and pictures.png: original, plain and adapted of the picture that adapting helped most."""
     from lora_comp import api
     from lora_comp.evaluate import samples
     from lora_comp.report.plots import caption, score_plot, side_by_side
-    from lora_comp.report.summary import summary
-    score_plot(summary(records), out / "score.png")
+    score_plot(results["summary"], out / "score.png")
+    records = results["records"]
     adapted = [r for r in records if r["adapted"]]
     if not adapted:
         return

@@ -13,19 +13,24 @@ A task has
     answer(picture)                 what the network says of (3, H, W) in a word or two, or None
     measure(decoded, sample)        metric -> float, for one decoded picture (3, H, W) in [0, 1]; "score" is always
                                     among them
+and, where the score of several pictures is not the mean of their scores, as mAP is not,
+    pool(objects)                   metric -> float of pictures together, from what `measure` gave of each as "objects",
+                                    plain enough for JSON
 """
 
 import inspect
 
 from lora_comp.errors import LoraCompError
 from lora_comp.tasks.cls import Classification
+from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
+from lora_comp.tasks.seg import Segmentation
 
-TASKS = {"human": Human, "cls": Classification}
+TASKS = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation}
 
 
-def load_task(name: str, **options) -> Human | Classification:
-    """A task by name, ready to use: "human" or "cls" (options network, weights).
+def load_task(name: str, **options) -> Human | Classification | Detection:
+    """A task by name, ready to use: "human", or "cls", "det" and "seg" (options network, weights).
 
     Raises LoraCompError for an unknown task, option or network.
     """

@@ -178,7 +178,7 @@ def test_a_library_networks_weights_load_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("call, message", [
-    (dict(name="sing"), "unknown task 'sing'; known are human, cls"),
+    (dict(name="sing"), "unknown task 'sing'; known are human, cls, det, seg"),
     (dict(name="human", network="scenes"), "takes no options, not network"),
     (dict(name="cls", net="scenes"), "takes network and weights, not net"),
     (dict(name="cls", network="nowhere"), "unknown network 'nowhere'; known are flowers, scenes, timm"),

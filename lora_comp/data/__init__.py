@@ -4,13 +4,15 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from lora_comp.data.annotated import Cityscapes, Coco, Voc
 from lora_comp.data.folders import Folder, ImageNet, Photos
 from lora_comp.data.images import read_image, write_image
 from lora_comp.data.sample import Sample
 from lora_comp.data.scenes import Scenes
 from lora_comp.errors import LoraCompError
 
-__all__ = ["Dataset", "Folder", "ImageNet", "Photos", "Sample", "Scenes", "load_data", "read_image", "write_image"]
+__all__ = ["Cityscapes", "Coco", "Dataset", "Folder", "ImageNet", "Photos", "Sample", "Scenes", "Voc", "load_data",
+           "read_image", "write_image"]
 
 
 class Dataset(Protocol):
@@ -25,13 +27,15 @@ class Dataset(Protocol):
 
 
 _DATASETS: dict[str, Callable[..., Dataset]] = {
-    "scenes": Scenes, "photos": Photos, "folder": Folder, "imagenet": ImageNet,
+    "scenes": Scenes, "photos": Photos, "folder": Folder, "imagenet": ImageNet, "coco": Coco, "voc": Voc,
+    "cityscapes": Cityscapes,
 }
 
 
 def load_data(name: str, path: str | os.PathLike | None = None, split: str = "val", limit: int | None = None,
               **options) -> Dataset:
-    """A data set by name: "scenes", "photos", "folder" (needs `path`) or "imagenet" (needs `path`).
+    """A data set by name: "scenes", "photos", or one that needs `path`: "folder", "imagenet", "coco", "voc" or
+    "cityscapes".
 
     split: "train", "val" or "test"; "photos" has none and ignores it. limit: at most so many pictures; of files these
     are spread evenly over the whole set, so that every class keeps its share. options: `size` and `seed` of "scenes".
@@ -44,7 +48,7 @@ def load_data(name: str, path: str | os.PathLike | None = None, split: str = "va
         raise LoraCompError(f"limit must be at least 1, not {limit}")
     if options and name != "scenes":
         raise LoraCompError(f"the data set {name!r} takes no {', '.join(options)}")
-    if name in ("folder", "imagenet"):
+    if name not in ("scenes", "photos"):
         if path is None:
             raise LoraCompError(f"the data set {name!r} needs the path of its folder (data.path=FOLDER)")
         return _DATASETS[name](path, split=split, limit=limit)

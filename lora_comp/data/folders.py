@@ -25,7 +25,7 @@ def photograph(name: str) -> np.ndarray:
     return np.ascontiguousarray(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2))
 
 
-def _spread(items: list, limit: int | None) -> list:
+def spread(items: list, limit: int | None) -> list:
     """At most `limit` items, evenly spaced: the first ones of a sorted folder would all be of one class."""
     if limit is None or limit >= len(items):
         return items
@@ -64,7 +64,7 @@ class Folder:
         files += [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
         if not files:
             raise LoraCompError(f"{root} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-        self.files = _spread(files, limit)
+        self.files = spread(files, limit)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,7 +92,7 @@ class Photos:
     def __init__(self, limit: int | None = None):
         self.name = "photos"
         self.classes: list[str] = []
-        self.names = _spread(list(PHOTOS), limit)
+        self.names = spread(list(PHOTOS), limit)
 
     def __len__(self) -> int:
         return len(self.names)

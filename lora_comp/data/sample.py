@@ -15,7 +15,9 @@ class Sample:
     label: the class of the picture, an index into the data set's `classes`, or None
     boxes: float32 (n, 4), x1 y1 x2 y2 in pixels, right and lower edge exclusive, of the n objects
     labels: int64 (n,), classes of the objects
-    masks: bool (n, H, W), the visible pixels of each object
+    masks: bool (n, H, W), the visible pixels of each object; none where only boxes are known
+    crowd: bool (n,), whether it is a group that counts neither as found nor as missed (COCO's iscrowd)
+    annotated: whether boxes and labels name all objects that there are; else nothing is known of them
     """
 
     name: str
@@ -24,7 +26,11 @@ class Sample:
     boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     masks: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
+    crowd: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    annotated: bool = False
 
     def __post_init__(self) -> None:
         if len(self.masks) == 0:
             object.__setattr__(self, "masks", torch.zeros(0, *self.image.shape[1:], dtype=torch.bool))
+        if len(self.crowd) == 0:
+            object.__setattr__(self, "crowd", torch.zeros(len(self.boxes), dtype=torch.bool))

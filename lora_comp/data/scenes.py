@@ -183,6 +183,7 @@ class Scenes:
             boxes=torch.from_numpy(np.stack([_box(mask) for mask in masks])),
             labels=torch.tensor([item.kind for item in objects]),
             masks=torch.from_numpy(masks),
+            annotated=True,
         )
 
 

@@ -26,7 +26,7 @@ from lora_comp.report.bench import read_speeds, speed_table
 from lora_comp.report.card import adapters_card, codec_card, codec_scores, network_card
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
 from lora_comp.report.plots import speed_plot
-from lora_comp.report.summary import markdown, summary
+from lora_comp.report.summary import markdown
 from lora_comp.zoo import ROOT, read_weights
 
 QUALITIES = (1, 2, 3, 4)
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "table":
-            print(markdown(summary(_records(options.results))), end="")
+            print(markdown(_summary(options.results)), end="")
             return 0
         if options.command == "bench":
             show_speeds(options.benchmarks, options.out)
@@ -97,9 +97,9 @@ def write_cards() -> None:
         write_file(ROOT / "adapters" / "adapters.md", adapters_card(cards).encode())
 
 
-def _records(path: Path) -> list[dict]:
+def _summary(path: Path) -> list[dict]:
     try:
-        return json.loads(path.read_text())["records"]
+        return json.loads(path.read_text())["summary"]
     except (OSError, ValueError, KeyError) as error:
         raise LoraCompError(f"{path} does not hold the results of a run: {error}") from None
 

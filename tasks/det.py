@@ -1,0 +1,95 @@
+"""For a detector: distance between its pyramids' features of the decoded and the original picture.
+
+After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on a picture is features + lambda x bpp, where for the
+networks they name the features' part is a scale times the sum over the pyramid of the mean squared error.
+"""
+
+import os
+import zlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_comp.data.sample import Sample
+from lora_comp.detectors import load_detector
+from lora_comp.errors import LoraCompError
+from lora_comp.tasks.average_precision import average_precision, objects, truth_of
+from lora_comp.tasks.features import FeatureDistance
+from lora_comp.tasks.rate import rate_lambda
+
+LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
+SURE = 0.5  # an answer on the original counts as the truth, where nobody has annotated it, from this score on
+
+
+class Detection:
+    """Distortion is the feature distance; the score is mAP by COCO's rules over all pictures of a run where objects are
+    annotated, else the same figure against the network's own answers on the originals, called agreement.
+
+    network, weights: as for `lora_comp.detectors.load_detector`. A label is an index of the network's classes.
+    """
+
+    name, masks, kind = "det", False, "bbox"
+    lr = 4e-2  # docs/ttft.md
+    metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
+
+    def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
+        self.network: Any = load_detector(network, weights, self.masks)
+        self.key = f"{self.name}-{network}" + ("" if weights == "default" else f"-{weights}")
+        self.features = FeatureDistance(self.network, self.network.published_scale)
+        self.targets, self.distortion = self.features.targets, self.features.distortion
+        self.device = torch.device("cpu")
+        self._answers: dict[tuple[str, int], list[dict]] = {}
+
+    def to(self, device: torch.device) -> "Detection":
+        self.device = device
+        self.features.to(device)
+        return self
+
+    def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
+        return self.distortion(decoded, self.targets(original)).mean()
+
+    def weight(self, quality: int) -> float:
+        return 1 / rate_lambda(LAMBDAS, quality)
+
+    def found(self, picture: Tensor) -> list[dict]:
+        """What the network finds in (3, H, W), in COCO's form."""
+        [seen] = self.network.detect(picture[None].clamp(0, 1).to(self.device))
+        seen = {name: value.cpu() for name, value in seen.items()}
+        return objects(seen["boxes"], seen["labels"], seen["masks"] if self.masks else None, seen["scores"])
+
+    def answer(self, picture: Tensor) -> str:
+        """The classes of the objects found in (3, H, W), the surest first."""
+        sure = [one["category_id"] for one in self.found(picture) if one["score"] >= SURE]
+        names = [self.network.classes[i] if self.network.classes else f"class {i}" for i in sure]
+        counts = {name: names.count(name) for name in names}
+        return ", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()) or "nothing"
+
+    def _truth(self, sample: Sample) -> list[dict]:
+        if sample.annotated:
+            known, most = len(self.network.classes), int(sample.labels.max()) if len(sample.labels) else -1
+            if known and most >= known:
+                raise LoraCompError(f"{sample.name} has objects of class {most}, but the network {self.network.name} "
+                                    f"knows classes 0 to {known - 1}: score it on data of its own classes")
+            if self.masks and len(sample.masks) < len(sample.boxes):
+                raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")
+            return truth_of(sample)
+        key = sample.name, zlib.crc32(sample.image.numpy().tobytes())
+        if key not in self._answers:  # the same at every rate point
+            sure = [one for one in self.found(sample.image) if one.pop("score") >= SURE]
+            self._answers[key] = [one | {"iscrowd": 0} for one in sure]
+        return self._answers[key]
+
+    @torch.no_grad()
+    def measure(self, decoded: Tensor, sample: Sample) -> dict:
+        pair = torch.stack([decoded.clamp(0, 1).cpu(), sample.image]).to(self.device)
+        stages = self.network.stages(pair)
+        distance = self.features.between([stage[:1] for stage in stages], [stage[1:] for stage in stages])
+        seen = {"truth": self._truth(sample), "found": self.found(decoded), "annotated": sample.annotated}
+        return {**self.pool([seen]), "feature_distance": float(distance), "objects": seen}
+
+    def pool(self, pictures: list[dict]) -> dict[str, float]:
+        """The figures of several pictures together, of the "objects" that `measure` gave of each."""
+        figures = average_precision(pictures, self.kind)
+        value = figures.pop("mAP")
+        return {"score": value, "mAP" if pictures[0]["annotated"] else "agreement": value, **figures}

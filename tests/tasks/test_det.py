@@ -1,0 +1,123 @@
+"""det and seg: what is scored, and how, with a detector that sees bright squares."""
+import json
+
+import pytest
+import torch
+from rich.progress import Progress
+from torch import nn
+from torch.nn import functional as F
+
+import lora_comp as lc
+from lora_comp.data import Sample
+from lora_comp.evaluate import Settings, evaluate
+from lora_comp.tasks import det
+from lora_comp.tasks.average_precision import average_precision, objects
+
+ONE = pytest.approx(1)
+
+
+class Squares(nn.Module):
+    """Finds what is brighter than a half, as one object of class 0 or, where it is red, of class 1."""
+
+    name, classes, has_masks, published_scale, stage_variance = "squares", ["grey", "red"], True, None, None
+
+    def stages(self, x):
+        return [F.avg_pool2d(x, 4), F.avg_pool2d(x, 8)]
+
+    def detect(self, x):
+        return [self._one(picture) for picture in x]
+
+    def _one(self, picture):
+        mask = picture[0] > 0.5
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        n = int(len(rows) > 0)
+        box = [[columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]] if n else []
+        return {"boxes": torch.tensor(box, dtype=torch.float32).reshape(-1, 4), "scores": torch.full((n,), 0.9),
+                "labels": torch.full((n,), int(n and picture[1][mask].mean() < 0.5)), "masks": mask[None][:n]}
+
+
+def square(name, side=32, red=False, **known):
+    """A picture of a square at (16, 16), annotated with a box and a mask."""
+    image, mask = torch.full((3, 64, 64), 0.1), torch.zeros(1, 64, 64, dtype=torch.bool)
+    image[:1 if red else 3, 16:16 + side, 16:16 + side] = 0.9
+    mask[0, 16:16 + side, 16:16 + side] = True
+    facts = dict(boxes=torch.tensor([[16.0, 16, 16 + side, 16 + side]]), masks=mask, labels=torch.tensor([int(red)]),
+                 annotated=True)
+    return Sample(name, image, **(facts | known))
+
+
+@pytest.fixture(params=["det", "seg"])
+def task(request, monkeypatch):
+    monkeypatch.setattr(det, "load_detector", lambda *arguments: Squares())
+    return lc.load_task(request.param)
+
+
+def test_what_is_decoded_as_it_was_scores_one_and_what_is_not_scores_less(task):
+    sample = square("a")
+    measured = task.measure(sample.image, sample)
+    assert measured["score"] == measured["mAP"] == ONE and measured["feature_distance"] == 0
+    shifted = task.measure(sample.image.roll(6, 2), sample)
+    assert 0 < shifted["score"] < 0.9 and shifted["AP50"] == ONE and shifted["feature_distance"] > 0
+    assert task.measure(torch.zeros(3, 64, 64), sample)["score"] == 0
+
+
+def test_the_score_of_pictures_together_is_cocos_and_not_the_mean(task):
+    """A class counts once, however many pictures show it."""
+    shown = [task.measure(s.image, s)["objects"] for s in (square("a"), square("b"), square("c", red=True))]
+    shown[2]["found"] = []
+    assert task.pool(shown)["mAP"] == pytest.approx(0.5)
+    assert json.loads(json.dumps(shown)) == shown
+
+
+def test_without_annotations_the_networks_own_answer_on_the_original_is_the_truth(task):
+    unknown = square("a", boxes=torch.zeros(0, 4), masks=torch.zeros(0), labels=torch.zeros(0), annotated=False)
+    measured = task.measure(unknown.image, unknown)
+    assert measured["agreement"] == ONE and "mAP" not in measured
+    assert task.measure(unknown.image.roll(8, 1), unknown)["agreement"] < 0.9
+
+
+def test_a_crowd_is_neither_found_nor_missed(task):
+    crowd = square("a", crowd=torch.tensor([True]))
+    shown = [task.measure(s.image, s)["objects"] for s in (square("b"), crowd)]
+    assert task.pool(shown)["mAP"] == ONE
+    shown[1]["found"] = []
+    assert task.pool(shown)["mAP"] == ONE
+
+
+def test_the_answer_names_the_classes(task):
+    assert [task.answer(s.image) for s in (square("a"), square("b", red=True))] == ["grey", "red"]
+    assert task.answer(torch.zeros(3, 64, 64)) == "nothing"
+
+
+def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
+    with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares knows classes 0 to 1"):
+        task.measure(square("a").image, square("a", labels=torch.tensor([7])))
+    if task.name == "seg":
+        with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):
+            task.measure(square("a").image, square("a", masks=torch.zeros(0)))
+
+
+def test_an_empty_picture_is_rightly_seen_as_empty():
+    found = objects(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0]), scores=torch.tensor([0.8]))
+    assert average_precision([{"truth": [], "found": []}])["mAP"] == 1
+    assert average_precision([{"truth": [], "found": found}])["mAP"] == 0
+
+
+def test_a_run_pools_its_pictures_and_goes_on_where_it_was(task, codec, tmp_path):
+    class Data(list):
+        name = "squares"
+    data = Data([square("a"), square("b", 24), square("c", red=True)])
+
+    def start(pictures):
+        with Progress(disable=True) as progress:
+            return evaluate(Data(pictures), {2: codec}, task, {}, Settings(0, 0.01, 0), tmp_path, progress)
+    start(data[:2])
+    records = start(data)
+    lines = (tmp_path / "records.jsonl").read_text().splitlines()
+    assert len(lines) == 3  # the first two were not coded again
+    seen = [json.loads(line)["record"]["objects"] for line in lines]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results == records.results()
+    [row] = results["summary"]
+    assert row["score"] == row["mAP"] == task.pool(seen)["mAP"] and row["count"] == 3
+    assert all("objects" not in record and 0 <= record["score"] <= 1 for record in results["records"])
