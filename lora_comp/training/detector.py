@@ -1,16 +1,11 @@
 """Train the detector and the instance segmenter that ship, on generated scenes."""
 
-import io
 import os
 from collections import OrderedDict
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -19,6 +14,7 @@ from lora_comp.data.shapes import KINDS
 from lora_comp.detectors import small
 from lora_comp.detectors.small import SmallRCNN
 from lora_comp.networks import load_network, save_network
+from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.training.loop import cosine, fit
 from lora_comp.training.network import adamw, hardware, in_turn, stage_variance
 
@@ -74,49 +70,19 @@ def _boxes(masks: Tensor) -> Tensor:
     return torch.stack([left, top, right, bottom], dim=1).float()
 
 
-def average_precision(network: SmallRCNN, data) -> dict[str, float]:
-    """COCO's mAP@[.5:.95] as "map" and AP50 as "ap50" of a detector on labelled data, and of its masks as "mask_map"
-    and "mask_ap50"."""
+def scores(network: SmallRCNN, data) -> dict[str, float]:
+    """COCO's mAP@[.5:.95] and AP50 of a detector on annotated data, and those of its masks as "mask mAP" and so on."""
     network.eval()
-    pictures, truth, found = [], [], []
+    pictures = []
     for i in range(len(data)):
         sample: Sample = data[i]
-        pictures.append({"id": i, "height": sample.image.shape[1], "width": sample.image.shape[2]})
-        truth += _entries(i, sample.boxes, sample.labels, sample.masks)
-        result = network.detect(sample.image[None])[0]
-        entries = _entries(i, result["boxes"], result["labels"], result.get("masks"))
-        found += [entry | {"score": score} for entry, score in zip(entries, result["scores"].tolist(), strict=True)]
+        [seen] = network.detect(sample.image[None])
+        found = objects(seen["boxes"], seen["labels"], seen.get("masks"), seen["scores"])
+        pictures.append({"truth": truth_of(sample), "found": found})
     network.train()
-    parts = {"": "bbox", "mask_": "segm"} if network.has_masks else {"": "bbox"}
-    return {before + name: value for before, kind in parts.items()
-            for name, value in _evaluate(network.classes, pictures, truth, found, kind).items()}
-
-
-def _entries(picture: int, boxes: Tensor, labels: Tensor, masks: Tensor | None) -> list[dict]:
-    """Objects in COCO's terms."""
-    corner, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    entries = [{"image_id": picture, "category_id": label, "bbox": box, "iscrowd": 0, "area": box[2] * box[3]}
-               for label, box in zip(labels.tolist(), torch.cat([corner, size], dim=1).tolist(), strict=True)]
-    for entry, mask in zip(entries, () if masks is None else masks, strict=masks is not None):
-        entry["segmentation"] = coco_mask.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
-    return entries
-
-
-def _evaluate(classes: list[str], pictures: list[dict], truth: list[dict], found: list[dict],
-              kind: str) -> dict[str, float]:
-    if not found:
-        return {"map": 0.0, "ap50": 0.0}
-    with redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {"images": pictures,
-                        "annotations": [entry | {"id": i + 1} for i, entry in enumerate(truth)],
-                        "categories": [{"id": i, "name": name} for i, name in enumerate(classes)]}
-        coco.createIndex()
-        scores = COCOeval(coco, coco.loadRes([dict(entry) for entry in found]), kind)
-        scores.evaluate()
-        scores.accumulate()
-        scores.summarize()
-    return {"map": float(scores.stats[0]), "ap50": float(scores.stats[1])}
+    kinds = {"": "bbox", "mask ": "segm"} if network.has_masks else {"": "bbox"}
+    return {before + name: average_precision(pictures, kind)[name] for before, kind in kinds.items()
+            for name in ("mAP", "AP50")}
 
 
 def begin_from(network: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -129,7 +95,7 @@ def train_detector(network: SmallRCNN, batches: ObjectBatches, unseen: dict, mea
                    work: str | os.PathLike, steps: int, rate: float, seed: int = 0, **facts) -> dict:
     """Train a SmallRCNN from the weights it has and write it to `out` with its facts.
 
-    unseen: labelled data sets by what the names of their scores end in, "" first. measured_on: data set for the
+    unseen: annotated data sets by what the names of their scores end in, "" first. measured_on: data set for the
     variance of the stages, none of it of those. work: folder of the checkpoint; a second start goes on from there.
     steps: batches. rate: of learning.
     Returns what the .json says besides the network itself.
@@ -154,11 +120,11 @@ def train_detector(network: SmallRCNN, batches: ObjectBatches, unseen: dict, mea
         return {"loss": float(loss.detach())} | {k.removeprefix("loss_"): float(v.detach()) for k, v in losses.items()}
 
     last = fit(Path(work), {"network": network, "optimiser": optimiser}, step, steps=steps, seed=seed,
-               validate=lambda: average_precision(network, shown), title=network.name)
+               validate=lambda: scores(network, shown), title=network.name)
     network.stage_variance = stage_variance(network, measured_on)
     facts |= {"steps": steps, "minutes": round(last["minutes"], 1)}
     for suffix, data in unseen.items():
-        facts |= {name + suffix: round(value, 4) for name, value in average_precision(network, data).items()}
+        facts |= {name + suffix: round(value, 4) for name, value in scores(network, data).items()}
     facts |= {"parameters": sum(p.numel() for p in network.parameters()), "hardware": hardware()}
     save_network(network, out, **facts)
     return facts
@@ -176,7 +142,7 @@ def train_scenes_detector(masks: bool, out: Path, work: str | os.PathLike, steps
     else:
         begin_from(network, {f"pyramid.body.{k}": w for k, w in load_network("scenes").state_dict().items()})
         start = "the classifier of scenes"
-    unseen = {"": Scenes("val", 500), "_test": Scenes("test", 300), "_test_odd_sizes": Scenes("test", 300, "odd")}
+    unseen = {"": Scenes("val", 500), " test": Scenes("test", 300), " test odd sizes": Scenes("test", 300, "odd")}
     return train_detector(
         network, ObjectBatches(steps, int(masks)), unseen, Scenes("train", 64, seed=2), out, work, steps,
         RATES[masks], started_from=start, trained_on="generated scenes, split train, sides 160 to 288",
