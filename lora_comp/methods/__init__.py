@@ -24,7 +24,8 @@ def load_method(
         task: key of the task, as "cls-scenes", or of several, as "cls-scenes+det-scenes": with adapter "auto", the
             one pre-trained for the first that has one is used, else one made from the seed with this rank, alpha and
             choice of layers.
-        adapter: "auto", a path to a pre-trained one, or None for one made from the seed.
+        adapter: "auto", a path to a pre-trained one, the key of another task whose shipped one to start from, or None
+            for one made from the seed.
         exponent: the decoder's changes are fitted in steps of 2^-exponent; `ttft.refine` may take half or twice that.
     """
     if name not in METHODS:
@@ -38,7 +39,8 @@ def load_method(
         paths = [adapter_path(codec.name, codec.quality, name, part) for part in (task or "").split("+")]
         found = next((read_adapter(path, codec) for path in paths if path.exists()), None)
     elif adapter is not None:
-        found = load_adapter(Path(adapter), codec)
+        shipped = adapter_path(codec.name, codec.quality, name, str(adapter))
+        found = load_adapter(shipped if shipped.exists() else Path(adapter), codec)
     return LowRank(name, found or seeded(codec, name, rank, alpha, mlp, seed), exponent)
 
 

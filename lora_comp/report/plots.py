@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
@@ -84,10 +85,11 @@ def caption(record: dict, answer: str | None = None) -> str:
 
 
 def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Sequence[str],
-                 path: str | os.PathLike) -> None:
+                 path: str | os.PathLike, boxes: Sequence[Sequence[Sequence[float]]] = ((), (), ())) -> None:
     """Original, plain and adapted beside each other, and under the coded ones where they differ from the original.
 
-    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture.
+    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture. boxes: x, y,
+    width and height in pixels of the objects found in each.
     Pictures that are much wider than high stand under each other. Raises LoraCompError when the file cannot be written.
     """
     shapes = [tuple(picture.shape) for picture in (original, plain, adapted)]
@@ -103,7 +105,9 @@ def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Seq
     stacked = width > 2 * height
     layout = _Sheet(cell, columns=2 if stacked else 3, rows=3 if stacked else 2)
     for i, picture in enumerate(pictures):
-        layout.show(picture, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
+        axes = layout.show(picture, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
+        for x, y, *size in boxes[i]:
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, fill=False, edgecolor=_COLOURS[4], linewidth=2))
     for i, error in enumerate(errors, start=1):
         layout.show(error / brightest, *((i, 1) if stacked else (1, i)), f"error, {titles[i]}",
                     f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more")
@@ -136,7 +140,7 @@ class _Sheet:
         self.size = (rows * self.row + self.gap, columns * self.step + self.gap)  # (H, W)
         self.figure = Figure(figsize=(self.size[1] / self.dpi, self.size[0] / self.dpi), dpi=self.dpi)
 
-    def show(self, picture: np.ndarray, row: int, column: int, title: str, caption: str) -> None:
+    def show(self, picture: np.ndarray, row: int, column: int, title: str, caption: str) -> Axes:
         height, width = self.size
         left, top = self.gap + column * self.step, self.gap / 2 + row * self.row + self.title
         box = (left / width, 1 - (top + self.cell[0]) / height, self.cell[1] / width, self.cell[0] / height)
@@ -148,6 +152,7 @@ class _Sheet:
         lines = [textwrap.shorten(line, letters, placeholder="...") for line in caption.splitlines()]
         self.figure.text(left / width, 1 - (top + self.cell[0] + 8) / height, "\n".join(lines), fontsize=10, va="top",
                          color=_TINT, linespacing=1.25, parse_math=False)
+        return axes
 
 
 def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
