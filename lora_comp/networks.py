@@ -12,7 +12,10 @@ A network takes float pictures (B, 3, H, W) in [0, 1] of any size and normalises
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -24,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lora_comp.errors import LoraCompError
 
 ZOO = Path(__file__).parent / "zoo" / "networks"
+Network = TypeVar("Network", bound=nn.Module)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a network names no other
 
 
@@ -55,6 +59,7 @@ class SmallResNet(nn.Module):
     widths, depths: channels and blocks of its four stages, at strides 4, 8, 16 and 32.
     """
 
+    kind = "small_resnet"
     mean: Tensor
     std: Tensor
 
@@ -90,30 +95,54 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.stages_and_logits(x)[1]
 
+    def core(self) -> dict:
+        """What a file tells of the network besides its weights."""
+        return {"name": self.name, "classes": self.classes, "widths": self.widths, "depths": self.depths,
+                "stage_variance": self.stage_variance}
 
-def save_network(network: SmallResNet, path: str | os.PathLike, **facts) -> None:
-    """Write the weights (convolutions in float16) with name, classes and stage variances to PATH, and `facts` (what it
-    was trained on, for how long, its scores) besides to PATH with the suffix .json."""
+
+class Ours(Protocol):
+    """A network that can be saved: its kind tells what class reads the file."""
+
+    kind: str
+
+    def core(self) -> dict: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_network(network: Ours, path: str | os.PathLike, **facts) -> None:
+    """Write the weights (convolutions in float16) of a network of ours, with its `core()`, to PATH, and `facts` (what
+    it was trained on, for how long, its scores) besides to PATH with the suffix .json."""
     weights = {key: value.to(torch.float16 if value.ndim > 1 else value.dtype).contiguous()
                for key, value in network.state_dict().items()}
-    core = {"name": network.name, "classes": network.classes, "widths": network.widths, "depths": network.depths,
-            "stage_variance": network.stage_variance}
-    Path(path).write_bytes(safetensors.torch.save(weights, {"small_resnet": json.dumps(core)}))
+    core = network.core()
+    Path(path).write_bytes(safetensors.torch.save(weights, {network.kind: json.dumps(core)}))
     Path(path).with_suffix(".json").write_text(json.dumps(core | facts, indent=1) + "\n")
 
 
-def _load_small(path: Path) -> SmallResNet:
+def read_network(path: Path, make: Callable[[dict], Network], kind: str, what: str = "network") -> Network:
+    """What `save_network` wrote: `make` builds the network of that kind from its core. what: its name in errors."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            core = json.loads((file.metadata() or {})["small_resnet"])
+            core = json.loads((file.metadata() or {})[kind])
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        network = SmallResNet(core["classes"], core["name"], core["widths"], core["depths"])
+        network = make(core)
         network.load_state_dict(weights)  # copies into float32
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise LoraCompError(f"{path} is not a network saved by lora_comp; for another architecture's weights give its "
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise LoraCompError(f"{path} is not a {what} saved by lora_comp; for another architecture's weights give its "
                             "name as the network (timm/NAME or torchvision/NAME) and the file as weights") from error
+    return network
+
+
+def _small(core: dict) -> SmallResNet:
+    network = SmallResNet(core["classes"], core["name"], core["widths"], core["depths"])
     network.stage_variance = core["stage_variance"]
     return network
+
+
+def _load_small(path: Path) -> SmallResNet:
+    return read_network(path, _small, SmallResNet.kind)
 
 
 class LibraryNetwork(nn.Module):
@@ -227,19 +256,37 @@ def fold_batch_norms(network: nn.Module) -> None:
             model.set_submodule(node.target, nn.Identity())
 
 
-def _own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
-    """Load a checkpoint file of the model's own library into it."""
+def no_weights(name: str, error: Exception) -> LoraCompError:
+    """What to tell when a library cannot get its own weights."""
+    line = " ".join(str(error).split())[:200]
+    return LoraCompError(f"the weights of {name} cannot be had ({line}); give a file as weights, or null for seeded "
+                         "random ones")
+
+
+@contextmanager
+def fitting(weights: str | os.PathLike, architecture: str) -> Iterator[None]:
+    """Tell in one line what goes wrong while a checkpoint file is read into an architecture."""
     try:
-        if str(weights).endswith(".safetensors"):
-            state: dict = safetensors.torch.load_file(weights)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
+        yield
     except FileNotFoundError as error:
         raise LoraCompError(f"weights {weights} do not exist") from error
     except Exception as error:  # pickle and zip readers raise nearly anything on a file that is something else
         line = " ".join(str(error).split())[:200]
-        raise LoraCompError(f"weights {weights} do not fit {type(model).__name__}: {line}") from error
+        raise LoraCompError(f"weights {weights} do not fit {architecture}: {line}") from error
+
+
+def read_weights(path: str | os.PathLike) -> dict:
+    """The tensors of a checkpoint file by name, of which nothing else is unpickled."""
+    if str(path).endswith(".safetensors"):
+        return safetensors.torch.load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
+    """Load a checkpoint file of the model's own library into it."""
+    with fitting(weights, type(model).__name__):
+        model.load_state_dict(read_weights(weights))
 
 
 def library_model(
@@ -274,11 +321,9 @@ def library_model(
             model = torchvision.models.get_model(kind, weights="DEFAULT" if published else None, **extra)
             size = (model.image_size, model.image_size) if hasattr(model, "image_size") else None
     except (OSError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise LoraCompError(f"the weights of {name} cannot be had ({line}); give a file as weights, or null for seeded "
-                            "random ones") from error
+        raise no_weights(name, error) from error
     if weights is not None and not published:
-        _own_weights(model, weights)
+        own_weights(model, weights)
     return model, mean, std, size and (size[0], size[1])
 
 
@@ -291,7 +336,7 @@ def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "d
     Raises LoraCompError, in one line, for an unknown name or weights that are missing or do not fit.
     """
     text = str(name)
-    shipped = sorted(path.stem for path in ZOO.glob("*.safetensors"))
+    shipped = sorted(path.stem for path in ZOO.glob("*.safetensors") if not path.stem.endswith(("-det", "-seg")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if text in shipped:

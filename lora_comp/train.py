@@ -3,6 +3,7 @@
     what=codec pictures=[photos,flowers/train] minutes=40
     what=adapter task=cls task.network=scenes minutes=4
     what=network network=flowers pictures=[flowers] steps=2000
+    what=network network=scenes-det steps=4000
 
 Several GPUs: torchrun --nproc-per-node 4 -m lora_comp.train what=codec pictures=[imagenet] batch=64 minutes=600
 """
@@ -120,6 +121,7 @@ def pictures(folders: list[str], count: int) -> Callable[[int], Tensor]:
 
 def network(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.networks import ZOO
+    from lora_comp.training.detector import train_scenes_detector
     from lora_comp.training.network import train_flowers, train_scenes
     if config.steps is None:
         raise LoraCompError("a network's budget is given in steps: steps=2600")
@@ -128,6 +130,8 @@ def network(config, into: Path | None, device: torch.device) -> None:
     out, work = (into or ZOO) / f"{config.network}.safetensors", Path(config.work) / config.network
     if config.network == "scenes":
         train_scenes(out, work, config.steps)
+    elif config.network in ("scenes-det", "scenes-seg"):
+        train_scenes_detector(config.network == "scenes-seg", out, work, config.steps)
     elif len(config.pictures) != 1:
         raise LoraCompError("a network for pictures needs one folder with train/ and val/: pictures=[FOLDER]")
     else:

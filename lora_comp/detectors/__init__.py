@@ -43,7 +43,7 @@ def load_detector(
     missing or do not fit.
     """
     library, slash, kind = str(name).partition("/")
-    known = slash and library in _MODULES
+    known = slash and library and library in _MODULES  # an absolute path has nothing before its first slash
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         load = import_module(_MODULES[library if known else ""]).load

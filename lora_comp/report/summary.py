@@ -161,3 +161,16 @@ def markdown(rows: Sequence[dict]) -> str:
     marks = ["---" if i == 1 else "---:" for i in range(len(headings))]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
     return "\n\n".join([f"Means over {_pictures(rows)}.", text, *bd_rate_lines(rows)]) + "\n"
+
+
+def rates_markdown(runs: dict[str, Sequence[dict]]) -> str:
+    """A row of BD-rates for each run, by its name, from its summary: a Markdown table."""
+    found = {(name, method): (rows, rates) for name, rows in runs.items() for method, rates in bd_rates(rows).items()}
+    figures = list(dict.fromkeys(figure for _, rates in found.values() for figure in rates))
+    headings = ["run", "task", "pictures", "method", *(f"BD-rate at equal {_words(figure)}" for figure in figures)]
+    lines = [headings, ["---"] * 2 + ["---:", "---"] + ["---:"] * len(figures)]
+    for (name, method), (rows, rates) in found.items():
+        score = _words(score_name(rows))
+        cells = [f"{rates[f]:+.1f} %" + (f" ({score})" if f == "score" else "") if f in rates else "" for f in figures]
+        lines.append([name, rows[0]["task"], str(max(row["count"] for row in rows)), method, *cells])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

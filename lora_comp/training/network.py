@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from lora_comp.data import Folder, Sample, Scenes, load_data
 from lora_comp.data.shapes import KINDS
+from lora_comp.detectors.small import SmallRCNN
 from lora_comp.networks import SmallResNet, save_network
 from lora_comp.training.loop import cosine, fit
 
@@ -86,11 +87,36 @@ def top1(network: SmallResNet, data) -> float:
 
 
 @torch.no_grad()
-def stage_variance(network: SmallResNet, data) -> list[float]:
+def stage_variance(network: SmallResNet | SmallRCNN, data) -> list[float]:
     """Mean over pictures of the variance of each stage's numbers within a picture."""
     network.eval()
     each = [[float(f.var()) for f in network.stages(data[i].image[None])] for i in range(len(data))]
     return np.mean(each, axis=0).round(5).tolist()
+
+
+def in_turn(batches: Dataset, steps: int) -> Callable[[int], tuple]:
+    """A function that gives batch after batch, made ahead by another process; its first argument says from where on."""
+    queue: Iterator | None = None
+
+    def batch(index: int) -> tuple:
+        nonlocal queue
+        if queue is None:  # the first step of this run, which is not 0 after a stop
+            # A generator of its own, so that starting it takes no numbers from the step's.
+            queue = iter(DataLoader(batches, batch_size=None, sampler=range(index, steps), num_workers=1,
+                                    prefetch_factor=4, generator=torch.Generator()))
+        return next(queue)
+    return batch
+
+
+def adamw(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.AdamW:
+    """AdamW that decays weights, and no biases and no scales of norms."""
+    parameters = list(parameters)
+    return torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": DECAY},
+                              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}], lr=rate)
+
+
+def hardware() -> str:
+    return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor"
 
 
 def train_network(name: str, batches: SceneBatches | FolderBatches, val, measured_on, out: str | os.PathLike,
@@ -104,18 +130,11 @@ def train_network(name: str, batches: SceneBatches | FolderBatches, val, measure
     torch.manual_seed(seed)
     network = SmallResNet(batches.classes, name).to(memory_format=torch.channels_last).train()
     where = nn.Conv2d(network.widths[2], len(batches.classes) + 1, 1)  # names each cell; not part of what is saved
-    decayed = [*where.parameters()] + [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
-                                  lr=RATE)
-    queue: Iterator | None = None
+    optimiser = adamw([*where.parameters(), *network.parameters()], RATE)
+    batch = in_turn(batches, steps)
 
     def step(index: int, progress: float) -> dict[str, float]:
-        nonlocal queue
-        if queue is None:  # the first step of this run, which is not 0 after a stop
-            queue = iter(DataLoader(batches, batch_size=None, sampler=range(index, steps), num_workers=1,
-                                    prefetch_factor=4))
-        images, labels, cells = next(queue)
+        images, labels, cells = batch(index)
         for group in optimiser.param_groups:
             group["lr"] = RATE * cosine(progress, warmup=0.05)
         with torch.autocast("cpu", torch.bfloat16):
@@ -134,7 +153,7 @@ def train_network(name: str, batches: SceneBatches | FolderBatches, val, measure
     network.stage_variance = stage_variance(network, measured_on)
     facts |= {"steps": steps, "minutes": round(last["minutes"], 1), "top1": round(last["val"], 4),
               "parameters": sum(p.numel() for p in network.parameters()),
-              "hardware": f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor"}
+              "hardware": hardware()}
     save_network(network, out, **facts)
     return facts
 

@@ -82,7 +82,7 @@ def _told(path: Path, sha256: str) -> tuple[dict, dict[str, float]]:
     """How a file of weights was made, and its scores as far as they were measured with it and none before it."""
     if path.parent.name == "networks":
         card = json.loads(path.with_suffix(".json").read_text())
-        return card, {"top1": card["top1"]}
+        return card, {k: card[k] for k in ("top1", "mAP", "mask mAP") if k in card}
     card = zoo.read_weights(path, path.stem)[1]
     if path.parent.name == "adapters":
         return card, {k: card[k] for k in ("loss", "bpp", "distortion") if k in card}
