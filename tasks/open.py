@@ -1,8 +1,8 @@
 """For any network at all, with no training and no code: the distance between what it makes of the decoded picture and
 of the original, in layers that are picked by themselves.
 
-Each layer's error is in units of its own variance, and the mean over layers is weighted as `cls` weights its stages
-(`features.py`), so no weight is set by hand.
+Each layer's error is in units of its own variance, and the mean over layers is weighed against bits as `cls` weighs its
+stages (`features.py`) times `WEIGHT`, so no weight is set by hand.
 """
 
 import os
@@ -19,6 +19,7 @@ from lora_comp.tasks.cls import LAMBDAS
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
+WEIGHT = 0.4  # docs/open.md
 NEGLIGIBLE = 1e-3  # a feature distance that bfloat16 may cost
 
 
@@ -75,7 +76,7 @@ class Open:
         return self.distortion(decoded, self.targets(original)).mean()
 
     def weight(self, quality: int) -> float:
-        return 1000 * rate_lambda(LAMBDAS, quality)
+        return 1000 * WEIGHT * rate_lambda(LAMBDAS, quality)
 
     @torch.no_grad()
     def answer(self, picture: Tensor) -> str | None:
