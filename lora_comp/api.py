@@ -16,6 +16,7 @@ from lora_comp.entropy.latents import CodedLatents, LatentCoder
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import LowRank, load_method, method_of_file
 from lora_comp.parts import Distortion, in_parts
+from lora_comp.roi import quiet, within
 
 _coders: weakref.WeakKeyDictionary[Codec, LatentCoder] = weakref.WeakKeyDictionary()
 _loaded = lru_cache(maxsize=8)(load_codec)
@@ -53,7 +54,7 @@ def pad(images: Tensor) -> Tensor:
 def encode(
     image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
     steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
-    on_step: Callable[[int, float], None] | None = None, recipe: str = "latents",
+    on_step: Callable[[int, float], None] | None = None, recipe: str = "latents", roi: Tensor | None = None,
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
 
@@ -69,16 +70,20 @@ def encode(
         recipe: what the encoder trains beside what travels. "latents": those of the picture. "adapter": the encoder's
             adapter, in memory that grows with the picture. "published": the same by the published optimiser, whose
             steps=40 and lr=5e-3.
+        roi: how much each pixel counts, float (H, W) in [0, 1]; None: all alike. See `roi.region`.
     Raises:
-        LoraCompError: an image of another shape, type or range, an unknown recipe, or a method without a task.
+        LoraCompError: an image of another shape, type or range, an unknown recipe, a region that does not fit, or a
+            method without a task.
     """
-    return encode_batch([image], codec, task, method, steps, lr, seed, on_step, recipe)[0]
+    rois = None if roi is None else [roi]
+    return encode_batch([image], codec, task, method, steps, lr, seed, on_step, recipe, rois)[0]
 
 
 def encode_batch(
     images: Sequence[Tensor] | Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
     steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
     on_step: Callable[[int, float], None] | None = None, recipe: str = "latents",
+    rois: Sequence[Tensor] | None = None,
 ) -> list[Coded]:
     """`encode` of each picture, their steps taken together: as good as alone, and faster where a GPU has room.
 
@@ -89,6 +94,7 @@ def encode_batch(
         images: float32 (3, H, W) in [0, 1] each and of one size, or (B, 3, H, W).
         codec, task, method, steps, lr, seed, recipe: as for `encode`.
         on_step: told the step and the mean of the objectives.
+        rois: of each image, as for `encode`.
     Raises:
         LoraCompError: as for `encode`, and images of different sizes or none.
     """
@@ -109,9 +115,12 @@ def encode_batch(
             raise LoraCompError("adapting needs a task: give one, or method='none'")
         return [Coded(data, bpp(data, size), "none") for data in plain]
     weight = task.weight(codec.quality)
+    regions = None if rois is None else _regions(rois, originals)
 
     def distance_from(rows: slice, columns: slice) -> Distortion:
-        return partial(task.distortion, targets=task.targets(originals[..., rows, columns]))
+        original = originals[..., rows, columns]
+        distortion = partial(task.distortion, targets=task.targets(original))
+        return distortion if regions is None else within(distortion, original, regions[..., rows, columns])
 
     parts = in_parts(size, distance_from)
 
@@ -128,6 +137,8 @@ def encode_batch(
     coded = [Coded(data, bpp(data, size), "none", loss, loss) for data, loss in zip(plain, before, strict=True)]
     if method is None:
         return coded
+    if regions is not None:
+        x = pad(quiet(originals, regions))
     latents = recipe == "latents"
     adapted = method.prepare(codec, x if latents else None, len(x))
     ttft.fit(adapted, x, size, parts, weight, steps, lr or task.lr, seed, on_step, recipe == "published")
@@ -152,6 +163,18 @@ def bpp(data: bytes, size: tuple[int, int]) -> float:
 
 
 @torch.no_grad()
+def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
+    """Regions of interest of pictures (B, 3, H, W) as one tensor (B, 1, H, W)."""
+    size, sizes = tuple(originals.shape[2:]), {tuple(roi.shape) for roi in rois}
+    if len(rois) != len(originals) or sizes != {size}:
+        raise LoraCompError(f"a region of interest is (H, W) like its picture, {size}, not "
+                            f"{' and '.join(map(str, sorted(sizes)))}")
+    weights = torch.stack(list(rois))[:, None].to(originals)
+    if not (weights.min() >= 0 and weights.max() <= 1):
+        raise LoraCompError("a region of interest has weights from 0 to 1")
+    return weights
+
+
 def write(
     codec: Codec, analysis: Codec, x: Tensor, size: tuple[int, int], method: LowRank | None = None,
     payloads: Sequence[bytes] | None = None,

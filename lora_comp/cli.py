@@ -44,6 +44,7 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     from lora_comp.data import read_image
     from lora_comp.files import write_file
     from lora_comp.methods import load_method
+    from lora_comp.roi import region
     from lora_comp.tasks import load_task
 
     config = load_config("encode", words)
@@ -55,7 +56,8 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     with Progress(transient=True, disable=method is None) as progress:
         bar = progress.add_task("adapting", total=engine.steps)
         coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed,
-                           lambda step, _: progress.update(bar, completed=step), engine.recipe)
+                           lambda step, _: progress.update(bar, completed=step), engine.recipe,
+                           None if config.roi is None else region(config.roi, image, task))
     write_file(file, coded.data)
     print(f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
           f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here")

@@ -33,6 +33,10 @@ def _rate(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
+def _shares(value: object) -> bool:
+    return isinstance(value, ListConfig) and all(_rate(share) or share == 0 for share in value)
+
+
 def _size(value: object) -> bool:
     return isinstance(value, (str, ListConfig)) or _whole(0)(value)
 
@@ -42,6 +46,9 @@ TEXT = ("text (put ./ before a path that looks like a number)", _text)
 EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(
         ("codec.weights", "task.weights", "method.adapter", "data.path"), ("a path or null", _or_null(_text))),
+    "task.shares": ("a list of numbers from 0 on, or null", lambda value: value is None or _shares(value)),
+    "task.name": ("a task's name, or MODULE:CLASS with task=own", _text),
+    "task.parts": ("tasks, given as task=[cls,det]", lambda value: isinstance(value, DictConfig)),
     "quality": ("a rate point or a list of them, as 2 or [1,2]", _quality),
     "data.limit": ("a whole number from 1 on, or null", _or_null(_whole(1))),
     "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2 ** 32 - 1)),
@@ -57,6 +64,7 @@ EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "minutes": ("a number above 0, or null", _or_null(_rate)),
     "lr": ("a number above 0, or null", _or_null(_rate)),
     **dict.fromkeys(("steps", "batch", "threads"), ("a whole number from 1 on, or null", _or_null(_whole(1)))),
+    "roi": ("boxes, a path or null", _or_null(_text)),
     "into": ("a path or null", _or_null(_text)),
     "device": ("cpu, cuda or null", lambda value: value in ("cpu", "cuda", None)),
     "method.rank": ("a whole number from 1 to 255", _whole(1, 255)),
@@ -71,15 +79,27 @@ def load_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration `name` with the given words applied. Raises LoraCompError for a word that does not fit."""
     if added := [word for word in overrides if word.startswith(("+", "~"))]:
         raise LoraCompError(f"{added[0]} adds or removes a setting; what there is can only be changed: KEY=VALUE")
+    words = _several(overrides)
     try:
         with initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
-            config = compose(name, list(overrides))
+            config = compose(name, words)
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         line = " ".join(str(error).split())
         raise LoraCompError(re.split(r" To append| Config search path| See https", line)[0]) from None
     check(config)
     return config
+
+
+def _several(words: Sequence[str]) -> list[str]:
+    """Words with `task=[cls,det]`, and `task.det.network=` beside it, as Hydra's for the task "several"."""
+    listed = next((found for word in words if (found := re.fullmatch(r"task=\[(.+)\]", word))), None)
+    if listed is None:
+        return list(words)
+    names = [name.strip() for name in listed[1].split(",")]
+    own = re.compile(rf"^task\.({'|'.join(map(re.escape, names))})\.")
+    rest = [own.sub(r"task.parts.\1.", word) for word in words if word != listed[0]]
+    return ["task=several", f"task.name='{'+'.join(names)}'", *(f"+task@task.parts.{n}={n}" for n in names), *rest]
 
 
 def check(config: DictConfig) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from lora_comp import api, bitstream
 from lora_comp.codecs import Codec
@@ -21,6 +22,7 @@ from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, write_file
 from lora_comp.methods import LowRank
 from lora_comp.report.summary import GROUP, summary
+from lora_comp.roi import psnr_within, region
 from lora_comp.tasks.human import psnr
 
 
@@ -32,6 +34,7 @@ class Settings:
     lr: float
     seed: int
     recipe: str = "latents"
+    roi: str | None = None
 
 
 class Records:
@@ -149,11 +152,12 @@ def evaluate(
 
 def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings) -> str:
     """All that a record depends on, as text."""
-    adapter = [] if method is None else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
+    adapter = [settings.roi] if method is None else [
+        method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
     pixels = zlib.crc32(sample.image.numpy().tobytes())
     truth = zlib.crc32(sample.boxes.numpy().tobytes()) if sample.annotated and hasattr(task, "pool") else sample.label
     return json.dumps([sample.name, list(sample.image.shape), pixels, truth, codec.name, codec.quality,
-                       codec.hash.hex(), task.key, *adapter])
+                       codec.hash.hex(), task.name, task.key, *adapter])
 
 
 def score(
@@ -166,15 +170,17 @@ def score(
     if not batch:
         return
     start = time.perf_counter()
+    rois = None if settings.roi is None else [region(settings.roi, sample.image, task) for sample in batch]
     coded = api.encode_batch([sample.image for sample in batch], codec, task, method, settings.steps, settings.lr,
-                             settings.seed, on_step, settings.recipe)
+                             settings.seed, on_step, settings.recipe, rois)
     seconds = (time.perf_counter() - start) / len(batch)
-    for sample, one in zip(batch, coded, strict=True):
-        yield record_of(sample, one, codec, task, method, out) | {"seconds_encode": seconds}
+    for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
+        roi = rois[i] if rois else None
+        yield record_of(sample, one, codec, task, method, out, roi) | {"seconds_encode": seconds}
 
 
 def record_of(
-    sample: Sample, coded: api.Coded, codec: Codec, task, method: LowRank | None, out: Path,
+    sample: Sample, coded: api.Coded, codec: Codec, task, method: LowRank | None, out: Path, roi: Tensor | None = None,
 ) -> dict:
     """Write the file of a picture, decode it, and score what came out."""
     name = "none" if method is None else method.name
@@ -186,11 +192,12 @@ def record_of(
     decoded = api.decode(data, codec, method).cpu()
     seconds_decode = time.perf_counter() - start
     _, height, width = sample.image.shape
+    inside = {} if roi is None else {"psnr_roi": psnr_within(decoded, sample.image, roi), "roi": float(roi.mean())}
     return {
         "image": sample.name, "height": height, "width": width, "task": task.name, "method": name,
         "codec": codec.name, "quality": codec.quality, "file": str(path), "bytes": len(data),
         "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0), "bpp": api.bpp(data, (height, width)),
         "psnr": psnr(decoded, sample.image), "adapted": coded.method != "none", "loss_before": coded.loss_before,
         "loss_after": coded.loss_after, "seconds_decode": seconds_decode, "threads": torch.get_num_threads(),
-        **task.measure(decoded, sample),
+        **task.measure(decoded, sample), **inside,
     }

@@ -12,7 +12,8 @@ A network takes float pictures (B, 3, H, W) in [0, 1] of any size and normalises
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -255,19 +256,37 @@ def fold_batch_norms(network: nn.Module) -> None:
             model.set_submodule(node.target, nn.Identity())
 
 
-def _own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
-    """Load a checkpoint file of the model's own library into it."""
+def no_weights(name: str, error: Exception) -> LoraCompError:
+    """What to tell when a library cannot get its own weights."""
+    line = " ".join(str(error).split())[:200]
+    return LoraCompError(f"the weights of {name} cannot be had ({line}); give a file as weights, or null for seeded "
+                         "random ones")
+
+
+@contextmanager
+def fitting(weights: str | os.PathLike, architecture: str) -> Iterator[None]:
+    """Tell in one line what goes wrong while a checkpoint file is read into an architecture."""
     try:
-        if str(weights).endswith(".safetensors"):
-            state: dict = safetensors.torch.load_file(weights)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get("state_dict", state))
+        yield
     except FileNotFoundError as error:
         raise LoraCompError(f"weights {weights} do not exist") from error
     except Exception as error:  # pickle and zip readers raise nearly anything on a file that is something else
         line = " ".join(str(error).split())[:200]
-        raise LoraCompError(f"weights {weights} do not fit {type(model).__name__}: {line}") from error
+        raise LoraCompError(f"weights {weights} do not fit {architecture}: {line}") from error
+
+
+def read_weights(path: str | os.PathLike) -> dict:
+    """The tensors of a checkpoint file by name, of which nothing else is unpickled."""
+    if str(path).endswith(".safetensors"):
+        return safetensors.torch.load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("state_dict", state)
+
+
+def own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
+    """Load a checkpoint file of the model's own library into it."""
+    with fitting(weights, type(model).__name__):
+        model.load_state_dict(read_weights(weights))
 
 
 def _load_library(name: str, weights: str | os.PathLike | None) -> LibraryNetwork:
@@ -294,11 +313,9 @@ def _load_library(name: str, weights: str | os.PathLike | None) -> LibraryNetwor
             model = torchvision.models.get_model(kind, weights="DEFAULT" if published else None, **extra)
             size = (model.image_size, model.image_size) if hasattr(model, "image_size") else None
     except (OSError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise LoraCompError(f"the weights of {name} cannot be had ({line}); give a file as weights, or null for seeded "
-                            "random ones") from error
+        raise no_weights(name, error) from error
     if weights is not None and not published:
-        _own_weights(model, weights)
+        own_weights(model, weights)
     return LibraryNetwork(name, model, mean, std, size)
 
 

@@ -45,8 +45,9 @@ def run(config, console: Console) -> None:
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
         records = evaluate(
-            data, codecs, task, methods, Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe), out,
-            progress, engine.batch)
+            data, codecs, task, methods,
+            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi), out, progress,
+            engine.batch)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
     results = records.results()
@@ -96,7 +97,9 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
         api.decode((out / r["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu() for r in (plain, best))
     for record, decoded in ((plain, before), (best, after)):
         captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
-    side_by_side(sample.image, before, after, captions, out / "pictures.png")
+    boxes = [[one["bbox"] for one in task.found(picture) if one["score"] >= task.sure]
+             for picture in (sample.image, before, after)] if hasattr(task, "found") else ((), (), ())
+    side_by_side(sample.image, before, after, captions, out / "pictures.png", boxes)
 
 
 if __name__ == "__main__":

@@ -16,28 +16,52 @@ A task has
 and, where the score of several pictures is not the mean of their scores, as mAP is not,
     pool(objects)                   metric -> float of pictures together, from what `measure` gave of each as "objects",
                                     plain enough for JSON
+and, where the network finds objects, which may then be regions of interest,
+    found(picture)                  a list of objects in COCO's form, with "bbox" and "score", of (3, H, W)
+    sure                            float: the score from which an object counts
 """
 
+import importlib
 import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lora_comp.errors import LoraCompError
 from lora_comp.tasks.cls import Classification
 from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
 from lora_comp.tasks.seg import Segmentation
+from lora_comp.tasks.several import Several
 
-TASKS = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation}
+TASKS: dict[str, Any] = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation}
 
 
-def load_task(name: str, **options) -> Human | Classification | Detection:
-    """A task by name, ready to use: "human", or "cls", "det" and "seg" (options network, weights).
+def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):
+    """A task by name, ready to use: "human"; "cls", "det" and "seg" (options network, weights); "MODULE:CLASS", a task
+    of one's own in a module that can be imported from here; or several under any name, with the options of each part,
+    `parts={"cls": {}, "human": {}}`, and their shares (see `tasks.several.Several`).
 
     Raises LoraCompError for an unknown task, option or network.
     """
-    if name not in TASKS:
-        raise LoraCompError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
-    known = list(inspect.signature(TASKS[name]).parameters)
+    if parts:
+        return Several({part: load_task(**{"name": part, **given}) for part, given in parts.items()}, shares)
+    made = TASKS.get(name) or (_own(name) if ":" in name else None)
+    if made is None:
+        raise LoraCompError(f"unknown task {name!r}; known are {', '.join(TASKS)}, and MODULE:CLASS for one's own")
+    known = list(inspect.signature(made).parameters)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise LoraCompError(f"the task {name!r} takes {' and '.join(known) or 'no options'}, not {', '.join(unknown)}")
-    return TASKS[name](**options)
+    return made(**options)
+
+
+def _own(name: str) -> Any:
+    module, _, kind = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LoraCompError(f"the task {name!r} cannot be had: {error}") from None

@@ -19,7 +19,6 @@ from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
-SURE = 0.5  # an answer on the original counts as the truth, where nobody has annotated it, from this score on
 
 
 class Detection:
@@ -31,6 +30,7 @@ class Detection:
 
     name, masks, kind = "det", False, "bbox"
     lr = 4e-2  # docs/ttft.md
+    sure = 0.5  # the score from which an answer on the original counts as the truth where nobody has annotated it
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
@@ -60,7 +60,7 @@ class Detection:
 
     def answer(self, picture: Tensor) -> str:
         """The classes of the objects found in (3, H, W), the surest first."""
-        sure = [one["category_id"] for one in self.found(picture) if one["score"] >= SURE]
+        sure = [one["category_id"] for one in self.found(picture) if one["score"] >= self.sure]
         names = [self.network.classes[i] if self.network.classes else f"class {i}" for i in sure]
         counts = {name: names.count(name) for name in names}
         return ", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()) or "nothing"
@@ -76,7 +76,7 @@ class Detection:
             return truth_of(sample)
         key = sample.name, zlib.crc32(sample.image.numpy().tobytes())
         if key not in self._answers:  # the same at every rate point
-            sure = [one for one in self.found(sample.image) if one.pop("score") >= SURE]
+            sure = [one for one in self.found(sample.image) if one.pop("score") >= self.sure]
             self._answers[key] = [one | {"iscrowd": 0} for one in sure]
         return self._answers[key]
 

@@ -133,6 +133,17 @@ def test_bd_rates_compare_with_the_plain_codec():
     assert bd_rate_lines(summary([record(), record(method="svd_lora")])) == []
 
 
+def test_the_rates_of_several_runs_stand_under_each_other(tmp_path, capsys):
+    paths = [tmp_path / name / "results.json" for name in ("closed", "open")]
+    for path, halved in zip(paths, (True, False), strict=True):
+        path.parent.mkdir()
+        path.write_text(json.dumps({"summary": summary(run(halved))}))
+    assert main(["rates", *map(str, paths)]) == 0
+    heading, _, closed, opened = capsys.readouterr().out.splitlines()
+    assert "BD-rate at equal score" in heading and "at equal feature distance" in heading
+    assert closed.startswith("| closed | cls | 1 | svd_lora | -50.0 % (top-1) |") and "-50.0 %" not in opened
+
+
 def test_the_table_fits_a_terminal_and_shows_the_difference():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(summary(run())))

@@ -21,9 +21,11 @@ def load_method(
     """A method by name, with its adapter for this codec.
 
     Args:
-        task: full name of the task, as "cls-scenes": with adapter "auto", the adapter pre-trained for it is used
-            where one ships, else one made from the seed with this rank, alpha and choice of layers.
-        adapter: "auto", a path to a pre-trained one, or None for one made from the seed.
+        task: key of the task, as "cls-scenes", or of several, as "cls-scenes+det-scenes": with adapter "auto", the
+            one pre-trained for the first that has one is used, else one made from the seed with this rank, alpha and
+            choice of layers.
+        adapter: "auto", a path to a pre-trained one, the key of another task whose shipped one to start from, or None
+            for one made from the seed.
         exponent: the decoder's changes are fitted in steps of 2^-exponent; `ttft.refine` may take half or twice that.
     """
     if name not in METHODS:
@@ -34,10 +36,11 @@ def load_method(
         raise LoraCompError(f"exponent must be {EXPONENTS[0]} to {EXPONENTS[-1]}, not {exponent}")
     found = None
     if adapter == "auto":
-        shipped = adapter_path(codec.name, codec.quality, name, task or "")
-        found = read_adapter(shipped, codec) if shipped.exists() else None
+        paths = [adapter_path(codec.name, codec.quality, name, part) for part in (task or "").split("+")]
+        found = next((read_adapter(path, codec) for path in paths if path.exists()), None)
     elif adapter is not None:
-        found = load_adapter(Path(adapter), codec)
+        shipped = adapter_path(codec.name, codec.quality, name, str(adapter))
+        found = load_adapter(shipped if shipped.exists() else Path(adapter), codec)
     return LowRank(name, found or seeded(codec, name, rank, alpha, mlp, seed), exponent)
 
 

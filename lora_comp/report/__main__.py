@@ -1,6 +1,7 @@
 """`python -m lora_comp.report codecs FOLDER [--codec tic-s] [--out FILE.json]`: classic codecs and ours on a folder.
 
-`table results.json` and `bench FILE.json [--out FOLDER]` print what a run and the benchmarks measured, in Markdown.
+`table results.json`, `rates results.json ...` and `bench FILE.json [--out FOLDER]` print in Markdown what a run,
+several runs and the benchmarks measured.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from lora_comp.report.bench import read_speeds, speed_table
 from lora_comp.report.card import adapters_card, codec_card, codec_scores, network_card
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
 from lora_comp.report.plots import speed_plot
-from lora_comp.report.summary import markdown
+from lora_comp.report.summary import markdown, rates_markdown
 from lora_comp.zoo import ROOT, read_weights
 
 QUALITIES = (1, 2, 3, 4)
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec; its figures go beside it")
     results = commands.add_parser("table", help="the table of a run in Markdown")
     results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
+    rates = commands.add_parser("rates", help="the BD-rates of several runs in Markdown")
+    rates.add_argument("results", type=Path, nargs="+", help="results.json of runs, named by their folders")
     bench = commands.add_parser("bench", help="ours against named peers: a table in Markdown, and a plot")
     bench.add_argument("benchmarks", type=Path, help="FILE of `pytest benchmarks --benchmark-json FILE`")
     bench.add_argument("--out", type=Path, help="folder for bench.md and bench.png")
@@ -54,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "table":
             print(markdown(_summary(options.results)), end="")
+            return 0
+        if options.command == "rates":
+            print(rates_markdown({path.parent.name: _summary(path) for path in options.results}), end="")
             return 0
         if options.command == "bench":
             show_speeds(options.benchmarks, options.out)

@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
 from lora_comp.errors import LoraCompError
 from lora_comp.report.bench import Speeds, three_digits
-from lora_comp.report.summary import LOWER_IS_BETTER, PLAIN, score_name
+from lora_comp.report.summary import PLAIN, lower_is_better, score_name
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell the lines apart in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,7 +43,7 @@ def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
         axes = figure.add_subplot(1, len(panels), i + 1)
         _lines(axes, rows, key)
         label = _LABELS.get(name, name.replace("_", " "))
-        axes.set_ylabel(f"{label}, {'lower' if name in LOWER_IS_BETTER else 'higher'} is better")
+        axes.set_ylabel(f"{label}, {'lower' if lower_is_better(name) else 'higher'} is better")
     tasks = ", ".join(dict.fromkeys(f"task {row['task']}, codec {row['codec']}" for row in rows))
     count = max(row["count"] for row in rows)
     figure.suptitle(f"{tasks}: mean of {count} picture{'s' if count > 1 else ''}", fontsize=11)
@@ -84,10 +85,11 @@ def caption(record: dict, answer: str | None = None) -> str:
 
 
 def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Sequence[str],
-                 path: str | os.PathLike) -> None:
+                 path: str | os.PathLike, boxes: Sequence[Sequence[Sequence[float]]] = ((), (), ())) -> None:
     """Original, plain and adapted beside each other, and under the coded ones where they differ from the original.
 
-    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture.
+    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture. boxes: x, y,
+    width and height in pixels of the objects found in each.
     Pictures that are much wider than high stand under each other. Raises LoraCompError when the file cannot be written.
     """
     shapes = [tuple(picture.shape) for picture in (original, plain, adapted)]
@@ -103,7 +105,9 @@ def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Seq
     stacked = width > 2 * height
     layout = _Sheet(cell, columns=2 if stacked else 3, rows=3 if stacked else 2)
     for i, picture in enumerate(pictures):
-        layout.show(picture, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
+        axes = layout.show(picture, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
+        for x, y, *size in boxes[i]:
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, fill=False, edgecolor=_COLOURS[4], linewidth=2))
     for i, error in enumerate(errors, start=1):
         layout.show(error / brightest, *((i, 1) if stacked else (1, i)), f"error, {titles[i]}",
                     f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more")
@@ -136,7 +140,7 @@ class _Sheet:
         self.size = (rows * self.row + self.gap, columns * self.step + self.gap)  # (H, W)
         self.figure = Figure(figsize=(self.size[1] / self.dpi, self.size[0] / self.dpi), dpi=self.dpi)
 
-    def show(self, picture: np.ndarray, row: int, column: int, title: str, caption: str) -> None:
+    def show(self, picture: np.ndarray, row: int, column: int, title: str, caption: str) -> Axes:
         height, width = self.size
         left, top = self.gap + column * self.step, self.gap / 2 + row * self.row + self.title
         box = (left / width, 1 - (top + self.cell[0]) / height, self.cell[1] / width, self.cell[0] / height)
@@ -148,6 +152,7 @@ class _Sheet:
         lines = [textwrap.shorten(line, letters, placeholder="...") for line in caption.splitlines()]
         self.figure.text(left / width, 1 - (top + self.cell[0] + 8) / height, "\n".join(lines), fontsize=10, va="top",
                          color=_TINT, linespacing=1.25, parse_math=False)
+        return axes
 
 
 def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:

@@ -19,7 +19,13 @@ _BOOKKEEPING = (
     "image", "height", "width", "count", *GROUP, "bytes", "bpp", "psnr", "score", "loss_before", "loss_after",
     "seconds_encode", "seconds_decode", "label",
     "file", "bytes_adapter", "adapted", "threads")
-LOWER_IS_BETTER = ("feature_distance",)
+
+
+OF_A_PART = ("_top1", "_agreement", "_mAP", "_psnr")  # the scores of one of several tasks, under its name
+
+
+def lower_is_better(name: str) -> bool:
+    return name.endswith("feature_distance")
 
 
 def summary(records: Sequence[dict]) -> list[dict]:
@@ -58,14 +64,16 @@ def score_name(rows: Sequence[dict]) -> str:
 
 
 def bd_rates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Per adapting method: BD-rate in percent against the plain codec at equal score, feature distance and PSNR.
+    """Per adapting method: BD-rate in percent against the plain codec at equal score, feature distance and PSNR, of
+    each of several tasks where there are.
 
     Only those that can be told (see `bd_rate`). The rows must be of one task and one codec.
     """
     found: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        for name in ("score", *LOWER_IS_BETTER, "psnr"):
-            sign = -1 if name in LOWER_IS_BETTER else 1
+        others = dict.fromkeys(n for row in rows for n in row if n.endswith(OF_A_PART) or lower_is_better(n))
+        for name in ("score", *others, "psnr", "psnr_roi"):
+            sign = -1 if lower_is_better(name) else 1
             anchor, test = (
                 [(row["bpp"], sign * row[name]) for row in rows if row["method"] == which and name in row]
                 for which in (PLAIN, method))
@@ -86,7 +94,8 @@ def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
 
 
 def _words(name: str) -> str:
-    return {"ms_ssim": "MS-SSIM", "top1": "top-1", "psnr": "PSNR"}.get(name, name.replace("_", " "))
+    known = {"ms_ssim": "MS-SSIM", "top1": "top-1", "psnr": "PSNR", "psnr_roi": "PSNR in the region"}
+    return known.get(name, name.replace("_", " "))
 
 
 def _cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
@@ -152,3 +161,16 @@ def markdown(rows: Sequence[dict]) -> str:
     marks = ["---" if i == 1 else "---:" for i in range(len(headings))]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
     return "\n\n".join([f"Means over {_pictures(rows)}.", text, *bd_rate_lines(rows)]) + "\n"
+
+
+def rates_markdown(runs: dict[str, Sequence[dict]]) -> str:
+    """A row of BD-rates for each run, by its name, from its summary: a Markdown table."""
+    found = {(name, method): (rows, rates) for name, rows in runs.items() for method, rates in bd_rates(rows).items()}
+    figures = list(dict.fromkeys(figure for _, rates in found.values() for figure in rates))
+    headings = ["run", "task", "pictures", "method", *(f"BD-rate at equal {_words(figure)}" for figure in figures)]
+    lines = [headings, ["---"] * 2 + ["---:", "---"] + ["---:"] * len(figures)]
+    for (name, method), (rows, rates) in found.items():
+        score = _words(score_name(rows))
+        cells = [f"{rates[f]:+.1f} %" + (f" ({score})" if f == "score" else "") if f in rates else "" for f in figures]
+        lines.append([name, rows[0]["task"], str(max(row["count"] for row in rows)), method, *cells])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

@@ -217,6 +217,9 @@ def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec
     assert method.adapter.identity == identify(tensors)
     assert method_of_file("svd_lora", method.adapter.identity, codec).adapter.identity == method.adapter.identity
     assert load_method("svd_lora", codec, "cls-scenes").adapter.identity == seeded(codec, "svd_lora").identity
+    for chosen in (load_method("svd_lora", codec, "cls-scenes", adapter="human"),  # another task's, for an open set
+                   load_method("svd_lora", codec, "cls-scenes+human")):  # of several tasks, the first that has one
+        assert chosen.adapter.identity == identify(tensors)
 
     other = lc.load_codec("tic-s", 2, weights=None)
     assert load_method("svd_lora", other, "human").adapter.identity == seeded(other, "svd_lora").identity

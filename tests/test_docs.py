@@ -1,0 +1,21 @@
+"""What the pages in docs/ tell people to do."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_a_task_of_ones_own_in_thirty_lines(tmp_path):
+    [code], [command] = blocks("tasks.md", "python"), blocks("tasks.md", "sh")
+    assert len(code.splitlines()) < 30
+    (tmp_path / "edges.py").write_text(code)
+    words = [*command.split()[1:], "out=out", "engine.threads=1", "engine.steps=2"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "edges" in (tmp_path / "out" / "results.json").read_text()
