@@ -21,7 +21,7 @@ _BOOKKEEPING = (
     "file", "bytes_adapter", "adapted", "threads")
 
 
-BY_SIZE = ("AP_small", "AP_medium", "AP_large")
+DETAILS = ("AP75", "AP_small", "AP_medium", "AP_large")
 OF_A_PART = ("_top1", "_agreement", "_mAP", "_psnr")  # the scores of one of several tasks, under its name
 
 
@@ -91,7 +91,7 @@ def _columns(rows: Sequence[dict], brief: bool) -> list[tuple[str, str, int]]:
     if score != "psnr":
         columns.append(("psnr", "PSNR dB", 2))
     columns.append(("score", {"score": "score", "psnr": "score: PSNR dB"}.get(score, f"score: {_words(score)}"), 3))
-    names = [name for name in metric_names(rows) if not (brief and name.endswith(BY_SIZE))]
+    names = [name for name in metric_names(rows) if not (brief and name.endswith(DETAILS))]
     return columns + [(name, _words(name), 3) for name in names]
 
 
