@@ -46,6 +46,10 @@ TEXT = ("text (put ./ before a path that looks like a number)", _text)
 EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(
         ("codec.weights", "task.weights", "method.adapter", "data.path"), ("a path or null", _or_null(_text))),
+    "task.layers": ("a list of layers, as [layer3,layer4], or null",
+                    _or_null(lambda value: isinstance(value, ListConfig))),
+    "task.input": ("a YAML file, or what is told as task.input.size=[352,352]",
+                   lambda value: _text(value) or isinstance(value, DictConfig)),
     "task.shares": ("a list of numbers from 0 on, or null", lambda value: value is None or _shares(value)),
     "task.name": ("a task's name, or MODULE:CLASS with task=own", _text),
     "task.parts": ("tasks, given as task=[cls,det]", lambda value: isinstance(value, DictConfig)),

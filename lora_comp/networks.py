@@ -236,10 +236,10 @@ TaskNetwork = SmallResNet | LibraryNetwork
 def fold_batch_norms(network: nn.Module) -> None:
     """Make each batch norm that alone reads a convolution a part of it: the same function, in evaluation mode.
 
-    A network that torch.fx cannot trace is left as it is.
+    A network that torch.fx cannot trace is left as it is, and so are its `stage_modules`, whose outputs hooks catch.
     """
     model = network.model if isinstance(network, LibraryNetwork) else network
-    hooked = [*network.stage_modules.values()] if isinstance(network, LibraryNetwork) else []
+    hooked = [*getattr(network, "stage_modules", {}).values()]
     try:
         calls = [node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
     except Exception:  # whatever the network's own code raises on a proxy
@@ -289,7 +289,12 @@ def own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
         model.load_state_dict(read_weights(weights))
 
 
-def _load_library(name: str, weights: str | os.PathLike | None) -> LibraryNetwork:
+def library_model(
+    name: str, weights: str | os.PathLike | None = "default", every_kind: bool = False,
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[int, int] | None]:
+    """A model "timm/NAME" or "torchvision/NAME", its mean and standard deviation, and its size (H, W) if it takes one
+    only. weights: as for `load_network`. every_kind: torchvision's segmenters and detectors too, not only classifiers.
+    """
     library, _, kind = name.partition("/")
     published = weights == "default"
     mean: tuple[float, ...] = MEAN
@@ -306,17 +311,20 @@ def _load_library(name: str, weights: str | os.PathLike | None) -> LibraryNetwor
             size = facts["input_size"][1:] if facts["fixed_input_size"] else None
         else:
             import torchvision
-            if kind not in torchvision.models.list_models(torchvision.models):
-                raise LoraCompError(f"torchvision has no classifier {kind!r}; torchvision.models.list_models() names "
-                                    "those it has")
-            extra = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
+            classifier = kind in torchvision.models.list_models(torchvision.models)
+            if not classifier and not (every_kind and kind in torchvision.models.list_models()):
+                raise LoraCompError(f"torchvision has no {'model' if every_kind else 'classifier'} {kind!r}; "
+                                    "torchvision.models.list_models() names those it has")
+            extra: dict = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
+            if not classifier and not published:
+                extra = {"weights_backbone": None}  # or it would be downloaded
             model = torchvision.models.get_model(kind, weights="DEFAULT" if published else None, **extra)
             size = (model.image_size, model.image_size) if hasattr(model, "image_size") else None
     except (OSError, RuntimeError) as error:
         raise no_weights(name, error) from error
     if weights is not None and not published:
         own_weights(model, weights)
-    return LibraryNetwork(name, model, mean, std, size)
+    return model, mean, std, size and (size[0], size[1])
 
 
 def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "default", seed: int = 0) -> TaskNetwork:
@@ -338,7 +346,7 @@ def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "d
             if weights is None:
                 network = SmallResNet(small.classes, text, small.widths, small.depths)
         elif text.startswith(("timm/", "torchvision/")):
-            network = _load_library(text, weights)
+            network = LibraryNetwork(text, *library_model(text, weights))
         elif Path(text).is_file():
             network = _load_small(Path(text))
         else:

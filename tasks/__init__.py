@@ -32,16 +32,19 @@ from lora_comp.errors import LoraCompError
 from lora_comp.tasks.cls import Classification
 from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
+from lora_comp.tasks.open import Open
 from lora_comp.tasks.seg import Segmentation
 from lora_comp.tasks.several import Several
 
-TASKS: dict[str, Any] = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation}
+TASKS: dict[str, Any] = {
+    "human": Human, "cls": Classification, "det": Detection, "seg": Segmentation, "open": Open}
 
 
 def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):
-    """A task by name, ready to use: "human"; "cls", "det" and "seg" (options network, weights); "MODULE:CLASS", a task
-    of one's own in a module that can be imported from here; or several under any name, with the options of each part,
-    `parts={"cls": {}, "human": {}}`, and their shares (see `tasks.several.Several`).
+    """A task by name, ready to use: "human"; "cls", "det" and "seg" (options network, weights); "open" (network,
+    weights, layers, input); "MODULE:CLASS", a task of one's own in a module that can be imported from here; or several
+    under any name, with the options of each part, `parts={"cls": {}, "human": {}}`, and their shares (see
+    `tasks.several.Several`).
 
     Raises LoraCompError for an unknown task, option or network.
     """

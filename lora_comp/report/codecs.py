@@ -79,12 +79,17 @@ def psnr(original: np.ndarray, decoded: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def through(name: str, setting: int, picture: Tensor) -> tuple[int, np.ndarray]:
+    """One picture, float (3, H, W) in [0, 1], through a classic codec and back: bytes, and uint8 (H, W, 3)."""
+    data = _CLASSIC[name][0](Image.fromarray(to_bytes(picture)), setting)
+    with Image.open(io.BytesIO(data)) as decoded:
+        return len(data), np.array(decoded.convert("RGB"))
+
+
 def measure(name: str, setting: int, picture: Tensor) -> tuple[int, float]:
     """Bytes and PSNR (dB) of one picture, float (3, H, W) in [0, 1], through a classic codec and back."""
-    original = to_bytes(picture)
-    data = _CLASSIC[name][0](Image.fromarray(original), setting)
-    with Image.open(io.BytesIO(data)) as decoded:
-        return len(data), psnr(original, np.asarray(decoded.convert("RGB")))
+    size, decoded = through(name, setting, picture)
+    return size, psnr(to_bytes(picture), decoded)
 
 
 def mean_point(points: Iterable[Point]) -> Point:

@@ -1,0 +1,97 @@
+"""For any network at all, with no training and no code: the distance between what it makes of the decoded picture and
+of the original, in layers that are picked by themselves.
+
+Each layer's error is in units of its own variance, and the mean over layers is weighted as `cls` weights its stages
+(`features.py`), so no weight is set by hand.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lora_comp.data.sample import Sample
+from lora_comp.errors import LoraCompError
+from lora_comp.foreign import load_foreign, photos
+from lora_comp.foreign.taps import tensors_in
+from lora_comp.tasks.cls import LAMBDAS
+from lora_comp.tasks.features import FeatureDistance
+from lora_comp.tasks.rate import rate_lambda
+
+NEGLIGIBLE = 1e-3  # a feature distance that bfloat16 may cost
+
+
+class Open:
+    """Distortion is the feature distance; the score is feature fidelity: how much of the variance of each layer the
+    decoded picture keeps, from 0 to 1, the mean over layers. Of a network that gives one vector of logits, agreement
+    says whether its first class is that on the original.
+
+    network, weights, layers, input: as network, weights, layers, settings of `lora_comp.foreign.load_foreign`.
+    TorchScript files and module:function run code of their author's choice.
+    """
+
+    name = "open"
+    lr = 4e-2  # docs/ttft.md
+    metrics = ("score", "feature_fidelity", "feature_distance")
+
+    def __init__(self, network: str | os.PathLike = "", weights: str | os.PathLike | None = "default",
+                 layers: Sequence[str] | None = None, input: Mapping | str | os.PathLike | None = None):
+        if not network:
+            raise LoraCompError("the task open needs a network: network=FILE.onnx, or another that docs/open.md names")
+        self.network = load_foreign(network, weights, layers, input)
+        self.key = f"open-{self.network.identity}"
+        self.features = FeatureDistance(self.network)
+        self.targets = self.features.targets
+        self.device = torch.device("cpu")
+        self.half_fits: bool | None = None  # whether the network computes the same in bfloat16, once it was asked
+
+    def to(self, device: torch.device) -> "Open":
+        self.device, self.half_fits = device, None
+        self.features.to(device)
+        return self
+
+    def distortion(self, decoded: Tensor, targets: list[Tensor]) -> Tensor:
+        kind = decoded.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self.features.distortion(decoded, targets)
+        if self.half_fits is None:
+            self.half_fits = self._half_fits(kind)
+        with torch.autocast(kind, torch.bfloat16, enabled=self.half_fits):
+            return self.features.distortion(decoded, targets)
+
+    @torch.no_grad()
+    def _half_fits(self, kind: str) -> bool:
+        measured = photos(self.network.probed).to(self.device)
+        with torch.autocast(kind, enabled=False):
+            targets = self.targets(measured)
+        try:
+            with torch.autocast(kind, torch.bfloat16):
+                return float(self.features.distortion(measured, targets).mean()) < NEGLIGIBLE
+        except Exception:  # a network that insists on float32, in its own words
+            return False
+
+    def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
+        return self.distortion(decoded, self.targets(original)).mean()
+
+    def weight(self, quality: int) -> float:
+        return 1000 * rate_lambda(LAMBDAS, quality)
+
+    @torch.no_grad()
+    def answer(self, picture: Tensor) -> str | None:
+        """The first class that the network sees in a picture (3, H, W), if it gives one vector of logits."""
+        found = tensors_in(self.network(picture[None].to(self.device)))
+        logits = next(iter(found.values()))
+        return f"class {int(logits.argmax())}" if len(found) == 1 and logits.ndim == 2 and logits.numel() > 1 else None
+
+    @torch.no_grad()
+    def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
+        original, decoded = sample.image.to(self.device), decoded.clamp(0, 1).to(self.device)
+        targets, features = self.targets(original[None]), self.targets(decoded[None])
+        kept = [max(0.0, 1 - float((feature - target).square().mean() / target.var().clamp_min(1e-12)))
+                for feature, target in zip(features, targets, strict=True)]
+        fidelity = sum(kept) / len(kept)
+        measured = {"score": fidelity, "feature_fidelity": fidelity}
+        if answer := self.answer(original):
+            measured["agreement"] = float(answer == self.answer(decoded))
+        return measured | {"feature_distance": float(self.features.between(features, targets))}

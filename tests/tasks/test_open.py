@@ -1,0 +1,85 @@
+"""open: any network as a task. How networks are read and their layers found is tested in tests/foreign."""
+
+import pytest
+import torch
+from torch import nn
+
+import lora_comp as lc
+from lora_comp import cli
+from lora_comp.data import Sample, write_image
+from lora_comp.errors import LoraCompError
+from lora_comp.tasks import load_task
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """A TorchScript file of a small network that takes pictures of any size from 24x24 on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 4, 2))
+    path = tmp_path_factory.mktemp("script") / "seen.pt"
+    torch.jit.save(torch.jit.trace(net.eval(), torch.rand(1, 3, 64, 64)), path)
+    return path
+
+
+def test_adapting_to_a_network_never_seen_lowers_its_objective(script, codec, picture):
+    task, image = load_task("open", network=script), picture(64, 128)
+    coded = lc.encode(image, codec, task, steps=5)
+    assert coded.method == "svd_lora"
+    assert coded.loss_after < 0.95 * coded.loss_before
+
+
+def test_the_score_is_the_share_of_variance_that_is_kept(script, picture):
+    task, image = load_task("open", network=script), picture()
+    same = task.measure(image, Sample("a", image))
+    assert same["score"] == same["feature_fidelity"] == pytest.approx(1)
+    assert same["feature_distance"] == pytest.approx(0, abs=1e-6)
+    noise = torch.randn_like(image)
+    scores = [task.measure(image + strength * noise, Sample("a", image))["score"] for strength in (0.02, 0.1, 0.5)]
+    assert 0.9 < scores[0] > scores[1] > scores[2] >= 0
+
+
+def test_a_network_that_gives_logits_tells_whether_its_answer_stays(tmp_path):
+    net = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3, 2))
+    with torch.no_grad():
+        net[2].weight[0], net[2].weight[1], net[2].bias[:] = 1, -1, torch.tensor([-1.5, 1.5])
+    torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 32, 32)), tmp_path / "bright.ts")
+    task = load_task("open", network=tmp_path / "bright.ts", input={"size": 32})
+    bright, dark = torch.full((3, 40, 40), 0.9), torch.full((3, 40, 40), 0.1)
+    assert (task.answer(bright), task.answer(dark)) == ("class 0", "class 1")
+    assert task.measure(bright * 0.9, Sample("a", bright))["agreement"] == 1
+    assert task.measure(dark, Sample("a", bright))["agreement"] == 0
+
+
+def test_the_command_takes_a_network_and_how_it_wants_pictures(script, tmp_path, weights, picture, capsys):
+    write_image(tmp_path / "street.png", picture(40, 60))
+    (tmp_path / "input.yaml").write_text("size: [48, 48]\nchannels: bgr\n")
+    layer = load_task("open", network=script).network.layers[0]
+    for words in ([f"task.layers=[{layer}]"], ["task.input.size=[32,32]", "task.input.channels=bgr"],
+                  [f"task.input={tmp_path / 'input.yaml'}"]):
+        said = cli.command(["encode", str(tmp_path / "street.png"), str(tmp_path / "street.lcz"), "task=open",
+                            f"task.network={script}", f"codec.weights={weights}", "engine.steps=1", *words])
+        assert said == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, says", [
+    ([], "the task open needs a network"), (["task.network=missing.onnx"], "there is no file missing.onnx"),
+    (["task.network=SCRIPT", "task.layers=relu_3"], "task.layers must be a list"),
+    (["task.network=SCRIPT", "task.layers=[nose]"], "the layer 'nose'"),
+    (["task.network=SCRIPT", "task.input.sise=3"], "sise"),
+    (["task.network=SCRIPT", "task.input=7"], "task.input must"),
+    (["task.network=SCRIPT", "task.input.channels=yuv"], "rgb or bgr"),
+    (["task.network=SCRIPT", "task.weights=w.pth"], "holds its weights"),
+    (["task.network=SCRIPT"], "cannot take a picture of 16x64")])
+def test_a_mistake_is_told_in_one_line(script, tmp_path, weights, picture, capsys, words, says):
+    write_image(tmp_path / "small.png", picture(16, 64))
+    words = [word.replace("SCRIPT", str(script)) for word in words]
+    assert cli.command(["encode", str(tmp_path / "small.png"), str(tmp_path / "small.lcz"), "task=open",
+                        f"codec.weights={weights}", *words]) == 2
+    line = capsys.readouterr().err
+    assert says in line and line.count("\n") == 1
+
+
+def test_a_task_without_a_network_is_told():
+    with pytest.raises(LoraCompError, match="needs a network"):
+        load_task("open")

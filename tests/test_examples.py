@@ -1,0 +1,55 @@
+"""What lies in examples/ runs."""
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_comp import run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def fastestdet():
+    pytest.importorskip("onnx2torch")
+    spec = importlib.util.spec_from_file_location("fastestdet", EXAMPLES / "fastestdet.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_sure_cell_is_a_box_around_its_centre_and_its_neighbour_is_suppressed(fastestdet):
+    out = torch.zeros(85, 22, 22)
+    for row, score in ((11, 1.0), (12, 0.9)):
+        out[0, row, 5] = out[5 + 7, row, 5] = score
+    boxes, scores, labels = fastestdet.detections(out, 220, 440)
+    assert boxes.tolist() == [pytest.approx([100 - 110, 110 - 55, 220, 110])]  # half the picture, at (5, 11) of 22
+    assert (scores.tolist(), labels.tolist()) == ([1.0], [7])
+
+
+@pytest.mark.data
+def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared, tmp_path, monkeypatch):
+    coco, network = shared / "data" / "coco96", shared / "nets" / "fastestdet-coco.onnx"
+    words = ["task=open", f"task.network={network}", f"task.input={EXAMPLES / 'fastestdet.yaml'}", "method=none",
+             "data=folder", f"data.path={coco / 'images'}", "data.limit=2", "quality=[1,4]", f"out={tmp_path}"]
+    assert run.main(words) == 0
+    monkeypatch.setattr(fastestdet, "CLASSIC", {"jpeg": (10, 50)})
+    monkeypatch.setattr(sys, "argv", ["fastestdet.py", str(network), str(coco), str(tmp_path)])
+    fastestdet.main()
+    points = json.loads((tmp_path / "detections.json").read_text())["points"]
+    assert {name: len(curve) for name, curve in points.items()} == {"uncompressed": 1, "plain": 2, "jpeg": 2}
+    assert all(0 < point["mAP"] <= point["AP50"] < 1 for curve in points.values() for point in curve)
+    assert (tmp_path / "detections.png").exists()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_fastestdet_reaches_its_score_on_uncompressed_pictures(fastestdet, shared):
+    coco = shared / "data" / "coco96"
+    scorer = fastestdet.Scorer(str(shared / "nets" / "fastestdet-coco.onnx"), coco / "instances.json",
+                               EXAMPLES / "fastestdet.yaml")
+    found = scorer.score((path.name, fastestdet.read_image(path)) for path in sorted((coco / "images").iterdir()))
+    assert found["mAP"] == pytest.approx(0.190, abs=0.002)  # the same predictions given to pycocotools by hand
