@@ -9,7 +9,7 @@ from lora_comp.zoo import ROOT, codec_path, read_weights
 from lora_comp.zoo.registry import digest
 
 
-@pytest.mark.parametrize("name", ["scenes", "flowers"])
+@pytest.mark.parametrize("name", ["scenes", "flowers", "scenes-det", "scenes-seg"])
 def test_the_card_of_a_network_is_that_of_its_weights(name):
     facts = json.loads((ROOT / "networks" / f"{name}.json").read_text())
     assert (ROOT / "networks" / f"{name}.md").read_text() == network_card(facts)

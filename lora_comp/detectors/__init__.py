@@ -17,6 +17,7 @@ Those trained on COCO count its 80 categories in the order of their ids, as `lor
 
 import os
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ _MODULES = {
 
 def load_detector(
     name: str | os.PathLike, weights: str | os.PathLike | None = "default", masks: bool = False, seed: int = 0,
-) -> torch.nn.Module:
+) -> Any:
     """A frozen detector in evaluation mode, or with `masks` one that also segments.
 
     name: "scenes" (ships here), "torchvision/NAME", "detectron2/CONFIG", "transformers/NAME", or the path of a file of

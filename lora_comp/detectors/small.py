@@ -66,7 +66,7 @@ class _Pyramid(nn.Module):
 
 
 class SmallRCNN(nn.Module):
-    """A detector after `lora_comp.detectors`, of about 1.3 M parameters; with `masks` it also segments.
+    """A detector after `lora_comp.detectors`, of about 1.2 M parameters; with `masks` it also segments.
 
     widths, depths: of its SmallResNet. channels: of its pyramid.
     """

@@ -60,7 +60,7 @@ def signed(value: float | None) -> str:
 def network_card(facts: dict) -> str:
     """Markdown from the .json that lies beside a network's weights."""
     told = {("hours" if key == "minutes" else key): (hours(facts) if key == "minutes" else value)
-            for key, value in facts.items() if key not in ("name", "classes", "stage_variance")}
+            for key, value in facts.items() if key not in ("name", "classes", "masks", "stage_variance")}
     what = {None: "A classifier", False: "A detector", True: "An instance segmenter"}[facts.get("masks")]
     return "\n".join([
         f"# {facts['name']}", "", f"{what} of {len(facts['classes'])} classes ({', '.join(facts['classes'])}); "

@@ -21,6 +21,7 @@ _BOOKKEEPING = (
     "file", "bytes_adapter", "adapted", "threads")
 
 
+DETAILS = ("AP75", "AP_small", "AP_medium", "AP_large")
 OF_A_PART = ("_top1", "_agreement", "_mAP", "_psnr")  # the scores of one of several tasks, under its name
 
 
@@ -83,14 +84,15 @@ def bd_rates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _columns(rows: Sequence[dict]) -> list[tuple[str, str, int]]:
-    """Key, heading and digits of the columns with figures."""
+def _columns(rows: Sequence[dict], brief: bool) -> list[tuple[str, str, int]]:
+    """Key, heading and digits of the columns with figures; a terminal has no room for all."""
     score = score_name(rows)
     columns = [("bytes", "bytes", 0), ("bpp", "bpp", 3)]
     if score != "psnr":
         columns.append(("psnr", "PSNR dB", 2))
     columns.append(("score", {"score": "score", "psnr": "score: PSNR dB"}.get(score, f"score: {_words(score)}"), 3))
-    return columns + [(name, _words(name), 3) for name in metric_names(rows)]
+    names = [name for name in metric_names(rows) if not (brief and name.endswith(DETAILS))]
+    return columns + [(name, _words(name), 3) for name in names]
 
 
 def _words(name: str) -> str:
@@ -98,9 +100,9 @@ def _words(name: str) -> str:
     return known.get(name, name.replace("_", " "))
 
 
-def _cells(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+def _cells(rows: Sequence[dict], brief: bool = False) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: plain and adapted under each other at equal quality, with what adaptation changed."""
-    columns = _columns(rows)
+    columns = _columns(rows, brief)
     adapted = any(row["method"] != PLAIN for row in rows)
     headings = ["quality", "method", *[heading for _, heading, _ in columns]]
     headings += ["Δ bytes", "Δ score"] if adapted else []
@@ -144,12 +146,13 @@ def _pictures(rows: Sequence[dict]) -> str:
 
 def table(rows: Sequence[dict]) -> Table:
     """The rows for the terminal, with the BD-rates under them."""
-    headings, lines = _cells(rows)
+    headings, lines = _cells(rows, brief=True)
     shown = Table(
         title=f"means over {_pictures(rows)}", caption="\n".join(bd_rate_lines(rows)) or None, caption_justify="left",
         box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for i, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if i == 1 else "right")
+        longest = max(map(len, (*heading.split(), *(cells[i] for cells in lines))))
+        shown.add_column(heading, justify="left" if i == 1 else "right", min_width=longest)
     for i, cells in enumerate(lines):
         shown.add_row(*cells, end_section=i + 1 < len(lines) and lines[i + 1][0] != cells[0])
     return shown
