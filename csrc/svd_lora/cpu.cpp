@@ -86,15 +86,17 @@ INLINE void run_share(const Job& job, size_t item) {
   std::vector<float> grad_t(kGroup * rank);
   for (size_t row = groups * share / job.shares * kGroup; row < last; row += kGroup) {
     const size_t count = std::min(kGroup, last - row);
+    const bool more = !a.bfloat16 && row + count < last;
     const float* const x_rows = x.read(start + row, count);
     float* const y_rows = y.read(start + row, count);
     float* const t = job.projected + (start + row) * rank;
     if (!backward) {
-      apply<Fit>(product, x_rows, count, t, y_rows);
+      apply<Fit>(product, x_rows, count, t, y_rows, more ? x_rows + count * a.in : nullptr, nullptr);
       y.write(start + row, count);
       continue;
     }
-    apply<Fit>(product, y_rows, count, grad_t.data(), grad_x.read(start + row, count));
+    apply<Fit>(product, y_rows, count, grad_t.data(), grad_x.read(start + row, count),
+               more ? y_rows + count * a.out : nullptr, x_rows);
     grad_x.write(start + row, count);
     Sums& sums = (*job.sums)[item];
     if (!sums.u.empty()) add_products<Fit>(y_rows, t, count, a.out, rank, sums.u.data());
@@ -108,6 +110,7 @@ INLINE void run_share(const Job& job, size_t item) {
 }
 
 struct Kernels {
+  size_t panel;
   void (*pack)(const LowRankLinear& a, bool gradient, const Packed& p);
   void (*run)(const Job& job, size_t share);
 };
@@ -126,10 +129,10 @@ AVX2 void run_avx2(const Job& job, size_t share) { run_share<Middle>(job, share)
 
 Kernels fastest() {
 #ifdef __x86_64__
-  if (has_avx512()) return {pack_avx512, run_avx512};
-  if (has_avx2()) return {pack_avx2, run_avx2};
+  if (has_avx512()) return {Wide::kPanel, pack_avx512, run_avx512};
+  if (has_avx2()) return {Middle::kPanel, pack_avx2, run_avx2};
 #endif
-  return {pack_plain, run_plain};
+  return {Narrow::kPanel, pack_plain, run_plain};
 }
 
 size_t shares(const LowRankLinear& a) { return std::min<size_t>((a.n + kShare - 1) / kShare, 16); }
@@ -152,7 +155,7 @@ void finish(const LowRankLinear& a, const std::vector<Sums>& sums, std::vector<f
 
 void low_rank_linear_forward(const LowRankLinear& a, void* y, float* t, unsigned threads) {
   const Kernels kernels = fastest();
-  const Packed packed(a, false);
+  const Packed packed(a, false, kernels.panel);
   kernels.pack(a, false, packed);
   const Job job{a, packed, shares(a), y, t, nullptr, nullptr, nullptr};
   parallel(a.batch * shares(a), threads, [&](size_t share) { kernels.run(job, share); });
@@ -161,7 +164,7 @@ void low_rank_linear_forward(const LowRankLinear& a, void* y, float* t, unsigned
 void low_rank_linear_backward(const LowRankLinear& a, const void* grad_y, const float* t, const LowRankGradients& grads,
                               unsigned threads) {
   const Kernels kernels = fastest();
-  const Packed packed(a, true);
+  const Packed packed(a, true, kernels.panel);
   kernels.pack(a, true, packed);
   const size_t rank = low_rank_padded(a.rank);
   std::vector<Sums> sums(a.batch * shares(a));

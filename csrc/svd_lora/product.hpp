@@ -16,21 +16,24 @@
 
 namespace lora_comp {
 
-constexpr size_t kPanel = 32;  // columns of a panel
-constexpr size_t kGroup = 64;  // rows that share a panel while it lies in the first cache
+constexpr size_t kGroup = 48;  // rows that share a panel while it lies in the first caches
 
-// Tiles of kRows x kVectors vectors, and sums of 4 x kSummed, that fit the registers of an instruction set.
+// Tiles of kRows x kVectors vectors, a panel of columns wide, and sums of 4 x kSummed, that fit the registers of an
+// instruction set.
 struct Wide {
   typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
-  static constexpr size_t kWidth = 16, kRows = 8, kVectors = 2, kSummed = 4;
+  static constexpr size_t kWidth = 16, kRows = 6, kVectors = 4, kSummed = 4;
+  static constexpr size_t kPanel = kVectors * kWidth;
 };
 struct Middle {
   typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
   static constexpr size_t kWidth = 8, kRows = 6, kVectors = 2, kSummed = 2;
+  static constexpr size_t kPanel = kVectors * kWidth;
 };
 struct Narrow {
   typedef float Vector __attribute__((vector_size(16), aligned(4), may_alias));
   static constexpr size_t kWidth = 4, kRows = 6, kVectors = 2, kSummed = 2;
+  static constexpr size_t kPanel = kVectors * kWidth;
 };
 
 template <class Fit>
@@ -61,7 +64,7 @@ INLINE void store(typename Fit::Vector v, float* p, size_t count) {
 }
 
 INLINE size_t left(size_t size, size_t done) { return size > done ? size - done : 0; }
-INLINE size_t padded(size_t columns) { return (columns + kPanel - 1) / kPanel * kPanel; }
+INLINE size_t padded(size_t columns, size_t panel) { return (columns + panel - 1) / panel * panel; }
 
 // f(0), ..., f(kCount - 1) with constants, for arrays that are to stay in registers.
 template <size_t... kIndex, class F>
@@ -83,10 +86,10 @@ INLINE Vector seconds(const Vector& a, const Vector& b, std::index_sequence<kLan
 // c is (rows, columns), a (rows, inner), B (inner, columns), P (inner, rank), Q (rank, columns), start (columns,).
 struct Product {
   size_t inner, columns, rank;  // the rank padded
-  const float* weight;          // B in panels, each (inner, kPanel); null: c already holds start + a B
+  const float* weight;          // B in panels, each (inner, panel); null: c already holds start + a B
   const float* start;           // (padded columns,)
   const float* project;         // P^T, (rank, inner)
-  const float* expand;          // Q in panels, each (rank, kPanel)
+  const float* expand;          // Q in panels, each (rank, panel)
 };
 
 // Lane i gets the sum of v[i].
@@ -106,23 +109,27 @@ INLINE typename Fit::Vector add_lanes(typename Fit::Vector (&v)[Fit::kWidth]) {
 template <class Fit>
 INLINE void project(const Product& m, const float* a, size_t rows, float* t) {
   constexpr size_t kRows = Fit::kWidth / 4;
+  using Each = std::make_index_sequence<kRows * 4>;
   const size_t whole = m.inner / Fit::kWidth * Fit::kWidth, rest = m.inner - whole;
+  const size_t count = rows < kRows ? 1 : kRows, step = count == 1 ? 0 : m.inner;
   for (size_t four = 0; four < m.rank; four += 4) {
     const float* const p = m.project + four * m.inner;
-    for (size_t row = 0; row < rows; row += kRows) {
-      const float* from[kRows];
-      for (size_t i = 0; i < kRows; ++i) from[i] = a + std::min(row + i, rows - 1) * m.inner;
+    for (size_t next = 0; next < rows; next += count) {
+      const size_t row = std::min(next, rows - count);  // at the end some rows once more
+      const float* const from = a + row * m.inner;
       typename Fit::Vector sum[kRows * 4] = {};
       for (size_t k = 0; k < whole; k += Fit::kWidth)
-        for (size_t i = 0; i < kRows; ++i)
-          for (size_t j = 0; j < 4; ++j) sum[i * 4 + j] += at<Fit>(from[i] + k) * at<Fit>(p + j * m.inner + k);
-      for (size_t i = 0; rest && i < kRows; ++i)
-        for (size_t j = 0; j < 4; ++j)
-          sum[i * 4 + j] += load<Fit>(from[i] + whole, rest) * load<Fit>(p + j * m.inner + whole, rest);
+        unrolled(Each(), [&](auto n) INLINED {
+          sum[n] += at<Fit>(from + n / 4 * step + k) * at<Fit>(p + n % 4 * m.inner + k);
+        });
+      if (rest)
+        unrolled(Each(), [&](auto n) INLINED {
+          sum[n] += load<Fit>(from + n / 4 * step + whole, rest) * load<Fit>(p + n % 4 * m.inner + whole, rest);
+        });
       const typename Fit::Vector result = add_lanes<Fit>(sum);
       float values[Fit::kWidth];
       std::memcpy(values, &result, sizeof values);
-      for (size_t i = 0; i < kRows && row + i < rows; ++i)
+      for (size_t i = 0; i < count; ++i)
         std::memcpy(t + (row + i) * m.rank + four, values + i * 4, 4 * sizeof(float));
     }
   }
@@ -134,30 +141,29 @@ using Tile = std::make_index_sequence<kRows * Fit::kVectors>;
 template <size_t kRows, class Fit>
 INLINE void multiply(const float* a, size_t inner, const float* b,
                      typename Fit::Vector (&sum)[kRows * Fit::kVectors]) {
-  constexpr size_t kVectors = Fit::kVectors;
-  for (size_t k = 0; k < inner; ++k, ++a, b += kPanel)
+#pragma GCC unroll 2
+  for (size_t k = 0; k < inner; ++k, ++a, b += Fit::kPanel)
     unrolled(Tile<kRows, Fit>(), [&](auto n) INLINED {
-      sum[n] += a[n / kVectors * inner] * at<Fit>(b + n % kVectors * Fit::kWidth);
+      sum[n] += a[n / Fit::kVectors * inner] * at<Fit>(b + n % Fit::kVectors * Fit::kWidth);
     });
 }
 
-// kRows rows and up to kVectors vectors of c, from `column` on.
+// kRows rows of c, from `column` on, where a panel starts.
 template <size_t kRows, class Fit>
 INLINE void tile(const Product& m, const float* a, const float* t, size_t column, float* c) {
   constexpr size_t kVectors = Fit::kVectors, kWidth = Fit::kWidth;
-  const size_t panel = column / kPanel, inside = column % kPanel;
   typename Fit::Vector sum[kRows * kVectors];
   if (m.weight) {
     unrolled(Tile<kRows, Fit>(), [&](auto n) INLINED { sum[n] = at<Fit>(m.start + column + n % kVectors * kWidth); });
-    multiply<kRows, Fit>(a, m.inner, m.weight + panel * m.inner * kPanel + inside, sum);
+    multiply<kRows, Fit>(a, m.inner, m.weight + column * m.inner, sum);
   } else {
     unrolled(Tile<kRows, Fit>(), [&](auto n) INLINED {
       const size_t lane = column + n % kVectors * kWidth;
       sum[n] = load<Fit>(c + n / kVectors * m.columns + lane, left(m.columns, lane));
     });
   }
-  multiply<kRows, Fit>(t, m.rank, m.expand + panel * m.rank * kPanel + inside, sum);
-  const bool whole = column + kVectors * kWidth <= m.columns;
+  multiply<kRows, Fit>(t, m.rank, m.expand + column * m.rank, sum);
+  const bool whole = column + Fit::kPanel <= m.columns;
   unrolled(Tile<kRows, Fit>(), [&](auto n) INLINED {
     const size_t lane = column + n % kVectors * kWidth;
     float* const to = c + n / kVectors * m.columns + lane;
@@ -168,17 +174,41 @@ INLINE void tile(const Product& m, const float* a, const float* t, size_t column
   });
 }
 
-// t = a P and, unless c is null, c.
+// Rows that are read after those at work, asked of the memory a share at each tile: all at once they would hold up the
+// tile's own.
+struct Ahead {
+  const float* next;  // null: none
+  size_t share;
+
+  Ahead(const float* next, size_t size, size_t tiles) : next(next), share(tiles ? size / tiles + 1 : 0) {}
+
+  INLINE void ask() {
+    for (size_t i = 0; next && i < share; i += 16) __builtin_prefetch(next + i, 0, 2);
+    if (next) next += share;
+  }
+};
+
+// t = a P and, unless c is null, c. Known to be read next, or null: the rows of a that follow, and others as wide as c.
 template <class Fit>
-INLINE void apply(const Product& m, const float* a, size_t rows, float* t, float* c) {
+INLINE void apply(const Product& m, const float* a, size_t rows, float* t, float* c, const float* following,
+                  const float* others) {
   project<Fit>(m, a, rows, t);
-  for (size_t panel = 0; c && panel < m.columns; panel += kPanel)
-    for (size_t column = panel; column < std::min(panel + kPanel, m.columns); column += Fit::kVectors * Fit::kWidth) {
-      size_t row = 0;
-      for (; row + Fit::kRows <= rows; row += Fit::kRows)
-        tile<Fit::kRows, Fit>(m, a + row * m.inner, t + row * m.rank, column, c + row * m.columns);
-      for (; row < rows; ++row) tile<1, Fit>(m, a + row * m.inner, t + row * m.rank, column, c + row * m.columns);
+  const size_t tiles = (m.columns + Fit::kPanel - 1) / Fit::kPanel * (rows / Fit::kRows);
+  Ahead a_ahead(following, rows * m.inner, tiles), others_ahead(others, rows * m.columns, tiles);
+  for (size_t column = 0; c && column < m.columns; column += Fit::kPanel) {
+    size_t row = 0;
+    for (; row + Fit::kRows <= rows; row += Fit::kRows) {
+      a_ahead.ask();
+      others_ahead.ask();
+      tile<Fit::kRows, Fit>(m, a + row * m.inner, t + row * m.rank, column, c + row * m.columns);
     }
+    if (row < rows && rows >= Fit::kRows && m.weight) {  // what is left, with some of the rows before it once more
+      row = rows - Fit::kRows;
+      tile<Fit::kRows, Fit>(m, a + row * m.inner, t + row * m.rank, column, c + row * m.columns);
+      continue;
+    }
+    for (; row < rows; ++row) tile<1, Fit>(m, a + row * m.inner, t + row * m.rank, column, c + row * m.columns);
+  }
 }
 
 // kVectors vectors of columns, or, where that is 1, what is left of one.
@@ -230,24 +260,25 @@ inline float* scratch(size_t size) {
 // The factors of y (B = W^T, P = V, Q = U), or of the gradient of x (B = W, P = U, Q = V), laid out for the loops
 // above. Q is already times scale * s. They lie in the thread's scratch: one at a time.
 struct Packed {
-  size_t inner, columns, rank;
+  size_t inner, columns, rank, padded_columns;
   float *start, *expand, *project, *weight;  // of all adapters
 
-  Packed(const LowRankLinear& a, bool gradient)
+  Packed(const LowRankLinear& a, bool gradient, size_t panel)
       : inner(gradient ? a.out : a.in),
         columns(gradient ? a.in : a.out),
         rank(low_rank_padded(a.rank)),
-        start(scratch(padded(columns) * (1 + a.batch * rank + inner) + a.batch * rank * inner)),
-        expand(start + padded(columns)),
-        project(expand + a.batch * rank * padded(columns) + inner * padded(columns)),
-        weight(a.weight ? project - inner * padded(columns) : nullptr) {
-    std::fill_n(start, padded(columns), 0.0f);
+        padded_columns(padded(columns, panel)),
+        start(scratch(padded_columns * (1 + a.batch * rank + inner) + a.batch * rank * inner)),
+        expand(start + padded_columns),
+        project(expand + a.batch * rank * padded_columns + inner * padded_columns),
+        weight(a.weight ? project - inner * padded_columns : nullptr) {
+    std::fill_n(start, padded_columns, 0.0f);
     if (a.bias && !gradient) std::copy_n(a.bias, columns, start);
   }
 
   Product of(size_t adapter) const {
     return {inner, columns, rank, weight, start, project + adapter * rank * inner,
-            expand + adapter * rank * padded(columns)};
+            expand + adapter * rank * padded_columns};
   }
 };
 
@@ -268,24 +299,24 @@ INLINE void transpose(typename Fit::Vector (&v)[Fit::kWidth]) {
 // The transpose of W (columns, inner), in panels.
 template <class Fit>
 INLINE void pack_transposed(const float* weight, size_t inner, size_t columns, float* to) {
-  for (size_t column = 0; column < padded(columns); column += Fit::kWidth)
+  for (size_t column = 0; column < padded(columns, Fit::kPanel); column += Fit::kWidth)
     for (size_t k = 0; k < inner; k += Fit::kWidth) {
       typename Fit::Vector rows[Fit::kWidth] = {};
       for (size_t i = 0; i < Fit::kWidth; ++i)
         if (column + i < columns) rows[i] = load<Fit>(weight + (column + i) * inner + k, inner - k);
       transpose<Fit>(rows);
-      float* const panel = to + column / kPanel * inner * kPanel + column % kPanel;
+      float* const panel = to + column / Fit::kPanel * inner * Fit::kPanel + column % Fit::kPanel;
       for (size_t i = 0; i < Fit::kWidth; ++i)
-        if (k + i < inner) at<Fit>(panel + (k + i) * kPanel) = rows[i];
+        if (k + i < inner) at<Fit>(panel + (k + i) * Fit::kPanel) = rows[i];
     }
 }
 
 // W (inner, columns) in panels.
 template <class Fit>
 INLINE void pack_straight(const float* weight, size_t inner, size_t columns, float* to) {
-  for (size_t column = 0; column < padded(columns); column += kPanel)
-    for (size_t k = 0; k < inner; ++k, to += kPanel)
-      for (size_t lane = column; lane < column + kPanel; lane += Fit::kWidth)
+  for (size_t column = 0; column < padded(columns, Fit::kPanel); column += Fit::kPanel)
+    for (size_t k = 0; k < inner; ++k, to += Fit::kPanel)
+      for (size_t lane = column; lane < column + Fit::kPanel; lane += Fit::kWidth)
         at<Fit>(to + lane - column) = load<Fit>(weight + k * columns + lane, left(columns, lane));
 }
 
@@ -299,9 +330,9 @@ INLINE void pack(const LowRankLinear& a, bool gradient, const Packed& p) {
     const float *const s = a.s + adapter * a.rank, *const first = gradient ? u : v, *const second = gradient ? v : u;
     for (size_t k = 0; k < p.rank; ++k)
       for (size_t i = 0; i < p.inner; ++i) *project++ = k < a.rank ? first[i * a.rank + k] : 0;
-    for (size_t panel = 0; panel < p.columns; panel += kPanel)
+    for (size_t panel = 0; panel < p.columns; panel += Fit::kPanel)
       for (size_t k = 0; k < p.rank; ++k)
-        for (size_t i = panel; i < panel + kPanel; ++i)
+        for (size_t i = panel; i < panel + Fit::kPanel; ++i)
           *expand++ = i < p.columns && k < a.rank ? a.scale * s[k] * second[i * a.rank + k] : 0;
   }
 }

@@ -43,8 +43,7 @@ def svd_lora_linear(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    _check(x, weight, bias, u, s, v)
-    kind = x.device.type
+    kind = "cpu" if x.is_cpu else x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -52,8 +51,10 @@ def svd_lora_linear(
     known = kind == "cpu" or (kind == "cuda" and _C.has_cuda)
     fused = frozen and known and x.dtype in FUSED_TYPES and x.dtype == weight.dtype and u.dtype in FUSED_TYPES
     if not (fused and (bias is None or bias.dtype == x.dtype)):
+        _sizes(x, weight, bias, u, s, v)
         return plain_svd_lora_linear(x, weight, bias, u, s, v, scale)
-    u, s, v = u.float(), s.float(), v.float()
+    if not u.dtype == s.dtype == v.dtype == torch.float32:
+        u, s, v = u.float(), s.float(), v.float()
     if torch.compiler.is_compiling():
         return _operator(x, weight, bias, u, s, v, scale)[0]
     return _Eager.apply(x, weight, bias, u, s, v, scale)
@@ -64,29 +65,28 @@ def merge(weight: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float) -> Tens
     return weight + scale * (u * s) @ v.T
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor) -> None:
+def _sizes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
+) -> tuple[int, int, int, int, int]:
+    """batch, n, in, out and rank, if the shapes fit each other."""
     if weight.dim() != 2:
         raise ValueError(f"weight must be (out, in), not {tuple(weight.shape)}")
     out, inputs = weight.shape
-    if x.dim() == 0 or x.shape[-1] != inputs:
+    *leading, width = x.shape or (None,)
+    if width != inputs:
         raise ValueError(f"x must be (..., {inputs}) for a weight of {tuple(weight.shape)}, not {tuple(x.shape)}")
     if bias is not None and bias.shape != (out,):
         raise ValueError(f"bias must be ({out},), not {tuple(bias.shape)}")
-    if s.dim() not in (1, 2) or s.shape[-1] == 0:
+    *batch, rank = s.shape or (0,)
+    if len(batch) > 1 or rank == 0:
         raise ValueError(f"s must be (r,) or (B, r) with a rank r of at least 1, not {tuple(s.shape)}")
-    batch, rank = s.shape[:-1], s.shape[-1]
-    if batch and (x.dim() < 2 or x.shape[0] != batch[0]):
+    if batch and leading[:1] != batch:
         raise ValueError(f"x must be ({batch[0]}, ..., {inputs}), an entry an adapter, not {tuple(x.shape)}")
     for name, value, rows in (("u", u, out), ("v", v, inputs)):
         if value.shape != (*batch, rows, rank):
             raise ValueError(f"{name} must be {(*batch, rows, rank)}, not {tuple(value.shape)}")
-
-
-def _sizes(x: Tensor, weight: Tensor, s: Tensor) -> tuple[int, int, int, int, int]:
-    """batch, n, in, out, rank"""
-    batch = len(s) if s.dim() == 2 else 1
-    out, inputs = weight.shape
-    return batch, math.prod(x.shape[:-1]) // max(batch, 1), inputs, out, s.shape[-1]
+    rows = math.prod(leading[1:]) if batch else math.prod(leading)
+    return batch[0] if batch else 1, rows, inputs, out, rank
 
 
 def _padded(rank: int) -> int:
@@ -108,24 +108,29 @@ def _address(tensor: Tensor | None) -> int:
 
 def _inputs(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
-) -> tuple[tuple[int, ...], list[Tensor], bool]:
-    """Addresses of all six, what lies there but the bias, and whether the kernel multiplies by the weight too."""
+) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple]:
+    """Addresses of all six and the sizes, whether the kernel multiplies by the weight too, and what lies there."""
+    found = _C.low_rank_linear_inputs(x, weight, bias, u, s, v)
+    if found is not None:  # the same as below, in a fifth of the time
+        return *found, True, (x, weight, bias, u, s, v)
+    sizes = _sizes(x, weight, bias, u, s, v)
+    tensors = tuple([None if a is None else a.contiguous() for a in (x, weight, bias, u, s, v)])
+    addresses = [_address(a) for a in tensors]
     whole = x.dtype == torch.float32 and not x.is_cuda
-    kept = [t.contiguous() for t in (x, weight, u, s, v)]
-    address = [t.data_ptr() for t in kept]
-    layer = (address[1], _address(bias)) if whole else (0, 0)
-    return (address[0], *layer, *address[2:]), kept, whole
+    if not whole:
+        addresses[1:3] = 0, 0
+    return tuple(addresses), sizes, whole, tensors
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor]:
-    sizes = _sizes(x, weight, s)
-    bias = None if bias is None else bias.contiguous()
-    addresses, kept, whole = _inputs(x, weight, bias, u, s, v)
-    y = x.new_empty(*x.shape[:-1], sizes[3]) if whole else F.linear(kept[0], weight, bias)
-    t = u.new_empty(sizes[0], sizes[1], _padded(sizes[4]))
-    if y.numel():
+    """y, and t = x V for the gradients."""
+    addresses, sizes, whole, (x, weight, bias, u, _, _) = _inputs(x, weight, bias, u, s, v)
+    batch, n, _, out, rank = sizes
+    y = x.new_empty(*x.shape[:-1], out) if whole else F.linear(x, weight, bias)
+    t = u.new_empty(batch, n, _padded(rank))
+    if batch * n * out:
         _run(_C.low_rank_linear_forward, x, addresses, y.data_ptr(), t.data_ptr(), sizes, scale)
     return y, t
 
@@ -133,31 +138,44 @@ def _forward(
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, t: Tensor, scale: float,
     wanted: list[bool],
-) -> list[Tensor]:
-    """Gradients of x, u, s and v; empty where not wanted."""
-    sizes, grad = _sizes(x, weight, s), grad.contiguous()
-    addresses, kept, whole = _inputs(x, weight, None, u, s, v)
-    like = [kept[0], *kept[2:]]
-    grads = [torch.empty_like(a) if w else a.new_empty(0) for a, w in zip(like, wanted, strict=True)]
+) -> list[Tensor | None]:
+    """Gradients of x, u, s and v, or None where not wanted."""
+    grad = grad.contiguous()
+    addresses, sizes, whole, (x, weight, _, u, s, v) = _inputs(x, weight, None, u, s, v)
+    grads = [torch.empty_like(a) if w else None for a, w in zip((x, u, s, v), wanted, strict=True)]
     if wanted[0] and not whole:
         grads[0] = (grad @ weight).contiguous()
     if grad.numel() == 0:
-        return [g.zero_() for g in grads]
-    grad_t = torch.empty_like(t) if x.is_cuda else None
-    to = tuple(g.data_ptr() if w else 0 for g, w in zip(grads, wanted, strict=True))
-    _run(_C.low_rank_linear_backward, x, addresses, grad.data_ptr(), t.data_ptr(), _address(grad_t), to, sizes, scale)
+        return [None if g is None else g.zero_() for g in grads]
+    grad_t = torch.empty_like(t).data_ptr() if x.is_cuda else 0
+    to = tuple([_address(g) for g in grads])
+    _run(_C.low_rank_linear_backward, x, addresses, grad.data_ptr(), t.data_ptr(), grad_t, to, sizes, scale)
     return grads
 
 
 _KINDS = ("cpu", "cuda")
-_operator = torch.library.custom_op("lora_comp::svd_lora_linear", _forward, mutates_args=(), device_types=_KINDS)
-_gradients = torch.library.custom_op(
-    "lora_comp::svd_lora_linear_backward", _backward, mutates_args=(), device_types=_KINDS)
+
+
+@torch.library.custom_op("lora_comp::svd_lora_linear", mutates_args=(), device_types=_KINDS)
+def _operator(
+    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+) -> tuple[Tensor, Tensor]:
+    return _forward(x, weight, bias, u, s, v, scale)
+
+
+@torch.library.custom_op("lora_comp::svd_lora_linear_backward", mutates_args=(), device_types=_KINDS)
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, t: Tensor, scale: float,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Empty where not wanted."""
+    grads = _backward(grad, x, weight, u, s, v, t, scale, wanted)
+    return [x.new_empty(0) if g is None else g for g in grads]
 
 
 @_operator.register_fake
 def _(x, weight, bias, u, s, v, scale):
-    batch, n, _, out, rank = _sizes(x, weight, s)
+    batch, n, _, out, rank = _sizes(x, weight, bias, u, s, v)
     return x.new_empty(*x.shape[:-1], out), u.new_empty(batch, n, _padded(rank))
 
 
@@ -173,18 +191,15 @@ def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _wanted(ctx) -> list[bool]:
-    return [ctx.needs_input_grad[i] for i in (0, 3, 4, 5)]
-
-
-def _named(grads: list[Tensor], wanted: list[bool]) -> tuple:
-    """As autograd wants them: for x, weight, bias, u, s, v, scale."""
-    x, u, s, v = (g if w else None for g, w in zip(grads, wanted, strict=True))
-    return x, None, None, u, s, v, None
+    x, _, _, u, s, v, *_ = ctx.needs_input_grad
+    return [x, u, s, v]
 
 
 def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple:
     wanted = _wanted(ctx)
-    return _named(_gradients(grad, *ctx.saved_tensors, ctx.scale, wanted), wanted)
+    grads = _gradients(grad, *ctx.saved_tensors, ctx.scale, wanted)
+    x, u, s, v = (g if w else None for g, w in zip(grads, wanted, strict=True))
+    return x, None, None, u, s, v, None
 
 
 _operator.register_autograd(_differentiate, setup_context=_keep)
@@ -194,13 +209,13 @@ class _Eager(torch.autograd.Function):
     """The operator without its way through torch's dispatcher, which costs a small layer a sixth of its time."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        y, t = _forward(*inputs)
-        x, weight, _, u, s, v, ctx.scale = inputs
+    def forward(ctx, x, weight, bias, u, s, v, scale):
+        y, t = _forward(x, weight, bias, u, s, v, scale)
         ctx.save_for_backward(x, weight, u, s, v, t)
+        ctx.scale = scale
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        wanted = _wanted(ctx)
-        return _named(_backward(grad, *ctx.saved_tensors, ctx.scale, wanted), wanted)
+        x, u, s, v = _backward(grad, *ctx.saved_tensors, ctx.scale, _wanted(ctx))
+        return x, None, None, u, s, v, None
