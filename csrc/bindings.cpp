@@ -1,4 +1,4 @@
-// The only file that knows Python, but for svd_lora/inputs.hpp.
+// The only file that knows Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,7 +12,6 @@
 #include "gdn/gdn.hpp"
 #include "rans/latents.hpp"
 #include "rans/rans.hpp"
-#include "svd_lora/inputs.hpp"
 #include "svd_lora/svd_lora.hpp"
 #include "swin/block.hpp"
 
@@ -106,13 +105,6 @@ void decode_latents(const py::bytes& data, const Doubles& means, const Doubles& 
   for (const auto& [position, table] : pairs) hints.push_back({position, table});
   rans::decode_latents(view.data, view.size, model, make_tables(cdfs, sizes, offsets), hints, out, y_out,
                        {threads, {}});
-}
-
-py::object find_linear_inputs(py::handle x, py::handle weight, py::handle bias, py::handle u, py::handle s,
-                              py::handle v) {
-  const auto found = linear_inputs({x, weight, bias, u, s, v});
-  if (!found) return py::none();
-  return py::make_tuple(found->addresses, found->sizes);
 }
 
 using LinearSizes = std::array<size_t, 5>;
@@ -303,9 +295,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("gdn_backward", &backward_gdn, arg("x"), arg("grad_y"), arg("grad_x"), arg("beta"), arg("gamma"), arg("grads"),
         arg("sizes"), arg("inverse"), arg("bfloat16"), arg("threads"),
         "Writes grad_x and adds to grads, those of beta and gamma, unless both are 0.");
-  m.def("low_rank_linear_inputs", &find_linear_inputs, arg("x"), arg("weight"), arg("bias"), arg("u"), arg("s"),
-        arg("v"),
-        "Addresses and sizes for the functions below if all are contiguous float32 on the CPU and fit, else None.");
   m.def("low_rank_linear_forward", &linear_forward, arg("inputs"), arg("y"), arg("t"), arg("sizes"), arg("scale"),
         arg("bfloat16"), arg("threads"), arg("stream"),
         "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"

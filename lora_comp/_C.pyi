@@ -1,6 +1,5 @@
 from numpy import float32, float64, int32
 from numpy.typing import NDArray
-from torch import Tensor
 
 has_cuda: bool
 
@@ -94,9 +93,6 @@ def gdn_backward(
     bfloat16: bool,
     threads: int,
 ) -> None: ...
-def low_rank_linear_inputs(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None: ...
 def low_rank_linear_forward(
     inputs: tuple[int, ...],
     y: int,

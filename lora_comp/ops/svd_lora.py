@@ -110,9 +110,6 @@ def _inputs(
     x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple]:
     """Addresses of all six and the sizes, whether the kernel multiplies by the weight too, and what lies there."""
-    found = _C.low_rank_linear_inputs(x, weight, bias, u, s, v)
-    if found is not None:  # the same as below, in a fifth of the time
-        return *found, True, (x, weight, bias, u, s, v)
     sizes = _sizes(x, weight, bias, u, s, v)
     tensors = tuple([None if a is None else a.contiguous() for a in (x, weight, bias, u, s, v)])
     addresses = [_address(a) for a in tensors]
