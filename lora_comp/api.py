@@ -162,7 +162,6 @@ def bpp(data: bytes, size: tuple[int, int]) -> float:
     return 8 * len(data) / (size[0] * size[1])
 
 
-@torch.no_grad()
 def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
     """Regions of interest of pictures (B, 3, H, W) as one tensor (B, 1, H, W)."""
     size, sizes = tuple(originals.shape[2:]), {tuple(roi.shape) for roi in rois}
@@ -175,6 +174,7 @@ def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
     return weights
 
 
+@torch.no_grad()
 def write(
     codec: Codec, analysis: Codec, x: Tensor, size: tuple[int, int], method: LowRank | None = None,
     payloads: Sequence[bytes] | None = None,

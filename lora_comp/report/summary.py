@@ -19,8 +19,6 @@ _BOOKKEEPING = (
     "image", "height", "width", "count", *GROUP, "bytes", "bpp", "psnr", "score", "loss_before", "loss_after",
     "seconds_encode", "seconds_decode", "label",
     "file", "bytes_adapter", "adapted", "threads")
-
-
 DETAILS = ("AP75", "AP_small", "AP_medium", "AP_large")
 OF_A_PART = ("_top1", "_agreement", "_mAP", "_psnr")  # the scores of one of several tasks, under its name
 
