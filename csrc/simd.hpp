@@ -1,21 +1,28 @@
-// Vectors of sixteen float32 by the compiler's own extension. A function marked INLINE has no instruction set of its
-// own: it is compiled anew into each caller that has one.
+// Vectors of float32 by the compiler's own extension. A file says before it includes this how many LANES its instruction
+// set has; four, which every machine has, if it says nothing. Vectors wider than the machine's own would compile too,
+// into code that takes every one of them through memory, fifty times slower.
+//
+// A function marked INLINE has no instruction set of its own: it is compiled anew into each caller that has one.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#define INLINE inline __attribute__((always_inline))
-#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-#define TARGET_AVX2 __attribute__((target("avx2,fma")))
+#include "shuffle.hpp"
+
+#ifndef LANES
+#define LANES 4
+#endif
 
 namespace lora_comp {
+namespace {  // each file that includes this has its own width
 
-typedef float Vector __attribute__((vector_size(64), may_alias));
-typedef int32_t Integers __attribute__((vector_size(64), may_alias));
-typedef uint32_t Words __attribute__((vector_size(64), may_alias));
-constexpr size_t kWidth = 16;
+constexpr size_t kWidth = LANES;
+typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), may_alias));
 
 INLINE Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 INLINE const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
@@ -30,7 +37,7 @@ INLINE To same_bits(From from) {
   return to;
 }
 
-// Of an address that need not be a multiple of 64.
+// Of an address that need not be a multiple of the vector's size.
 INLINE Vector load(const float* p) {
   Vector x;
   std::memcpy(&x, p, sizeof x);
@@ -67,44 +74,5 @@ INLINE Vector rough_exp2(Vector x) {
   return same_bits<Vector>(same_bits<Words>(p) + (same_bits<Words>(shifted) << 23));
 }
 
-#ifdef __clang__
-#define SHUFFLE(a, b, from)                                                                                          \
-  __builtin_shufflevector(a, b, from(0), from(1), from(2), from(3), from(4), from(5), from(6), from(7), from(8),      \
-                          from(9), from(10), from(11), from(12), from(13), from(14), from(15))
-#else
-#define SHUFFLE(a, b, from)                                                                                          \
-  __builtin_shuffle(a, b,                                                                                            \
-                    Integers{from(0), from(1), from(2), from(3), from(4), from(5), from(6), from(7), from(8), from(9), \
-                             from(10), from(11), from(12), from(13), from(14), from(15)})
-#endif
-
-// One bit of the row's number changes places with the same bit of the lane's.
-template <int kBit>
-INLINE void exchange(Words (&rows)[kWidth]) {
-#define EVEN(lane) ((lane) & kBit ? 16 + (lane) - kBit : (lane))
-#define ODD(lane) ((lane) & kBit ? 16 + (lane) : (lane) + kBit)
-  for (size_t i = 0; i < kWidth; ++i) {
-    if (i & kBit) continue;
-    const Words a = rows[i], b = rows[i + kBit];
-    rows[i] = SHUFFLE(a, b, EVEN);
-    rows[i + kBit] = SHUFFLE(a, b, ODD);
-  }
-#undef EVEN
-#undef ODD
-}
-
-// Sixteen rows become sixteen columns. Shuffles of two registers are one instruction with AVX-512 alone.
-template <bool kShuffles>
-INLINE void transpose(Words (&rows)[kWidth]) {
-  if constexpr (kShuffles) {
-    exchange<1>(rows), exchange<2>(rows), exchange<4>(rows), exchange<8>(rows);
-  } else {
-    alignas(64) uint32_t from[kWidth][kWidth], to[kWidth][kWidth];
-    std::memcpy(from, rows, sizeof from);
-    for (size_t i = 0; i < kWidth; ++i)
-      for (size_t j = 0; j < kWidth; ++j) to[j][i] = from[i][j];
-    std::memcpy(rows, to, sizeof to);
-  }
-}
-
+}  // namespace
 }  // namespace lora_comp

@@ -1,3 +1,4 @@
+#define LANES 8
 #include "../target.hpp"
 #ifdef __x86_64__
 BEGIN_TARGET("avx2,fma")

@@ -1,3 +1,4 @@
+#define LANES 16
 #include "../target.hpp"
 #ifdef __x86_64__
 BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
@@ -6,7 +7,7 @@ BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
 namespace lora_comp::gdn {
 
 void run_avx512(const Job& job, unsigned threads) {
-  job.layer.bfloat16 ? run<Full<true>, uint16_t>(job, threads) : run<Full<true>, float>(job, threads);
+  job.layer.bfloat16 ? run<Full, uint16_t>(job, threads) : run<Full, float>(job, threads);
 }
 
 }  // namespace lora_comp::gdn

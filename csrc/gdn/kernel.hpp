@@ -20,7 +20,6 @@ using swin::Buffer, swin::Full, swin::Half, swin::kTokens;
 
 INLINE Vector load_number(const float* p) { return load(p); }
 INLINE Vector load_number(const uint16_t* p) {
-  typedef uint16_t Halves __attribute__((vector_size(32)));
   Halves x;
   std::memcpy(&x, p, sizeof x);
   return same_bits<Vector>(__builtin_convertvector(x, Words) << 16);
@@ -28,7 +27,7 @@ INLINE Vector load_number(const uint16_t* p) {
 
 INLINE void store_number(float* p, Vector x) { store(p, x); }
 INLINE void store_number(uint16_t* p, Vector x) {
-  alignas(32) uint16_t rounded[kWidth];
+  alignas(2 * kWidth) uint16_t rounded[kWidth];
   Half::put(rounded, x);
   std::memcpy(p, rounded, sizeof rounded);
 }
@@ -47,7 +46,7 @@ INLINE void panels(size_t channels, const F& f) {
   for (size_t c = 0; c < channels; c += 64) f(c, std::min<size_t>(64, channels - c));
 }
 
-// f(i, place, channel) of every sixteen channels of every pixel of a tile: i of a tile, place of a product.
+// f(i, place, channel) of every vector of channels of every pixel of a tile: i of a tile, place of a product.
 template <class F>
 INLINE void each(size_t channels, const F& f) {
   panels(channels, [&](size_t c, size_t width) {
@@ -66,7 +65,7 @@ void multiply(const typename N::Left* a, const typename N::Right* b, size_t inne
   });
 }
 
-// (rows, channels) to a right matrix; f(row, channel) gives sixteen of its numbers.
+// (rows, channels) to a right matrix; f(row, channel) gives a vector of its numbers.
 template <class N, class F>
 INLINE void to_right(size_t rows, size_t channels, typename N::Right* to, const F& f) {
   panels(channels, [&](size_t c, size_t width) {

@@ -9,9 +9,9 @@
 #include <memory>
 #include <utility>
 
+#include "../shuffle.hpp"
 #include "svd_lora.hpp"
 
-#define INLINE inline __attribute__((always_inline))
 #define INLINED __attribute__((always_inline))  // of a lambda
 
 namespace lora_comp {
@@ -70,17 +70,6 @@ INLINE size_t padded(size_t columns, size_t panel) { return (columns + panel - 1
 template <size_t... kIndex, class F>
 INLINE void unrolled(std::index_sequence<kIndex...>, const F& f) {
   (f(std::integral_constant<size_t, kIndex>()), ...);
-}
-
-// Of each pair of lanes kStep apart, the first of a and then the first of b; and the second ones.
-template <size_t kStep, class Vector, size_t... kLane>
-INLINE Vector firsts(const Vector& a, const Vector& b, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(a, b, (kLane & kStep ? kLane - kStep + sizeof...(kLane) : kLane)...);
-}
-
-template <size_t kStep, class Vector, size_t... kLane>
-INLINE Vector seconds(const Vector& a, const Vector& b, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(a, b, (kLane & kStep ? kLane + sizeof...(kLane) : kLane + kStep)...);
 }
 
 // c is (rows, columns), a (rows, inner), B (inner, columns), P (inner, rank), Q (rank, columns), start (columns,).
@@ -282,20 +271,6 @@ struct Packed {
   }
 };
 
-template <class Fit, size_t kStep = 1>
-INLINE void transpose(typename Fit::Vector (&v)[Fit::kWidth]) {
-  using Lanes = std::make_index_sequence<Fit::kWidth>;
-  if constexpr (kStep < Fit::kWidth) {
-    for (size_t i = 0; i < Fit::kWidth; ++i) {
-      if (i & kStep) continue;
-      const typename Fit::Vector first = firsts<kStep>(v[i], v[i + kStep], Lanes());
-      v[i + kStep] = seconds<kStep>(v[i], v[i + kStep], Lanes());
-      v[i] = first;
-    }
-    transpose<Fit, 2 * kStep>(v);
-  }
-}
-
 // The transpose of W (columns, inner), in panels.
 template <class Fit>
 INLINE void pack_transposed(const float* weight, size_t inner, size_t columns, float* to) {
@@ -304,7 +279,7 @@ INLINE void pack_transposed(const float* weight, size_t inner, size_t columns, f
       typename Fit::Vector rows[Fit::kWidth] = {};
       for (size_t i = 0; i < Fit::kWidth; ++i)
         if (column + i < columns) rows[i] = load<Fit>(weight + (column + i) * inner + k, inner - k);
-      transpose<Fit>(rows);
+      transpose(rows);
       float* const panel = to + column / Fit::kPanel * inner * Fit::kPanel + column % Fit::kPanel;
       for (size_t i = 0; i < Fit::kWidth; ++i)
         if (k + i < inner) at<Fit>(panel + (k + i) * Fit::kPanel) = rows[i];

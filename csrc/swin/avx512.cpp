@@ -1,3 +1,4 @@
+#define LANES 16
 #include "../target.hpp"
 #ifdef __x86_64__
 BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
@@ -6,7 +7,7 @@ BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
 namespace lora_comp::swin {
 
 void run_avx512(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
-  run_block<Full<true>>(job, grad, threads);
+  run_block<Full>(job, grad, threads);
 }
 
 }  // namespace lora_comp::swin

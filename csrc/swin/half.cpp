@@ -1,3 +1,4 @@
+#define LANES 16
 #include "../target.hpp"
 #ifdef __x86_64__
 BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")

@@ -88,7 +88,7 @@ inline void normalise_back(const float* grad, const float* x, const Moments& m, 
     }
 }
 
-// Adds what the weight and the bias of the normalisation get to `sums`, (2, channels, 16), whose rows are yet to be
+// Adds what the weight and the bias of the normalisation get to `sums`, (2, channels, kWidth), whose rows are yet to be
 // summed.
 inline void norm_grads(const float* grad, const float* x, const Moments& m, size_t channels, float* sums) {
   for (size_t c = 0; c < channels; ++c) {

@@ -17,13 +17,11 @@ INLINE uint32_t* words(float* p) { return reinterpret_cast<uint32_t*>(p); }
 INLINE uint32_t* words(uint16_t* p) { return reinterpret_cast<uint32_t*>(p); }
 INLINE uint32_t* words(uint32_t* p) { return p; }
 
-// Float32, by vectors. kShuffles: see `transpose`.
-template <bool kShuffles_>
+// Float32, by vectors.
 struct Full {
   using Left = float;   // (rows, inner)
   using Right = float;  // (inner, columns)
   struct Session {};
-  static constexpr bool kShuffles = kShuffles_;
   static constexpr size_t kPack = 1;   // rows of a Right in one of its words
   static constexpr size_t kInner = 2;  // the inner size is a multiple of this
 
@@ -43,7 +41,7 @@ struct Full {
     return exp_of(p);
   }
 
-  // Sixteen columns of rows `row`, which is even, and `row` + 1 of a Right.
+  // A vector of columns of rows `row`, which is even, and `row` + 1 of a Right.
   static INLINE void put(Right* to, size_t columns, size_t row, size_t column, Vector even, Vector odd) {
     at(to + row * columns + column) = even;
     at(to + (row + 1) * columns + column) = odd;
@@ -55,11 +53,13 @@ struct Full {
     at(odd) = at(from + (row + 1) * columns + column);
   }
 
-  // c (rows, columns) = a b + start, rows a multiple of 4, columns of 16; a's rows lie `row` apart. start may be null.
+  // c (rows, columns) = a b + start, rows a multiple of 4, columns of kWidth; a's rows lie `row` apart. start may be
+  // null.
   static INLINE void multiply(const Left* a, size_t row, const Right* b, size_t inner, float* c, size_t rows,
                               size_t columns, const float* start) {
-    if (columns % (4 * kWidth) == 0)
-      multiply_columns<4>(a, row, b, inner, c, rows, columns, start);
+    constexpr size_t kMost = kWidth == 16 ? 4 : 2;  // vectors of four sums each: AVX-512 has 32 registers, others 16
+    if (columns % (kMost * kWidth) == 0)
+      multiply_columns<kMost>(a, row, b, inner, c, rows, columns, start);
     else if (columns % (2 * kWidth) == 0)
       multiply_columns<2>(a, row, b, inner, c, rows, columns, start);
     else
@@ -70,18 +70,18 @@ struct Full {
   template <size_t kVectors>
   static INLINE void multiply_columns(const Left* a, size_t row, const Right* b, size_t inner, float* c, size_t rows,
                                       size_t columns, const float* start) {
-    constexpr size_t kRows = 4, kTogether = kShuffles || kVectors == 1 ? kVectors : 2;  // AVX2 has 8 such registers
-    for (size_t r = 0; r < rows; r += kRows) {
-      for (size_t column = 0; column < columns; column += kTogether * kWidth) {
-        Vector sum[kRows][kTogether] = {};
+    constexpr size_t kRows = 4;
+    for (size_t column = 0; column < columns; column += kVectors * kWidth) {  // of b, which stay in the first cache
+      for (size_t r = 0; r < rows; r += kRows) {
+        Vector sum[kRows][kVectors] = {};
         for (size_t i = 0; start && i < kRows; ++i)
-          for (size_t v = 0; v < kTogether; ++v) sum[i][v] = load(start + (r + i) * columns + column + v * kWidth);
+          for (size_t v = 0; v < kVectors; ++v) sum[i][v] = load(start + (r + i) * columns + column + v * kWidth);
         for (size_t k = 0; k < inner; ++k)
           for (size_t i = 0; i < kRows; ++i)
-            for (size_t v = 0; v < kTogether; ++v)
+            for (size_t v = 0; v < kVectors; ++v)
               sum[i][v] += a[(r + i) * row + k] * at(b + k * columns + column + v * kWidth);
         for (size_t i = 0; i < kRows; ++i)
-          for (size_t v = 0; v < kTogether; ++v) at(c + (r + i) * columns + column + v * kWidth) = sum[i][v];
+          for (size_t v = 0; v < kVectors; ++v) at(c + (r + i) * columns + column + v * kWidth) = sum[i][v];
       }
     }
   }
@@ -92,7 +92,6 @@ struct Half {
   using Left = uint16_t;
   using Right = uint32_t;
   using Session = Tiles;  // what a thread holds while it multiplies
-  static constexpr bool kShuffles = true;
   static constexpr size_t kPack = 2;
   static constexpr size_t kInner = 32;
 
@@ -126,12 +125,11 @@ struct Half {
 
  private:
   static INLINE void upper(Words x, Left* to) {
-    typedef uint16_t Halves __attribute__((vector_size(32), may_alias));
     *reinterpret_cast<Halves*>(to) = __builtin_convertvector(x >> 16, Halves);
   }
 };
 
-// (rows, columns) words to (columns, rows), both multiples of 16, of one of the operands above: so a Right becomes a
+// (rows, columns) words to (columns, rows), both multiples of kWidth, of one of the operands above: so a Right becomes a
 // Left of its transpose, and a Left a Right.
 template <class N>
 void transpose_words(const uint32_t* from, size_t rows, size_t columns, uint32_t* to) {
@@ -139,7 +137,7 @@ void transpose_words(const uint32_t* from, size_t rows, size_t columns, uint32_t
     for (size_t c = 0; c < columns; c += kWidth) {
       Words block[kWidth];
       for (size_t i = 0; i < kWidth; ++i) block[i] = at(from + (r + i) * columns + c);
-      transpose<N::kShuffles>(block);
+      transpose(block);
       for (size_t i = 0; i < kWidth; ++i) at(to + (c + i) * rows + r) = block[i];
     }
 }

@@ -8,8 +8,8 @@ namespace {
 
 // Those of one layer, in its padded channels; empty where none is wanted.
 struct LayerSums {
-  Buffer<float> u, s, v;       // (ranks / 16, out, 16), (ranks), (ranks / 16, in, 16); u and v both or neither
-  Buffer<float> weight, bias;  // (out, in), (out, 16) with sums of rows still to be taken
+  Buffer<float> u, s, v;       // (ranks / k, out, k), (ranks), (ranks / k, in, k), k: kWidth; u and v both or neither
+  Buffer<float> weight, bias;  // (out, in), (out, kWidth) with sums of rows still to be taken
 
   template <class N>
   LayerSums(const Linear<N>& layer, const SwinLayerGrad& grad)
@@ -66,7 +66,7 @@ void low_rank_grads(const Linear<N>& layer, const typename N::Left* x, const typ
     const auto accumulate = [&](const float* from, const typename N::Left* by, size_t channels, float* to) {
       rows_to_left<N>(from + k * kTokens, kWidth, left);
       transpose_words<N>(words(left), kWidth, pairs, words(right));
-      float* const block = to + k * channels;  // (ranks / 16, channels, 16)
+      float* const block = to + k * channels;  // (ranks / kWidth, channels, kWidth)
       N::multiply(by, kTokens, right, kTokens, block, channels, kWidth, block);
     };
     accumulate(low, grad_y, layer.forward.outputs, sums.u.get());
@@ -89,7 +89,7 @@ void dense_grads(const Linear<N>& layer, typename N::Left* x, const typename N::
   }
 }
 
-// Adds the sums of the rows of (., 16) that are at `places`.
+// Adds the sums of the rows of (., kWidth) that are at `places`.
 inline void add_rows(const float* rows, const std::vector<size_t>& places, float* to) {
   for (size_t i = 0; i < places.size(); ++i)
     for (size_t k = 0; k < kWidth; ++k) to[i] += rows[places[i] * kWidth + k];

@@ -63,7 +63,7 @@ void gather(const float* from, size_t channels, const Window<kTokens>& window, f
       for (size_t i = 0; i < kWidth; ++i)
         if (window.place[t + i] >= 0)
           block[i] = same_bits<Words>(load(from + static_cast<size_t>(window.place[t + i]) * channels + c));
-      transpose<N::kShuffles>(block);
+      transpose(block);
       for (size_t i = 0; i < kWidth; ++i) at(to + (c + i) * kTokens + t) = same_bits<Vector>(block[i]);
     }
 }
@@ -74,7 +74,7 @@ void scatter(const float* from, size_t channels, const Window<kTokens>& window, 
     for (size_t c = 0; c < channels; c += kWidth) {
       Words block[kWidth];
       for (size_t i = 0; i < kWidth; ++i) block[i] = same_bits<Words>(at(from + (c + i) * kTokens + t));
-      transpose<N::kShuffles>(block);
+      transpose(block);
       for (size_t i = 0; i < kWidth; ++i)
         if (window.place[t + i] >= 0)
           store(to + static_cast<size_t>(window.place[t + i]) * channels + c, same_bits<Vector>(block[i]));
