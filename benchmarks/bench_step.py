@@ -3,7 +3,7 @@
 Fine-tuning: tic (N=128), 256x256, features of a ResNet-50, random weights. Ours is the engine's step, in bfloat16 where
 that pays: with the encoder's adapter trained, as published, and with the latents in its place, as by default. The
 published formulation is that of published.py, in float32, in torch's own order of channels, its adapter trained.
-Training: tic-s, eight crops of 128x128, bfloat16 where torch takes it, against Swin blocks of torch's operators.
+Training: tic-s, eight crops of 128x128, bfloat16 where that pays, against Swin blocks of torch's operators.
 """
 from contextlib import nullcontext
 
@@ -60,7 +60,7 @@ def test_training(benchmark, kind, monkeypatch):
     optimizer = torch.optim.Adam(codec.parameters(), lr=1e-4, fused=True)
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.half_pays(x.device)):
             out = codec(x)
         loss = 100 * (out["x_hat"].float() - x).square().mean() + bits(out["likelihoods"]) / x[:, 0].numel()
         optimizer.zero_grad()

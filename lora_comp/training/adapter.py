@@ -11,6 +11,7 @@ from lora_comp.codecs import Codec
 from lora_comp.methods.svd_lora import Adapted, LowRankLinear, seeded
 from lora_comp.training import loop, parallel
 from lora_comp.training.codec import bits
+from lora_comp.ttft import half_pays
 
 
 def train(
@@ -38,7 +39,7 @@ def train(
             group["lr"] = lr * loop.cosine(progress)
         x = batches(i)
         x = x[parallel.share(len(x))].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half_pays(device)):
             out = adapted(x)
         bpp = bits(out["likelihoods"]) / (x.numel() / 3)
         distortion = task.loss(out["x_hat"].float().clamp(0, 1), x)

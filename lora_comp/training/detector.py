@@ -17,6 +17,7 @@ from lora_comp.networks import load_network, save_network
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.training.loop import cosine, fit
 from lora_comp.training.network import adamw, hardware, in_turn, stage_variance
+from lora_comp.ttft import half_pays
 
 FRESH = 4  # new scenes in a batch
 LAG = 50  # steps after which they come again, turned, and once more after as many, mirrored
@@ -110,7 +111,7 @@ def train_detector(network: SmallRCNN, batches: ObjectBatches, unseen: dict, mea
         images, targets = batch(index)
         for group in optimiser.param_groups:
             group["lr"] = rate * cosine(progress, warmup=0.05)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half_pays(images.device)):
             losses = network(images.to(memory_format=torch.channels_last), targets)[1]
         loss = torch.stack([*losses.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
