@@ -15,7 +15,7 @@ from lora_comp.codecs.tic import STRIDE
 from lora_comp.entropy.latents import CodedLatents, LatentCoder
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import LowRank, load_method, method_of_file
-from lora_comp.parts import Distortion, in_parts
+from lora_comp.parts import SIDE, Distortion, in_parts
 from lora_comp.roi import quiet, within
 
 _coders: weakref.WeakKeyDictionary[Codec, LatentCoder] = weakref.WeakKeyDictionary()
@@ -55,11 +55,12 @@ def encode(
     image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
     steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
     on_step: Callable[[int, float], None] | None = None, recipe: str = "latents", roi: Tensor | None = None,
+    tile: int = SIDE,
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
 
     Never worse than not adapting: both files are decoded, and the one of lower objective is returned. The distortion of
-    a picture of more than 1024 rows or columns is the mean of that of its parts (`parts.in_parts`).
+    a picture of more than `tile` rows or columns is the mean of that of its tiles (`parts.in_parts`).
 
     Args:
         image: float32 (3, H, W) in [0, 1].
@@ -71,19 +72,21 @@ def encode(
             adapter, in memory that grows with the picture. "published": the same by the published optimiser, whose
             steps=40 and lr=5e-3.
         roi: how much each pixel counts, float (H, W) in [0, 1]; None: all alike. See `roi.region`.
+        tile: the longest side of what the task sees at once, pixels, a multiple of 128. The picture has one adapter and
+            one file all the same. 256: as published for detection.
     Raises:
-        LoraCompError: an image of another shape, type or range, an unknown recipe, a region that does not fit, or a
-            method without a task.
+        LoraCompError: an image of another shape, type or range, an unknown recipe, a region or a tile that does not
+            fit, or a method without a task.
     """
     rois = None if roi is None else [roi]
-    return encode_batch([image], codec, task, method, steps, lr, seed, on_step, recipe, rois)[0]
+    return encode_batch([image], codec, task, method, steps, lr, seed, on_step, recipe, rois, tile)[0]
 
 
 def encode_batch(
     images: Sequence[Tensor] | Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
     steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
     on_step: Callable[[int, float], None] | None = None, recipe: str = "latents",
-    rois: Sequence[Tensor] | None = None,
+    rois: Sequence[Tensor] | None = None, tile: int = SIDE,
 ) -> list[Coded]:
     """`encode` of each picture, their steps taken together: as good as alone, and faster where a GPU has room.
 
@@ -92,7 +95,7 @@ def encode_batch(
 
     Args:
         images: float32 (3, H, W) in [0, 1] each and of one size, or (B, 3, H, W).
-        codec, task, method, steps, lr, seed, recipe: as for `encode`.
+        codec, task, method, steps, lr, seed, recipe, tile: as for `encode`.
         on_step: told the step and the mean of the objectives.
         rois: of each image, as for `encode`.
     Raises:
@@ -122,7 +125,7 @@ def encode_batch(
         distortion = partial(task.distortion, targets=task.targets(original))
         return distortion if regions is None else within(distortion, original, regions[..., rows, columns])
 
-    parts = in_parts(size, distance_from)
+    parts = in_parts(size, distance_from, tile)
 
     @torch.no_grad()
     def objectives(files: list[bytes]) -> list[float]:

@@ -57,7 +57,7 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
         bar = progress.add_task("adapting", total=engine.steps)
         coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed,
                            lambda step, _: progress.update(bar, completed=step), engine.recipe,
-                           None if config.roi is None else region(config.roi, image, task))
+                           None if config.roi is None else region(config.roi, image, task), engine.tile)
     write_file(file, coded.data)
     print(f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
           f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here")

@@ -21,6 +21,7 @@ from lora_comp.data import Sample
 from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, write_file
 from lora_comp.methods import LowRank
+from lora_comp.parts import SIDE
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import psnr_within, region
 from lora_comp.tasks.human import psnr
@@ -35,6 +36,7 @@ class Settings:
     seed: int
     recipe: str = "latents"
     roi: str | None = None
+    tile: int = SIDE
 
 
 class Records:
@@ -152,7 +154,7 @@ def evaluate(
 
 def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings) -> str:
     """All that a record depends on, as text."""
-    adapter = [settings.roi] if method is None else [
+    adapter = [settings.roi, settings.tile] if method is None else [
         method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
     pixels = zlib.crc32(sample.image.numpy().tobytes())
     truth = zlib.crc32(sample.boxes.numpy().tobytes()) if sample.annotated and hasattr(task, "pool") else sample.label
@@ -172,7 +174,7 @@ def score(
     start = time.perf_counter()
     rois = None if settings.roi is None else [region(settings.roi, sample.image, task) for sample in batch]
     coded = api.encode_batch([sample.image for sample in batch], codec, task, method, settings.steps, settings.lr,
-                             settings.seed, on_step, settings.recipe, rois)
+                             settings.seed, on_step, settings.recipe, rois, settings.tile)
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
         roi = rois[i] if rois else None

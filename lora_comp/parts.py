@@ -8,8 +8,9 @@ from typing import TypeAlias
 from torch import Tensor
 
 from lora_comp.codecs.tic import STRIDE
+from lora_comp.errors import LoraCompError
 
-SIDE = 1024  # pixels: the longest side of a part
+SIDE = 1024  # pixels: the longest side of a part, if nothing else is asked for
 GRID = 128  # pixels: parts begin at multiples of the coarsest attention windows, which so lie as in the whole picture
 LATENT = 16  # pixels to a latent, along each side
 
@@ -37,11 +38,14 @@ class Part:
 def in_parts(
     size: tuple[int, int], distortion_of: Callable[[slice, slice], Distortion], side: int = SIDE,
 ) -> list[Part]:
-    """The parts of a picture of `size` (H, W); one where no side is longer than `side`, a multiple of `GRID`.
+    """The parts of a picture of `size` (H, W); one where no side is longer than `side`.
 
     Args:
         distortion_of: of the part at these rows and columns of the picture.
+        side: pixels, a multiple of `GRID`; LoraCompError for another.
     """
+    if side < GRID or side % GRID:
+        raise LoraCompError(f"a tile's side is a multiple of {GRID} pixels, as 256, not {side}")
     parts = []
     for rows in _cut(size[0], side):
         for columns in _cut(size[1], side):

@@ -46,8 +46,8 @@ def run(config, console: Console) -> None:
     with Progress(*columns, console=console) as progress:
         records = evaluate(
             data, codecs, task, methods,
-            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi), out, progress,
-            engine.batch)
+            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi, engine.tile), out,
+            progress, engine.batch)
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
     results = records.results()

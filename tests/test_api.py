@@ -1,13 +1,11 @@
 """encode and decode: what is promised of every file, and of every input."""
 import zlib
-from functools import partial
 
 import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp import api, bitstream, ttft
-from lora_comp.parts import in_parts
+from lora_comp import bitstream, ttft
 from lora_comp.tasks.human import psnr
 
 SIZES = [(1, 1), (1, 300), (63, 65), (64, 64), (130, 70)]
@@ -263,12 +261,11 @@ def test_a_file_of_a_method_to_come_names_it(codec, adapted, method):
         lc.decode(bitstream.write(bitstream.Header(**fields | {"adapter_hash": None}), sections), codec)
 
 
-def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, picture, monkeypatch):
+def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, picture):
     """Fine-tuning then takes bounded memory, and no seam shows."""
     image = picture(300, 420)
     whole = coded_for(codec, human, image)
-    monkeypatch.setattr(api, "in_parts", partial(in_parts, side=128))
-    coded = coded_for(codec, human, image)
+    coded = coded_for(codec, human, image, tile=128)
     decoded = lc.decode(coded.data, codec)
     assert decoded.shape == image.shape
     objective = human.weight(codec.quality) * human.loss(decoded[None], image[None]).item() + coded.bpp
@@ -278,9 +275,8 @@ def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, pict
     assert psnr(decoded, image) > psnr(lc.decode(whole.data, codec), image) - 0.05
 
 
-def test_large_pictures_in_a_batch_are_taken_in_parts_too(codec, human, picture, monkeypatch):
-    monkeypatch.setattr(api, "in_parts", partial(in_parts, side=128))
+def test_large_pictures_in_a_batch_are_taken_in_parts_too(codec, human, picture):
     images = [picture(60, 130), picture(300, 130)[:, :60]]
-    for one, image in zip(lc.encode_batch(images, codec, human, steps=3), images, strict=True):
-        alone = coded_for(codec, human, image, steps=3)
+    for one, image in zip(lc.encode_batch(images, codec, human, steps=3, tile=128), images, strict=True):
+        alone = coded_for(codec, human, image, steps=3, tile=128)
         assert (one.method, one.loss_after) == (alone.method, pytest.approx(alone.loss_after, rel=3e-3))

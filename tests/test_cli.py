@@ -117,6 +117,7 @@ def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, say
     (["engine.steps=-1"], "engine.steps must be"), (["engine.steps=1.5"], "engine.steps must be"),
     (["engine.lr=0"], "engine.lr must be"), (["engine.lr=fast"], "engine.lr must be"),
     (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
+    (["engine.tile=300"], "engine.tile must be a whole number from 128 on, in steps of 128"),
     (["engine.batch=0"], "engine.batch must be"), (["engine.batch=all"], "engine.batch must be"),
     (["engine.threads=0"], "engine.threads must be"), (["engine.device=tpu"], "engine.device must be"),
     (["engine.device=cuda:99"], "engine.device=cuda:99 cannot be used"),

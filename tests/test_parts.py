@@ -1,10 +1,12 @@
 """The parts of a large picture."""
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_comp.errors import LoraCompError
 from lora_comp.parts import GRID, LATENT, in_parts
 
 
@@ -32,6 +34,12 @@ def test_a_part_is_made_of_the_latents_about_it(size):
             assert latents.start * LATENT + own.start == picture.start
             assert own.stop - own.start == picture.stop - picture.start
             assert latents.stop * LATENT >= min(picture.stop + GRID, extent)
+
+
+@pytest.mark.parametrize("side", [0, 100, 300])
+def test_a_side_that_would_cut_through_windows_is_refused(side):
+    with pytest.raises(LoraCompError, match=f"multiple of 128 pixels, as 256, not {side}"):
+        parts_of((300, 300), side)
 
 
 def test_a_picture_of_ordinary_size_is_one_part():
