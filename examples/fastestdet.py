@@ -32,6 +32,7 @@ from lora_comp.report.bdrate import bd_rate
 from lora_comp.report.codecs import through
 
 CLASSIC = {"jpeg": (5, 10, 15, 20, 30, 50), "webp": (1, 5, 10, 20, 40, 60), "avif": (10, 15, 25, 35, 45, 55)}
+DRAWS = 200  # of as many pictures as there are, with repetition, that tell what the choice of pictures is worth
 LEAST, MOST, OVERLAP = 0.001, 100, 0.45  # score and number of detections, and IoU above which one is suppressed
 
 
@@ -54,7 +55,7 @@ def detections(out: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Te
 
 
 class Scorer:
-    """mAP and AP50 of pictures by name, with pycocotools."""
+    """mAP and AP50 of pictures by name, with pycocotools; with `draws` also the mAP of each of DRAWS drawings."""
 
     def __init__(self, network: str, annotations: Path, settings: Path):
         self.network = lc.load_task("open", network=network, input=settings).network
@@ -64,7 +65,7 @@ class Scorer:
         self.ids = {facts["file_name"]: facts["id"] for facts in self.truth.dataset["images"]}
 
     @torch.no_grad()
-    def score(self, pictures: Iterator[tuple[str, Tensor]]) -> dict[str, float]:
+    def score(self, pictures: Iterator[tuple[str, Tensor]], draws: bool = False) -> dict:
         found, seen = [], []
         for name, picture in pictures:
             seen.append(self.ids[name])
@@ -72,14 +73,31 @@ class Scorer:
             found += [{"image_id": seen[-1], "category_id": self.categories[label], "bbox": box, "score": score}
                       for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)]
         if not found:
-            return {"mAP": 0.0, "AP50": 0.0}
+            return {"mAP": 0.0, "AP50": 0.0} | ({"draws": [0.0] * DRAWS} if draws else {})
         with contextlib.redirect_stdout(io.StringIO()):
             judge = COCOeval(self.truth, self.truth.loadRes(found), "bbox")
             judge.params.imgIds = seen
             judge.evaluate()
             judge.accumulate()
             judge.summarize()
-        return {"mAP": float(judge.stats[0]), "AP50": float(judge.stats[1])}
+        scores = {"mAP": float(judge.stats[0]), "AP50": float(judge.stats[1])}
+        return scores | ({"draws": drawn(judge)} if draws else {})
+
+
+def drawn(judge: COCOeval) -> list[float]:
+    """mAP over DRAWS drawings of the evaluated pictures: the same ones for whoever evaluates as many."""
+    areas, pictures = len(judge.params.areaRng), len(judge.params.imgIds)
+    matches = np.array(judge.evalImgs, dtype=object).reshape(-1, areas, pictures)[:, 0]  # (categories, pictures)
+    judge.params.areaRng, judge.params.maxDets = judge.params.areaRng[:1], [MOST]
+    judge._paramsEval.areaRng = judge.params.areaRng
+    chance, means = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        judge.evalImgs = matches[:, chance.integers(pictures, size=pictures)].ravel().tolist()
+        with contextlib.redirect_stdout(io.StringIO()):
+            judge.accumulate()
+        precision = judge.eval["precision"]
+        means.append(float(precision[precision > -1].mean()) if (precision > -1).any() else 0.0)
+    return means
 
 
 def from_run(folder: Path, records: list[dict]) -> Iterator[tuple[str, Tensor]]:
@@ -102,7 +120,8 @@ def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
     for method, quality in sorted({(r["method"], r["quality"]) for r in records}):
         own = [r for r in records if (r["method"], r["quality"]) == (method, quality)]
         point = {"setting": quality, "bpp": float(np.mean([r["bpp"] for r in own]))}
-        points.setdefault("plain" if method == "none" else method, []).append(point | scorer.score(from_run(run, own)))
+        points.setdefault("plain" if method == "none" else method, []).append(
+            point | scorer.score(from_run(run, own), draws=True))
     pictures = {name: read_image(images / name) for name in dict.fromkeys(r["image"] for r in records)}
     for name, settings in CLASSIC.items():
         points[name] = []
@@ -111,6 +130,19 @@ def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
             scores = scorer.score(from_classic(name, setting, pictures, rates))
             points[name].append({"setting": setting, "bpp": float(np.mean(rates))} | scores)
     return {"uncompressed": [scorer.score(iter(pictures.items()))]} | points
+
+
+def lead(plain: list[dict], point: dict) -> tuple[float, float, float]:
+    """How far a point lies above the plain curve at its bpp, and the 5th and 95th percentile of that over the drawings.
+
+    Between the plain codec's points its mAP is interpolated; below the first one's bpp that one's stands for it.
+    """
+    def above(mean: float, others: list[float]) -> float:
+        return mean - float(np.interp(point["bpp"], [p["bpp"] for p in plain], others))
+
+    drawn = [above(mean, list(others)) for mean, *others in zip(
+        point["draws"], *(p["draws"] for p in plain), strict=True)]
+    return above(point["mAP"], [p["mAP"] for p in plain]), *np.percentile(drawn, [5, 95]).tolist()
 
 
 def draw(points: dict[str, list[dict]], path: Path) -> None:
@@ -142,7 +174,9 @@ def main() -> None:
     for name, curve in points.items():
         for p in curve:
             rate = f"{p['bpp']:.3f} bpp" if "bpp" in p else ""
-            print(f"{name:13}{p.get('setting', ''):>4} {rate:>10}  mAP {p['mAP']:.3f}  AP50 {p['AP50']:.3f}")
+            above = "  mAP above plain {:+.3f}, 90 % of drawings {:+.3f} to {:+.3f}".format(
+                *lead(points["plain"], p)) if "draws" in p and name != "plain" else ""
+            print(f"{name:13}{p.get('setting', ''):>4} {rate:>10}  mAP {p['mAP']:.3f}  AP50 {p['AP50']:.3f}{above}")
     for name, rate in rates.items():
         print(f"BD-rate of {name} against the plain codec, at equal mAP: {rate:+.1f} %")
     (words.run / "detections.json").write_text(json.dumps({"points": points, "bd_rate": rates}, indent=1) + "\n")

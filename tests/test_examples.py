@@ -30,6 +30,13 @@ def test_a_sure_cell_is_a_box_around_its_centre_and_its_neighbour_is_suppressed(
     assert (scores.tolist(), labels.tolist()) == ([1.0], [7])
 
 
+def test_a_lead_is_taken_at_equal_bpp_in_every_drawing(fastestdet):
+    plain = [{"bpp": 0.2, "mAP": 0.1, "draws": [0.1, 0.2]}, {"bpp": 0.4, "mAP": 0.2, "draws": [0.2, 0.2]}]
+    above, low, high = fastestdet.lead(plain, {"bpp": 0.3, "mAP": 0.18, "draws": [0.19, 0.2]})
+    assert above == pytest.approx(0.03)
+    assert (low, high) == (pytest.approx(0.002), pytest.approx(0.038))  # of 0 and 0.04
+
+
 @pytest.mark.data
 def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared, tmp_path, monkeypatch):
     coco, network = shared / "data" / "coco96", shared / "nets" / "fastestdet-coco.onnx"
@@ -41,6 +48,7 @@ def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared
     fastestdet.main()
     points = json.loads((tmp_path / "detections.json").read_text())["points"]
     assert {name: len(curve) for name, curve in points.items()} == {"uncompressed": 1, "plain": 2, "jpeg": 2}
+    assert all(len(point["draws"]) == fastestdet.DRAWS for point in points["plain"])
     assert all(0 < point["mAP"] <= point["AP50"] < 1 for curve in points.values() for point in curve)
     assert (tmp_path / "detections.png").exists()
 
