@@ -12,6 +12,7 @@ from lora_comp.methods.svd_lora import Adapter, LowRank, from_identity, identify
 from lora_comp.zoo import ROOT, adapter_path, read_weights
 
 METHODS = ("none", "svd_lora", "lora")
+STARTS = {"svd_lora": ("svd_lora",), "lora": ("lora", "svd_lora")}  # the methods whose pre-trained adapters one takes
 
 
 def load_method(
@@ -25,7 +26,7 @@ def load_method(
             one pre-trained for the first that has one is used, else one made from the seed with this rank, alpha and
             choice of layers.
         adapter: "auto", a path to a pre-trained one, the key of another task whose shipped one to start from, or None
-            for one made from the seed.
+            for one made from the seed. Plain LoRA starts from SVD-LoRA's too, with S folded into U.
         exponent: the decoder's changes are fitted in steps of 2^-exponent; `ttft.refine` may take half or twice that.
     """
     if name not in METHODS:
@@ -36,26 +37,28 @@ def load_method(
         raise LoraCompError(f"exponent must be {EXPONENTS[0]} to {EXPONENTS[-1]}, not {exponent}")
     found = None
     if adapter == "auto":
-        paths = [adapter_path(codec.name, codec.quality, name, part) for part in (task or "").split("+")]
-        found = next((read_adapter(path, codec) for path in paths if path.exists()), None)
+        paths = [adapter_path(codec.name, codec.quality, kind, part)
+                 for part in (task or "").split("+") for kind in STARTS[name]]
+        found = next((read_adapter(path, codec, name) for path in paths if path.exists()), None)
     elif adapter is not None:
-        shipped = adapter_path(codec.name, codec.quality, name, str(adapter))
-        found = load_adapter(shipped if shipped.exists() else Path(adapter), codec)
+        shipped = [adapter_path(codec.name, codec.quality, kind, str(adapter)) for kind in STARTS[name]]
+        found = load_adapter(next((path for path in shipped if path.exists()), Path(adapter)), codec, name)
     return LowRank(name, found or seeded(codec, name, rank, alpha, mlp, seed), exponent)
 
 
-def read_adapter(path: Path, codec: Codec) -> Adapter | None:
-    """A pre-trained adapter, or None where it was made for another codec."""
+def read_adapter(path: Path, codec: Codec, method: str) -> Adapter | None:
+    """A pre-trained adapter as the method has it, or None where it was made for another codec."""
     tensors, card = read_weights(path, "the adapter")
     made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
     if made_for != (codec.name, codec.quality, codec.hash.hex()):
         return None
-    return Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
+    found = Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
+    return found.folded() if method == "lora" else found
 
 
-def load_adapter(path: Path, codec: Codec) -> Adapter:
-    """A pre-trained adapter. Raises LoraCompError where it was made for another codec."""
-    found = read_adapter(path, codec)
+def load_adapter(path: Path, codec: Codec, method: str) -> Adapter:
+    """The same. Raises LoraCompError where it was made for another codec."""
+    found = read_adapter(path, codec, method)
     if found is None:
         raise LoraCompError(f"{path} was trained for other weights than {codec.name} quality {codec.quality} has here")
     return found
@@ -75,8 +78,11 @@ def method_of_file(name: str, identity: bytes, codec: Codec, adapter: str | Path
         raise BitstreamError(f"the file names an adapter that cannot be: {error}") from None
     if made is not None:
         return LowRank(name, made)
-    shipped = sorted((ROOT / "adapters").glob(f"{codec.name}-q{codec.quality}-{name}-*.safetensors"))
-    for found in [load_adapter(Path(adapter), codec)] if adapter else [read_adapter(path, codec) for path in shipped]:
+    shipped = [path for kind in STARTS[name]
+               for path in sorted((ROOT / "adapters").glob(f"{codec.name}-q{codec.quality}-{kind}-*.safetensors"))]
+    candidates = ([load_adapter(Path(adapter), codec, name)] if adapter else
+                  [read_adapter(path, codec, name) for path in shipped])
+    for found in candidates:
         if found is not None and found.identity == identity:
             return LowRank(name, found)
     raise BitstreamError(f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality}, which "

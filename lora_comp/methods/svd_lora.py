@@ -46,6 +46,14 @@ class Adapter:
         """The same for each of so many pictures: (pictures, out, r), (pictures, r), (pictures, in, r)."""
         return replace(self, tensors={k: v.expand(pictures, *v.shape) for k, v in self.tensors.items()})
 
+    def folded(self) -> "Adapter":
+        """The same pre-trained update as plain LoRA has it: U diag(S) in place of U, and ones in place of S."""
+        tensors = dict(self.tensors)
+        for name in [key.removesuffix(".S") for key in tensors if key.endswith(".S")]:
+            tensors[f"{name}.U"] = tensors[f"{name}.U"] * tensors[f"{name}.S"]
+            tensors[f"{name}.S"] = torch.ones_like(tensors[f"{name}.S"])
+        return replace(self, tensors=tensors, identity=identify(tensors))
+
 
 def layers(codec: Codec, mlp: bool = False) -> dict[str, nn.Linear]:
     """The linear layers that are adapted, by name: qkv and proj of every Swin block of g_a and g_s."""

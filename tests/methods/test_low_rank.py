@@ -209,6 +209,22 @@ def test_an_adapter_for_other_weights_is_refused(codec, coded):
         load_method("svd_lora", codec, adapter=path)
 
 
+def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, picture, tmp_path, monkeypatch):
+    """Its U holds S, and its files name the adapter as it then is."""
+    monkeypatch.setattr(zoo, "ROOT", tmp_path)
+    monkeypatch.setattr("lora_comp.methods.ROOT", tmp_path)
+    tensors = pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", "human"), codec)
+    assert any(not torch.equal(t, torch.ones_like(t)) for k, t in tensors.items() if k.endswith(".S"))
+    lora, svd_lora = (load_method(name, codec, "human") for name in ("lora", "svd_lora"))
+    assert all(torch.equal(t, torch.ones_like(t)) for k, t in lora.adapter.tensors.items() if k.endswith(".S"))
+    with torch.no_grad():
+        made, expected = (method.prepare(codec)(picture()[None])["x_hat"] for method in (lora, svd_lora))
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+    data, = api.write(codec, lora.prepare(codec).codec, picture()[None], (64, 64), lora, lora.prepare(codec).payloads())
+    assert lora.adapter.identity != svd_lora.adapter.identity
+    assert torch.equal(lc.decode(data, codec), lc.decode(data, codec, method=lora))
+
+
 def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     monkeypatch.setattr("lora_comp.methods.ROOT", tmp_path)
