@@ -13,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_comp.errors import LoraCompError
 
 
-def _whole(least: int, most: float = math.inf) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _whole(least: int, most: float = math.inf, step: int = 1) -> Callable[[object], bool]:
+    return lambda value: (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+                          and value % step == 0)
 
 
 def _text(value: object) -> bool:
@@ -61,8 +62,7 @@ EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "engine.lr": ("a number above 0, or null", _or_null(_rate)),
     "engine.recipe": ("latents, adapter or published", lambda value: value in ("latents", "adapter", "published")),
     "engine.seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2 ** 63 - 1)),
-    "engine.tile": ("a whole number from 128 on, in steps of 128",
-                    lambda value: _whole(128)(value) and value % 128 == 0),
+    "engine.tile": ("a whole number from 128 on, in steps of 128", _whole(128, step=128)),
     "engine.batch": ("a whole number from 1 on", _whole(1)),
     "engine.threads": ("a whole number from 1 on, or null", _or_null(_whole(1))),
     "engine.device": ("cpu, cuda or cuda:N", lambda value: str(value).startswith(("cpu", "cuda"))),

@@ -60,6 +60,13 @@ def test_batches_of_a_folder_repeat_and_cover_it(flowers):
     assert torch.allclose(labels.sum(dim=0), torch.tensor([3.0, 3.0])), "mixed in pairs, each picture counts once"
 
 
+def test_the_last_batches_show_pictures_as_they_are(flowers):
+    images, labels, _ = FolderBatches(Folder(flowers, "train"), 100, 0)[95]
+    assert images.shape == (6, 3, 176, 176)
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert sorted(images[:, 0, 0, 0].tolist()) == pytest.approx([0, 0, 0, 0.9, 0.9, 0.9], abs=0.01)
+
+
 def test_the_card_tells_what_a_network_was_trained_on_and_how_it_scores(flowers):
     train_flowers(flowers, flowers / "net.safetensors", flowers / "work", steps=2)
     card = json.loads((flowers / "net.json").read_text())

@@ -25,6 +25,7 @@ CELL = 16  # pixels; the stride of the third stage
 SCENES, PICTURES = 24, 48  # in a batch
 RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.1
 SHOWN = 100  # pictures scored at each checkpoint
+MIXED = 0.93  # share of the steps on pictures of a folder that change and mix them; the last ones show them as they are
 
 
 def _cells(sample: Sample) -> Tensor:
@@ -59,15 +60,17 @@ class SceneBatches(Dataset):
 class FolderBatches(Dataset):
     """Item i is batch i of a folder's pictures, shuffled in each epoch: cropped, mirrored, changed by one operation of
     TrivialAugment (ICCV 2021) and mixed in pairs, by CutMix (ICCV 2019) or mixup (ICLR 2018), with shares of the
-    classes as labels (B, classes). A few thousand pictures are learnt by heart without that.
+    classes as labels (B, classes). A few thousand pictures are learnt by heart without that. In the last steps they are
+    only cropped and mirrored: the batch norms should know what pictures are like.
 
-    Sides grow from 96 to 160, half as much again costing little while the first things are learnt.
+    Sides grow from 96 to 160, and are 176 in the last steps.
     """
 
     def __init__(self, folder: Folder, steps: int, seed: int):
         self.folder, self.steps, self.seed = folder, steps, seed
         self.classes = folder.classes
         self.read = lru_cache(maxsize=4096)(lambda index: (folder[index].image * 255).round().byte())
+        self.labels = torch.tensor([label for _, label in folder.files])
         count = len(self.classes)
         self.mix = v2.RandomChoice([v2.CutMix(num_classes=count), v2.MixUp(alpha=0.2, num_classes=count)])
 
@@ -75,14 +78,15 @@ class FolderBatches(Dataset):
         epoch, first = divmod(step, max(1, len(self.folder) // PICTURES))
         order = np.random.RandomState([self.seed, epoch]).permutation(len(self.folder))
         torch.manual_seed(self.seed * 1_000_003 + step)
-        side = CELL * round((96 + 64 * step / self.steps) / CELL)
+        mixed = step < MIXED * self.steps
+        side = CELL * round((96 + 64 * step / self.steps) / CELL) if mixed else 176
         change = v2.Compose([
-            v2.RandomResizedCrop(side, (0.2, 1.0), antialias=True), v2.RandomHorizontalFlip(), v2.TrivialAugmentWide(),
-            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomResizedCrop(side, (0.2, 1.0), antialias=True), v2.RandomHorizontalFlip(),
+            v2.TrivialAugmentWide() if mixed else nn.Identity(), v2.ToDtype(torch.float32, scale=True),
         ])
         indexes = order[first * PICTURES:(first + 1) * PICTURES].tolist()
-        images = torch.stack([change(self.read(i)) for i in indexes])
-        return *self.mix(images, torch.tensor([self.folder.files[i][1] for i in indexes])), None
+        images, labels = torch.stack([change(self.read(i)) for i in indexes]), self.labels[indexes]
+        return *(self.mix(images, labels) if mixed else (images, labels)), None
 
 
 @torch.no_grad()
