@@ -6,7 +6,7 @@ import torch
 
 import lora_comp as lc
 from lora_comp import bitstream, ttft
-from lora_comp.tasks.human import psnr
+from lora_comp.tasks.human import Human, psnr
 
 SIZES = [(1, 1), (1, 300), (63, 65), (64, 64), (130, 70)]
 
@@ -273,6 +273,22 @@ def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, pict
     gain = whole.loss_before - whole.loss_after
     assert coded.loss_after == pytest.approx(whole.loss_after, abs=0.05 * gain)
     assert psnr(decoded, image) > psnr(lc.decode(whole.data, codec), image) - 0.05
+
+
+def test_the_task_sees_no_more_at_once_than_a_tile(codec, picture):
+    seen = set()
+
+    class Watching(Human):
+        def distortion(self, decoded, targets):
+            seen.add(tuple(decoded.shape[2:]))
+            return super().distortion(decoded, targets)
+
+    image = picture(130, 300)
+    coded_for(codec, Watching(), image, steps=1, tile=128)
+    assert seen == {(rows, columns) for rows in (128, 2) for columns in (128, 44)}
+    seen.clear()
+    coded_for(codec, Watching(), image, steps=1)
+    assert seen == {(130, 300)}
 
 
 def test_large_pictures_in_a_batch_are_taken_in_parts_too(codec, human, picture):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lora_comp import run
+from lora_comp.data import read_image, write_image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -35,6 +36,21 @@ def test_a_lead_is_taken_at_equal_bpp_in_every_drawing(fastestdet):
     above, low, high = fastestdet.lead(plain, {"bpp": 0.3, "mAP": 0.18, "draws": [0.19, 0.2]})
     assert above == pytest.approx(0.03)
     assert (low, high) == (pytest.approx(0.002), pytest.approx(0.038))  # of 0 and 0.04
+
+
+def test_a_mirrored_box_is_as_far_from_the_other_side(tmp_path):
+    spec = importlib.util.spec_from_file_location("mirror", EXAMPLES / "mirror.py")
+    mirror = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mirror)
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "a.png", torch.linspace(0, 1, 10).expand(3, 6, 10))
+    (tmp_path / "instances.json").write_text(json.dumps({
+        "images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4]}]}))
+    mirror.mirror(tmp_path, tmp_path / "mirrored")
+    truth = json.loads((tmp_path / "mirrored" / "instances.json").read_text())
+    assert truth["annotations"][0]["bbox"] == [6, 2, 3, 4]
+    picture = read_image(tmp_path / "mirrored" / "images" / "a.png")
+    torch.testing.assert_close(picture, torch.linspace(1, 0, 10).expand(3, 6, 10), rtol=0, atol=0.003)
 
 
 @pytest.mark.data

@@ -1,0 +1,34 @@
+"""Mirror images of COCO pictures with their boxes: as many pictures again to score a detector on.
+
+    python examples/mirror.py COCO MIRRORED
+
+COCO is a folder with images/ and instances.json, and so is MIRRORED then; its pictures are PNG, and masks are left out.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from lora_comp.data import read_image, write_image
+
+
+def mirror(coco: Path, mirrored: Path) -> None:
+    (mirrored / "images").mkdir(parents=True, exist_ok=True)
+    truth, widths = json.loads((coco / "instances.json").read_text()), {}
+    for facts in truth["images"]:
+        picture = read_image(coco / "images" / facts["file_name"])
+        widths[facts["id"]] = picture.shape[2]
+        facts["file_name"] = Path(facts["file_name"]).with_suffix(".png").name
+        write_image(mirrored / "images" / facts["file_name"], picture.flip(2))
+    for found in truth["annotations"]:
+        x, y, width, height = found["bbox"]
+        found["bbox"] = [widths[found["image_id"]] - x - width, y, width, height]
+        found.pop("segmentation", None)
+    (mirrored / "instances.json").write_text(json.dumps(truth))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("mirrored", type=Path)
+    mirror(**vars(parser.parse_args()))
