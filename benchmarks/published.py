@@ -32,7 +32,7 @@ def attention(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     q, k, v = linear(x, parts.qkv).view(len(x), window ** 2, 3, heads, -1).permute(2, 0, 3, 1, 4)
     logits = q * (channels // heads) ** -0.5 @ k.mT + parts.position.mT  # (windows, heads, N, N): query, key
     if shift or padded != (height, width):
-        region = regions(height, width, window, shift)
+        region = regions(height, width, window, shift, x.device)
         apart = (region[:, None, :] != region[:, :, None]) * -100.0  # (windows of a map, N, N)
         logits = (logits.view(b, -1, *logits.shape[1:]) + apart[:, None]).view(logits.shape)
     x = linear((logits.softmax(-1) @ v).transpose(1, 2).flatten(2), parts.proj)

@@ -121,7 +121,7 @@ LowRankLinear make_linear(const Addresses& inputs, const LinearSizes& sizes, flo
   throw std::runtime_error("lora_comp was built without CUDA: reinstall it with nvcc on PATH");
 }
 
-// grad_t: what a GPU needs for itself. stream: a CUDA stream's handle, or none for the CPU.
+// space: what a GPU needs for itself. stream: a CUDA stream's handle, or none for the CPU.
 void linear_forward(const Addresses& inputs, uintptr_t y, uintptr_t t, const LinearSizes& sizes, float scale,
                     bool bfloat16, unsigned threads, std::optional<uintptr_t> stream) {
   const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
@@ -135,7 +135,7 @@ void linear_forward(const Addresses& inputs, uintptr_t y, uintptr_t t, const Lin
 #endif
 }
 
-void linear_backward(const Addresses& inputs, uintptr_t grad_y, uintptr_t t, uintptr_t grad_t,
+void linear_backward(const Addresses& inputs, uintptr_t grad_y, uintptr_t t, uintptr_t space,
                      const std::array<uintptr_t, 4>& grads, const LinearSizes& sizes, float scale, bool bfloat16,
                      unsigned threads, std::optional<uintptr_t> stream) {
   const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
@@ -146,31 +146,54 @@ void linear_backward(const Addresses& inputs, uintptr_t grad_y, uintptr_t t, uin
   const py::gil_scoped_release release;
   if (!stream) return low_rank_linear_backward(linear, from, projected, to, threads);
 #ifdef LORA_COMP_CUDA
-  low_rank_linear_backward_cuda(linear, from, projected, reinterpret_cast<float*>(grad_t), to, *stream);
+  low_rank_linear_backward_cuda(linear, from, projected, reinterpret_cast<float*>(space), to, *stream);
 #else
-  static_cast<void>(grad_t);
+  static_cast<void>(space);
   refuse_cuda();
 #endif
+}
+
+size_t low_rank_space_of(const LinearSizes& sizes) {
+  const auto [batch, n, in, out, rank] = sizes;
+  return low_rank_space(batch, n, in, out, rank);
 }
 
 using AttentionSizes = std::array<size_t, 7>;
 
 WindowAttention make_attention(uintptr_t qkv, uintptr_t bias, const AttentionSizes& sizes) {
   const auto [batch, height, width, heads, dim, window, shift] = sizes;
-  return {reinterpret_cast<const float*>(qkv), reinterpret_cast<const float*>(bias), batch, height, width, heads, dim,
+  return {reinterpret_cast<const void*>(qkv), reinterpret_cast<const float*>(bias), batch, height, width, heads, dim,
           window, shift};
 }
 
-void attention_forward(uintptr_t qkv, uintptr_t bias, uintptr_t out, const AttentionSizes& sizes, unsigned threads) {
+// bfloat16: of qkv and out, on a GPU alone. stream: as above.
+void attention_forward(uintptr_t qkv, uintptr_t bias, uintptr_t out, const AttentionSizes& sizes,
+                       [[maybe_unused]] bool bfloat16, unsigned threads, std::optional<uintptr_t> stream) {
+  const WindowAttention attention = make_attention(qkv, bias, sizes);
   const py::gil_scoped_release release;
-  window_attention_forward(make_attention(qkv, bias, sizes), reinterpret_cast<float*>(out), threads);
+  if (!stream) return window_attention_forward(attention, reinterpret_cast<float*>(out), threads);
+#ifdef LORA_COMP_CUDA
+  window_attention_forward_cuda(attention, reinterpret_cast<void*>(out), bfloat16, *stream);
+#else
+  refuse_cuda();
+#endif
 }
 
 void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintptr_t grad_qkv, uintptr_t grad_bias,
-                        const AttentionSizes& sizes, unsigned threads) {
+                        const AttentionSizes& sizes, [[maybe_unused]] bool bfloat16, unsigned threads,
+                        std::optional<uintptr_t> stream) {
+  const WindowAttention attention = make_attention(qkv, bias, sizes);
+  float* const of_bias = reinterpret_cast<float*>(grad_bias);
   const py::gil_scoped_release release;
-  window_attention_backward(make_attention(qkv, bias, sizes), reinterpret_cast<const float*>(grad_out),
-                            reinterpret_cast<float*>(grad_qkv), reinterpret_cast<float*>(grad_bias), threads);
+  if (!stream)
+    return window_attention_backward(attention, reinterpret_cast<const float*>(grad_out),
+                                     reinterpret_cast<float*>(grad_qkv), of_bias, threads);
+#ifdef LORA_COMP_CUDA
+  window_attention_backward_cuda(attention, reinterpret_cast<const void*>(grad_out), reinterpret_cast<void*>(grad_qkv),
+                                 of_bias, bfloat16, *stream);
+#else
+  refuse_cuda();
+#endif
 }
 
 // The tensors of `swin_block.py`, in its order.
@@ -278,9 +301,12 @@ PYBIND11_MODULE(_C, m) {
         arg("hints"), arg("symbols").noconvert(), arg("y").noconvert(), arg("threads") = 1,
         "Writes the decoded symbols into `symbols` and means + symbols into `y`.");
   m.def("window_attention_forward", &attention_forward, arg("qkv"), arg("bias"), arg("out"), arg("sizes"),
-        arg("threads"), "Addresses of contiguous float32; sizes: batch, height, width, heads, dim, window, shift.");
+        arg("bfloat16"), arg("threads"), arg("stream"),
+        "Addresses of contiguous float32, on a GPU with `bfloat16` of that for qkv and out; sizes: batch, height, width,\n"
+        "heads, dim, window, shift; stream: a CUDA stream's handle, or None for the CPU.");
   m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
-        arg("grad_bias"), arg("sizes"), arg("threads"), "Writes grad_qkv and adds to grad_bias, unless that is 0.");
+        arg("grad_bias"), arg("sizes"), arg("bfloat16"), arg("threads"), arg("stream"),
+        "Writes grad_qkv and adds to grad_bias, unless that is 0.");
   m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
   m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("dense"), arg("low_rank"), arg("ranks"),
         arg("own"), arg("sizes"), arg("half"), arg("threads"),
@@ -299,7 +325,8 @@ PYBIND11_MODULE(_C, m) {
         arg("bfloat16"), arg("threads"), arg("stream"),
         "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"
         "CUDA stream's handle, or None for the CPU.");
-  m.def("low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("grad_t"),
+  m.def("low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("space"),
         arg("grads"), arg("sizes"), arg("scale"), arg("bfloat16"), arg("threads"), arg("stream"),
-        "grads: of x, u, s, v, 0 where not wanted; grad_t: space like t for a GPU, else 0.");
+        "grads: of x, u, s, v, 0 where not wanted; space: `low_rank_linear_space` numbers of float32 for a GPU, else 0.");
+  m.def("low_rank_linear_space", &low_rank_space_of, arg("sizes"));
 }

@@ -48,9 +48,19 @@ def decode_latents(
     y: NDArray[float32],
     threads: int = 1,
 ) -> None: ...
-def window_attention_forward(qkv: int, bias: int, out: int, sizes: tuple[int, ...], threads: int) -> None: ...
+def window_attention_forward(
+    qkv: int, bias: int, out: int, sizes: tuple[int, ...], bfloat16: bool, threads: int, stream: int | None
+) -> None: ...
 def window_attention_backward(
-    qkv: int, bias: int, grad_out: int, grad_qkv: int, grad_bias: int, sizes: tuple[int, ...], threads: int
+    qkv: int,
+    bias: int,
+    grad_out: int,
+    grad_qkv: int,
+    grad_bias: int,
+    sizes: tuple[int, ...],
+    bfloat16: bool,
+    threads: int,
+    stream: int | None,
 ) -> None: ...
 def swin_block_half() -> bool: ...
 def swin_block_forward(
@@ -107,7 +117,7 @@ def low_rank_linear_backward(
     inputs: tuple[int, ...],
     grad_y: int,
     t: int,
-    grad_t: int,
+    space: int,
     grads: tuple[int, ...],
     sizes: tuple[int, ...],
     scale: float,
@@ -115,3 +125,4 @@ def low_rank_linear_backward(
     threads: int,
     stream: int | None,
 ) -> None: ...
+def low_rank_linear_space(sizes: tuple[int, ...]) -> int: ...

@@ -72,7 +72,7 @@ template <size_t kTokens, size_t kDim>
 void attend(const WindowAttention& a, const Window<kTokens>& window, size_t head, Head<kTokens, kDim>& h,
                    float (&total)[kTokens]) {
   const size_t stride = 3 * a.heads * a.dim;
-  const float* const q = a.qkv + head * a.dim;
+  const float* const q = static_cast<const float*>(a.qkv) + head * a.dim;
   gather(q, stride, a.dim, 1.0f / std::sqrt(static_cast<float>(a.dim)), window, h.q);
   gather(q + a.heads * a.dim, stride, a.dim, 1.0f, window, h.k);
   gather(q + 2 * a.heads * a.dim, stride, a.dim, 1.0f, window, h.v);

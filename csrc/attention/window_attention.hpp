@@ -4,11 +4,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace lora_comp {
 
 struct WindowAttention {
-  const float* qkv;   // (batch, height, width, 3, heads, dim)
+  const void* qkv;    // (batch, height, width, 3, heads, dim), float32
   const float* bias;  // (heads, tokens, tokens): head, key, query; tokens = window * window
   size_t batch, height, width, heads, dim, window, shift;
 };
@@ -22,5 +23,12 @@ void window_attention_forward(const WindowAttention&, float* out, unsigned threa
 // grad_qkv is written; grad_bias, which may be null, is added to, in the layouts of qkv and bias.
 void window_attention_backward(const WindowAttention&, const float* grad_out, float* grad_qkv, float* grad_bias,
                                unsigned threads);
+
+// On a GPU: qkv, out and their gradients are of bfloat16 if that is said, `bias` and its gradient stay float32. They
+// enqueue on the stream and return, and throw std::runtime_error with CUDA's message if a launch fails. The order in
+// which grad_bias is added to is not always the same.
+void window_attention_forward_cuda(const WindowAttention&, void* out, bool bfloat16, uintptr_t stream);
+void window_attention_backward_cuda(const WindowAttention&, const void* grad_out, void* grad_qkv, float* grad_bias,
+                                    bool bfloat16, uintptr_t stream);
 
 }  // namespace lora_comp

@@ -262,7 +262,7 @@ struct Packed {
         project(expand + a.batch * rank * padded_columns + inner * padded_columns),
         weight(a.weight ? project - inner * padded_columns : nullptr) {
     std::fill_n(start, padded_columns, 0.0f);
-    if (a.bias && !gradient) std::copy_n(a.bias, columns, start);
+    if (a.bias && !gradient) std::copy_n(static_cast<const float*>(a.bias), columns, start);
   }
 
   Product of(size_t adapter) const {
@@ -297,8 +297,9 @@ INLINE void pack_straight(const float* weight, size_t inner, size_t columns, flo
 
 template <class Fit>
 INLINE void pack(const LowRankLinear& a, bool gradient, const Packed& p) {
-  if (a.weight && gradient) pack_straight<Fit>(a.weight, p.inner, p.columns, p.weight);
-  if (a.weight && !gradient) pack_transposed<Fit>(a.weight, p.inner, p.columns, p.weight);
+  const float* const weight = static_cast<const float*>(a.weight);
+  if (weight && gradient) pack_straight<Fit>(weight, p.inner, p.columns, p.weight);
+  if (weight && !gradient) pack_transposed<Fit>(weight, p.inner, p.columns, p.weight);
   float *project = p.project, *expand = p.expand;
   for (size_t adapter = 0; adapter < a.batch; ++adapter) {
     const float *const u = a.u + adapter * a.out * a.rank, *const v = a.v + adapter * a.in * a.rank;

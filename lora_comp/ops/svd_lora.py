@@ -9,6 +9,7 @@ from torch import Tensor
 from lora_comp import _C
 
 FUSED_TYPES = (torch.float32, torch.bfloat16)
+TENSOR_CORE_RANK = 16  # up to which the CUDA kernel multiplies by W too
 
 
 def plain_svd_lora_linear(
@@ -28,10 +29,11 @@ def svd_lora_linear(
 ) -> Tensor:
     """y = x W^T + scale ((x V) * s) U^T + b, with gradients of x, U, s and V and never a dense one of the weight.
 
-    On the CPU in float32 one kernel does it all, in memory for y and, going back, for the gradient of x. In bfloat16 on
-    the CPU, and on a GPU, torch multiplies by W, and a kernel adds the rest. Otherwise, and where W or b wants a
-    gradient, it is `plain_svd_lora_linear`. U, s and V may be float32 beside an x and a W of bfloat16: their sums and
-    gradients then are float32. Under autocast x, W and b become what nn.Linear would make them; U, s and V stay.
+    On the CPU in float32, and on a GPU in bfloat16 up to a rank of 16, one kernel does it all, in memory for y and,
+    going back, for the gradient of x. In bfloat16 on the CPU, and in float32 on a GPU, torch multiplies by W, and a
+    kernel adds the rest. Otherwise, and where W or b wants a gradient, it is `plain_svd_lora_linear`. U, s and V may be
+    float32 beside an x and a W of bfloat16: their sums and gradients then are float32. Under autocast x, W and b become
+    what nn.Linear would make them; U, s and V stay.
 
     Args:
         x: (..., in) of any strides, of W's dtype, or (B, ..., in) with an adapter for each of the B.
@@ -93,8 +95,8 @@ def _padded(rank: int) -> int:
     return -(-rank // 4) * 4
 
 
-def _run(kernel: Callable, x: Tensor, *arguments) -> None:
-    """The kernel on x's device."""
+def run(kernel: Callable, x: Tensor, *arguments) -> None:
+    """A kernel of `_C` on x's device, in x's type; on a GPU on its current stream."""
     if not x.is_cuda:
         kernel(*arguments, x.dtype == torch.bfloat16, torch.get_num_threads(), None)
         return
@@ -113,7 +115,7 @@ def _inputs(
     sizes = _sizes(x, weight, bias, u, s, v)
     tensors = tuple([None if a is None else a.contiguous() for a in (x, weight, bias, u, s, v)])
     addresses = [_address(a) for a in tensors]
-    whole = x.dtype == torch.float32 and not x.is_cuda
+    whole = sizes[-1] <= TENSOR_CORE_RANK and x.dtype == torch.bfloat16 if x.is_cuda else x.dtype == torch.float32
     if not whole:
         addresses[1:3] = 0, 0
     return tuple(addresses), sizes, whole, tensors
@@ -128,7 +130,7 @@ def _forward(
     y = x.new_empty(*x.shape[:-1], out) if whole else F.linear(x, weight, bias)
     t = u.new_empty(batch, n, _padded(rank))
     if batch * n * out:
-        _run(_C.low_rank_linear_forward, x, addresses, y.data_ptr(), t.data_ptr(), sizes, scale)
+        run(_C.low_rank_linear_forward, x, addresses, y.data_ptr(), t.data_ptr(), sizes, scale)
     return y, t
 
 
@@ -144,9 +146,9 @@ def _backward(
         grads[0] = (grad @ weight).contiguous()
     if grad.numel() == 0:
         return [None if g is None else g.zero_() for g in grads]
-    grad_t = torch.empty_like(t).data_ptr() if x.is_cuda else 0
+    space = t.new_empty(_C.low_rank_linear_space(sizes)) if x.is_cuda else None
     to = tuple([_address(g) for g in grads])
-    _run(_C.low_rank_linear_backward, x, addresses, grad.data_ptr(), t.data_ptr(), grad_t, to, sizes, scale)
+    run(_C.low_rank_linear_backward, x, addresses, grad.data_ptr(), t.data_ptr(), _address(space), to, sizes, scale)
     return grads
 
 

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_comp import _C
+from lora_comp.ops.svd_lora import run
 
 MASKED = -100.0  # added to the logit of a forbidden pair: exp(-100) is 0 in float32, and no row becomes NaN
-FUSED_WINDOWS, FUSED_DIM = (4, 8), 32  # what the CPU kernel knows
+FUSED_WINDOWS, FUSED_DIM = (4, 8), 32  # what the kernels know
 
 
 def partition(x: Tensor, window: int) -> Tensor:
@@ -26,7 +27,7 @@ def merge(x: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def regions(height: int, width: int, window: int, shift: int) -> Tensor:
+def regions(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Who may attend to whom: int32 (windows, N), tokens of a window with equal numbers see each other.
 
     After the cyclic shift the last window of a row holds two strips that are no neighbours in the picture, and the
@@ -42,7 +43,7 @@ def regions(height: int, width: int, window: int, shift: int) -> Tensor:
         return number
 
     number = axis(height)[:, None] * 4 + axis(width)[None, :]
-    return partition(number[None, :, :, None], window)[0, :, :, 0]
+    return partition(number[None, :, :, None], window)[0, :, :, 0].to(device)
 
 
 def plain_window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
@@ -57,7 +58,7 @@ def plain_window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -
     q, k, v = x.view(b, windows, n, 3, heads, dim).permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, N, dim)
     logits = bias.to(x.dtype).transpose(1, 2)  # (heads, N, N): query, key
     if shift or height % window or width % window:
-        number = regions(height, width, window, shift).to(x.device)
+        number = regions(height, width, window, shift, x.device)
         apart = number[:, None, :, None] != number[:, None, None, :]  # (windows, 1, N, N)
         logits = logits + MASKED * apart.to(x.dtype)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=logits)
@@ -71,8 +72,9 @@ def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tens
     """softmax(q k^T / sqrt(dim) + bias) v in each window of a map that was shifted by `shift`, cyclically.
 
     A token attends to those of its window that are its neighbours in the picture too, never to what pads a map whose
-    sides are no multiples of the window. On the CPU in float32 and bfloat16 one fused kernel does it all, gradients
-    included, in memory for one window; elsewhere it is `plain_window_attention`.
+    sides are no multiples of the window. In float32 and bfloat16 one fused kernel does it all, gradients included, in
+    memory for one window: on the CPU in numbers of float32, on a GPU with tensor cores in bfloat16. Elsewhere it is
+    `plain_window_attention`.
 
     Args:
         qkv: (B, H, W, 3, heads, dim).
@@ -80,11 +82,12 @@ def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tens
     Returns:
         (B, H, W, heads * dim), of qkv's dtype.
     """
-    fused = (qkv.device.type == "cpu" and qkv.dtype in (torch.float32, torch.bfloat16) and qkv.numel() > 0
+    known = qkv.is_cpu or (qkv.is_cuda and _C.has_cuda)
+    fused = (known and qkv.dtype in (torch.float32, torch.bfloat16) and qkv.numel() > 0
              and window in FUSED_WINDOWS and qkv.shape[5] <= FUSED_DIM)
     if not fused:
         return plain_window_attention(qkv, bias, window, shift)
-    return _fused(qkv.float(), bias.float(), window, shift).flatten(3).to(qkv.dtype)
+    return _fused(qkv.float() if qkv.is_cpu else qkv, bias.float(), window, shift).flatten(3).to(qkv.dtype)
 
 
 def _sizes(qkv: Tensor, window: int, shift: int) -> tuple[int, ...]:
@@ -92,12 +95,11 @@ def _sizes(qkv: Tensor, window: int, shift: int) -> tuple[int, ...]:
     return b, height, width, heads, dim, window, shift
 
 
-@torch.library.custom_op("lora_comp::window_attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lora_comp::window_attention", mutates_args=(), device_types=("cpu", "cuda"))
 def _fused(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     qkv, bias = qkv.contiguous(), bias.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-    _C.window_attention_forward(
-        qkv.data_ptr(), bias.data_ptr(), out.data_ptr(), _sizes(qkv, window, shift), torch.get_num_threads())
+    run(_C.window_attention_forward, qkv, qkv.data_ptr(), bias.data_ptr(), out.data_ptr(), _sizes(qkv, window, shift))
     return out
 
 
@@ -106,14 +108,13 @@ def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     return qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
 
 
-@torch.library.custom_op("lora_comp::window_attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("lora_comp::window_attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _backward(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, wants_bias: bool) -> list[Tensor]:
     qkv, bias, grad = qkv.contiguous(), bias.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     grad_bias = torch.zeros_like(bias) if wants_bias else bias.new_empty(0)
-    _C.window_attention_backward(
-        qkv.data_ptr(), bias.data_ptr(), grad.data_ptr(), grad_qkv.data_ptr(),
-        grad_bias.data_ptr() if wants_bias else 0, _sizes(qkv, window, shift), torch.get_num_threads())
+    run(_C.window_attention_backward, qkv, qkv.data_ptr(), bias.data_ptr(), grad.data_ptr(), grad_qkv.data_ptr(),
+        grad_bias.data_ptr() if wants_bias else 0, _sizes(qkv, window, shift))
     return [grad_qkv, grad_bias]
 
 

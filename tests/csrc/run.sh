@@ -10,7 +10,8 @@ trap 'rm -rf "$out"' EXIT
 
 object() { echo "${1//\//-}.o"; }
 compile() {  # source, object
-    $CXX -std=c++17 -O1 -g -Wno-psabi -fsanitize="$SANITIZE" -fno-sanitize-recover=all -Icsrc -Itests/csrc -c "$1" -o "$2"
+    $CXX -std=c++17 -O1 -g -Wno-psabi -fsanitize="$SANITIZE" -fno-sanitize-recover=all -Icsrc -Itests/csrc \
+        -Itests/csrc/emulated -x c++ -c "$1" -o "$2"
 }
 export -f compile
 export CXX SANITIZE
@@ -19,7 +20,7 @@ if ! echo 'int main() {}' | $CXX -x c++ -fsanitize="$SANITIZE" - -o "$out/probe"
     echo "skipped: $CXX builds nothing with -fsanitize=$SANITIZE here: $(tail -n 1 "$out/said")"
     exit 0
 fi
-for source in csrc/{rans,attention,swin,gdn}/*.cpp csrc/svd_lora/cpu.cpp tests/{csrc,fuzz}/*.cpp; do
+for source in csrc/{rans,attention,swin,gdn}/*.cpp csrc/svd_lora/cpu.cpp csrc/*/*.cu tests/{csrc,fuzz}/*.cpp; do
     echo "$source $out/$(object "$source")"
 done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
@@ -38,7 +39,9 @@ link "$out/tests-csrc-test_swin_block.cpp.o" "${swin[@]}" -o "$out/test_swin_blo
 gdn=("$out/csrc-swin-tiles.cpp.o")
 for source in csrc/gdn/*.cpp; do gdn+=("$out/$(object "$source")"); done
 link "$out/tests-csrc-test_gdn.cpp.o" "${gdn[@]}" -o "$out/test_gdn"
-for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block test_gdn; do
+link "$out/tests-csrc-test_cuda.cpp.o" "$out"/csrc-*.cu.o "${attention[@]}" "$out/csrc-svd_lora-cpu.cpp.o" \
+    -o "$out/test_cuda"
+for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block test_gdn test_cuda; do
     "$out/$name"
     echo "$name: passed"
 done

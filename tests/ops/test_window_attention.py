@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from lora_comp.ops import window_attention
 from lora_comp.ops.window_attention import plain_window_attention
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-def problem(batch, height, width, heads, dim, window, seed, spread=1.0):
+
+def problem(batch, height, width, heads, dim, window, seed, spread=1.0, device="cpu"):
     rng = torch.Generator().manual_seed(seed)
     n = window * window
-    return (spread * torch.randn(batch, height, width, 3, heads, dim, generator=rng),
-            torch.randn(heads, n, n, generator=rng))
+    return (spread * torch.randn(batch, height, width, 3, heads, dim, generator=rng).to(device),
+            torch.randn(heads, n, n, generator=rng).to(device))
 
 
 maps = dict(
@@ -20,24 +22,26 @@ maps = dict(
     dim=st.integers(1, 32), window=st.sampled_from([4, 8]), seed=st.integers(0, 99))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(deadline=None, max_examples=60)
 @given(**maps, shifts=st.booleans())
 @example(batch=1, height=16, width=16, heads=4, dim=16, window=8, seed=0, shifts=True)
-def test_it_is_what_torch_computes(shifts, **sizes):
-    qkv, bias = problem(**sizes)
+def test_it_is_what_torch_computes(device, shifts, **sizes):
+    qkv, bias = problem(**sizes, device=device)
     window, shift = sizes["window"], sizes["window"] // 2 if shifts else 0
     expected = plain_window_attention(qkv.double(), bias.double(), window, shift)
     torch.testing.assert_close(window_attention(qkv, bias, window, shift), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(deadline=None, max_examples=40)
 @given(**maps, shifts=st.booleans())
-def test_gradients_are_those_of_float64(shifts, **sizes):
+def test_gradients_are_those_of_float64(device, shifts, **sizes):
     window, shift = sizes["window"], sizes["window"] // 2 if shifts else 0
-    inputs = [t.requires_grad_() for t in problem(**sizes)]
+    inputs = [t.requires_grad_() for t in problem(**sizes, device=device)]
     doubles = [t.detach().double().requires_grad_() for t in inputs]
     out = window_attention(*inputs, window, shift)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(device)
     found = torch.autograd.grad((out * weight).sum(), inputs)
     expected = torch.autograd.grad((plain_window_attention(*doubles, window, shift) * weight).sum(), doubles)
     for a, b in zip(found, expected, strict=True):
@@ -62,8 +66,22 @@ def test_the_threads_change_no_bit():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_strided_input_and_bfloat16():
-    qkv, bias = problem(2, 9, 17, 2, 16, 4, 0)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("window, dim", [(8, 16), (8, 20), (4, 12)])
+def test_gradients_in_bfloat16_are_near_those_of_float64(device, window, dim):
+    """On a GPU the products are of bfloat16 numbers; on the CPU the ends alone."""
+    qkv, bias = problem(2, 20, 12, 3, dim, window, 0, device=device)
+    qkv, direction = qkv.bfloat16().requires_grad_(), torch.randn(2, 20, 12, 3 * dim).bfloat16().to(device)
+    double = qkv.detach().double().requires_grad_()
+    found, = torch.autograd.grad(window_attention(qkv, bias, window, window // 2), qkv, direction)
+    expected, = torch.autograd.grad(
+        plain_window_attention(double, bias.double(), window, window // 2), double, direction.double())
+    assert float((found.double() - expected).norm() / expected.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_strided_input_and_bfloat16(device):
+    qkv, bias = problem(2, 9, 17, 2, 16, 4, 0, device=device)
     strided = qkv.permute(0, 2, 1, 3, 4, 5).contiguous().permute(0, 2, 1, 3, 4, 5)
     assert not strided.is_contiguous()
     torch.testing.assert_close(window_attention(strided, bias, 4, 2), window_attention(qkv, bias, 4, 2))
