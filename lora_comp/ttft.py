@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from lora_comp.entropy.deltas import EXPONENTS, FEW
 from lora_comp.ops.swin_block import HALF
 from lora_comp.parts import Part
+from lora_comp.replay import Replayed
 
 ATTEMPTS = 4  # of `refine`; beside latents, whose steps are cheaper, one
 STEPS = 10  # this and the next two lines were found by measuring: docs/ttft.md
@@ -41,15 +40,23 @@ def fit(
         weight: of the distortion against bits per pixel.
         steps: updates of Adam; after `steps` of them the loop ends.
         lr: the first step size of what travels, and with its share of `SHARES` of the rest; it falls to 0 linearly.
-        on_step: told the step and the mean of the objectives, for which a GPU has to wait.
+        on_step: told the step and the mean of the objectives before it, for which a GPU has to wait; last, after all.
         published: one step size for all, halved at `MILESTONES`, and Adam with its usual momentum, as in the paper.
     Returns:
         The objectives before, and after each step: float32 (steps + 1, B).
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        descent = (_published_descent if published else _descent)(adapted, lr, steps)
-        return _fit(adapted, x, size, parts, weight, steps, on_step, *descent)
+        descent = _Descent(adapted, x, size, parts, weight, steps, lr, published)
+        take_step, losses = Replayed(descent.take_step, x.device), []
+        for step in range(steps + 1):
+            if step < steps:
+                descent.set_rates(step)
+            losses.append(take_step() if step < steps else descent.look())
+            if on_step:
+                on_step(step, losses[-1].mean().item())
+        descent.go_back()
+        return torch.stack(losses)
 
 
 def half_pays(device: torch.device) -> bool:
@@ -57,55 +64,69 @@ def half_pays(device: torch.device) -> bool:
     return device.type == "cuda" or HALF
 
 
-def _descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
-    groups = []
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad:
-            share = SHARES[name.rpartition(".")[2]] if ".g_a." in name else 1.0
-            groups.append({"params": [parameter], "lr": lr * share})
-    optimizer = torch.optim.Adam(groups, betas=BETAS)
-    return optimizer, LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
+class _Descent:
+    """Adam on what is trained, and each picture's best step so far, on tensors that stay where they are: a GPU can
+    replay a step."""
 
+    def __init__(self, adapted, x, size, parts, weight, steps, lr, published):
+        self.adapted, self.x, self.size, self.parts, self.weight = adapted, x, size, parts, weight
+        trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        groups = {}  # of what is trained, by step size
+        for name, parameter in trained.items():
+            share = SHARES[name.rpartition(".")[2]] if ".g_a." in name and not published else 1.0
+            groups.setdefault(lr * share, []).append(parameter)
+        self.rates, self.steps, self.published = list(groups), steps, published
+        self.optimizer = torch.optim.Adam(
+            [{"params": group, "lr": x.new_tensor(rate) if x.is_cuda else rate} for rate, group in groups.items()],
+            betas=(0.9, 0.999) if published else BETAS, capturable=x.is_cuda)
+        self.trained, self.kept = list(trained.values()), [p.detach().clone() for p in trained.values()]
+        self.lowest = x.new_full((len(x),), math.inf)
 
-def _published_descent(adapted, lr: float, steps: int) -> tuple[Optimizer, LRScheduler]:
-    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=lr)
-    return optimizer, MultiStepLR(optimizer, [math.ceil(m * steps) for m in MILESTONES], gamma=0.5)
+    def set_rates(self, step: int) -> None:
+        """The step sizes of this step: they fall to 0 linearly or, as published, are halved."""
+        falls = 0.5 ** sum(step >= math.ceil(m * self.steps) for m in MILESTONES)
+        factor = falls if self.published else 1 - step / self.steps
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
 
+    def take_step(self) -> Tensor:
+        """The objectives (B,) before the step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.look(trains=True)
+        self.optimizer.step()
+        return loss
 
-def _fit(adapted, x, size, parts, weight, steps, on_step, optimizer, schedule) -> Tensor:
-    trained = [p for p in adapted.parameters() if p.requires_grad]
-    kept, lowest = [p.detach().clone() for p in trained], x.new_full((len(x),), math.inf)
-    losses = []
-    for step in range(steps + 1):
-        trains = step < steps
-        optimizer.zero_grad(set_to_none=True)
+    def look(self, trains: bool = False) -> Tensor:
+        """The objectives (B,), and what is trained kept where they are lowest; if `trains`, with gradients."""
         with torch.set_grad_enabled(trains):
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
-                out = adapted.analyse(x)
-            bits = adapted.bits() + sum(-p.log2().flatten(1).sum(1) for p in out["likelihoods"].values())
-            rate = bits / (size[0] * size[1])  # (B,)
+            with torch.autocast(self.x.device.type, torch.bfloat16, enabled=half_pays(self.x.device)):
+                out = self.adapted.analyse(self.x)
+            bits = self.adapted.bits() + sum(-p.log2().flatten(1).sum(1) for p in out["likelihoods"].values())
+            rate = bits / (self.size[0] * self.size[1])  # (B,)
             y_hat = out["y_hat"].detach().requires_grad_(trains)
             loss = rate.detach()
-            for part in parts:
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=half_pays(x.device)):
-                    distance = weight * distance_of(part, adapted, y_hat)
+            for part in self.parts:
+                with torch.autocast(self.x.device.type, torch.bfloat16, enabled=half_pays(self.x.device)):
+                    distance = self.weight * distance_of(part, self.adapted, y_hat)
                 loss = loss + distance.detach()
                 if trains:
                     distance.sum().backward()
-        losses.append(loss)
-        lower = loss < lowest
-        lowest = torch.where(lower, loss, lowest)
-        kept = [torch.where(_like(lower, p), p.detach(), before) for p, before in zip(trained, kept, strict=True)]
-        if on_step:
-            on_step(step, loss.mean().item())
-        if trains:
-            torch.autograd.backward([rate.sum(), out["y_hat"]], [None, y_hat.grad])
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        for parameter, value in zip(trained, kept, strict=True):
-            parameter.copy_(value)
-    return torch.stack(losses)
+            if trains:
+                torch.autograd.backward([rate.sum(), out["y_hat"]], [None, y_hat.grad])
+        lower = loss < self.lowest
+        self.lowest.copy_(torch.where(lower, loss, self.lowest))
+        for parameter, kept in zip(self.trained, self.kept, strict=True):
+            kept.copy_(torch.where(_like(lower, kept), parameter.detach(), kept))
+        return loss
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """To the best step of each picture."""
+        for parameter, kept in zip(self.trained, self.kept, strict=True):
+            parameter.copy_(kept)
 
 
 def _like(value: Tensor, of: Tensor) -> Tensor:

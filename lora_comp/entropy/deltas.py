@@ -131,9 +131,9 @@ def _scales(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     start = Scale()
     forget = torch.stack([torch.full_like(magnitude, 3 / 4), torch.full_like(magnitude, 15 / 16),
                           torch.where(changed, 7 / 8, 1.0).double()])
-    first = magnitude.new_tensor([start.fast, start.slow, start.excess]) / ONE
     add = torch.stack([magnitude / 4, magnitude / 16, torch.where(changed, magnitude - 1, 0) / 8])
-    first = first.view(3, *(1 for _ in magnitude.shape)).expand(3, *magnitude.shape[:-1], 1)
+    first = torch.stack([torch.full_like(magnitude[..., :1], value / ONE)
+                         for value in (start.fast, start.slow, start.excess)])
     add = torch.cat([first, add[..., :-1]], -1)  # s[i] = forget[i - 1] s[i - 1] + add[i], and now by doubling:
     forget = torch.cat([torch.zeros_like(first), forget[..., :-1]], -1)
     reach = 1
