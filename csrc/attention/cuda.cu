@@ -12,7 +12,6 @@ namespace {
 using cuda::multiply;
 using cuda::stride;
 
-constexpr float kForbidden = -100.0f;
 constexpr int kHalves = 2;  // of the keys, to each query a thread
 
 struct Job {
@@ -81,7 +80,7 @@ __device__ void softmax(Memory<T, kTokens, kDim>& m, const float* bias) {
   float most = -INFINITY;
   for (int key = half; key < kTokens; key += kHalves) {
     float& logit = m.logits[key * kLogits + query];
-    logit += bias[key * kTokens + query] + (m.region[key] == m.region[query] ? 0.0f : kForbidden);
+    logit += bias[key * kTokens + query] + (m.region[key] == m.region[query] ? 0.0f : kMasked);
     most = max(most, logit);
   }
   most = over_halves<kTokens>(m.reduced[0], most, [](float a, float b) { return max(a, b); });

@@ -14,8 +14,6 @@
 namespace lora_comp::attention {
 namespace {
 
-constexpr float kMasked = -100.0f;  // added to the logit of a forbidden pair, as in the definition
-
 // c (rows, kColumns) = a b, where a(r, k) = a[r * row + k * inner_step] and b is (inner, kColumns).
 template <size_t kColumns>
 void multiply(const float* a, size_t row, size_t inner_step, const float* b, float* c, size_t rows,

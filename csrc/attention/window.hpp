@@ -7,6 +7,8 @@
 
 namespace lora_comp {
 
+constexpr float kMasked = -100.0f;  // added to the logit of a forbidden pair, as in the definition
+
 struct Windows {
   size_t height, width, window, shift;
 

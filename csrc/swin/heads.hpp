@@ -6,8 +6,6 @@
 namespace lora_comp::swin {
 namespace {
 
-constexpr float kMasked = -100.0f;  // added to the logit of a forbidden pair, as in the definition
-
 // What one head needs. `deep` operands have the channels of a head padded to the inner size of a product.
 template <class N>
 struct alignas(64) Head {
