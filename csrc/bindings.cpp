@@ -217,15 +217,15 @@ SwinBlock make_swin_block(const Tensors& dense, const Tensors& low_rank, const s
   return block;
 }
 
-void forward_swin_block(uintptr_t x, uintptr_t y, const Tensors& dense, const Tensors& low_rank,
+void forward_swin_block(uintptr_t x, uintptr_t y, uintptr_t kept, const Tensors& dense, const Tensors& low_rank,
                         const std::array<size_t, 4>& ranks, bool own, const std::array<size_t, 8>& sizes, bool half,
                         unsigned threads) {
   const py::gil_scoped_release release;
   swin_block_forward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
-                     reinterpret_cast<float*>(y), half, threads);
+                     reinterpret_cast<float*>(y), reinterpret_cast<float*>(kept), half, threads);
 }
 
-void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const Tensors& dense,
+void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, uintptr_t kept, const Tensors& dense,
                          const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
                          const std::array<size_t, 8>& sizes, const Tensors& dense_grads,
                          const Tensors& low_rank_grads, bool half, unsigned threads) {
@@ -240,7 +240,7 @@ void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, const 
   const py::gil_scoped_release release;
   swin_block_backward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
                       reinterpret_cast<const float*>(grad_y), reinterpret_cast<float*>(grad_x),
-                      grad, half, threads);
+                      reinterpret_cast<float*>(kept), grad, half, threads);
 }
 
 Gdn make_gdn(uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes, bool inverse, bool bfloat16) {
@@ -308,10 +308,11 @@ PYBIND11_MODULE(_C, m) {
         arg("grad_bias"), arg("sizes"), arg("bfloat16"), arg("threads"), arg("stream"),
         "Writes grad_qkv and adds to grad_bias, unless that is 0.");
   m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
-  m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("dense"), arg("low_rank"), arg("ranks"),
-        arg("own"), arg("sizes"), arg("half"), arg("threads"),
-        "Addresses of contiguous float32; sizes: batch, height, width, window, shift, channels, heads, hidden.");
-  m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("dense"),
+  m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("kept"), arg("dense"), arg("low_rank"),
+        arg("ranks"), arg("own"), arg("sizes"), arg("half"), arg("threads"),
+        "Addresses of contiguous float32; kept: 0, or of (windows, 48 heads + channels + hidden, 64) for the backward\n"
+        "pass; sizes: batch, height, width, window, shift, channels, heads, hidden.");
+  m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("kept"), arg("dense"),
         arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("dense_grads"), arg("low_rank_grads"), arg("half"),
         arg("threads"),
         "Writes grad_x, unless that is 0, and adds to the gradients whose address is not 0: all of the dense ones, or none.");

@@ -45,28 +45,25 @@ INLINE Vector load(const float* p) {
 }
 INLINE void store(float* p, Vector x) { std::memcpy(p, &x, sizeof x); }
 
-// exp of what is not above 0, to two units in the last place (the polynomial of Cephes); 0 below -60, where a softmax
-// in float32 would not see it, because products with denormal numbers take ten times as long.
+// exp of what is not above 0, to two units in the last place (the polynomial of Cephes). Below -40 it is exp(-40), which
+// a softmax in float32 does not see: products with denormal numbers take ten times as long.
 INLINE Vector exp_of(Vector x) {
-  const auto seen = x > -60.0f;
-  x = seen ? x : Vector{};
-  const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number
+  x = x > -40.0f ? x : Vector{} - 40.0f;
+  const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number, which its last bits then are
   const Vector n = shifted - 12582912.0f;
   const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Vector power = same_bits<Vector>((__builtin_convertvector(n, Integers) + 127) << 23);
-  return seen ? p * power : Vector{};
+  const Vector square = r * r;
+  Vector p = 1.9875691500e-4f * r + 1.3981999507e-3f;  // by pairs: a sum in one chain waits for itself
+  p = p * square + (8.3334519073e-3f * r + 4.1665795894e-2f);
+  p = p * square + (1.6666665459e-1f * r + 5.0000001201e-1f);
+  p = p * square + (r + 1.0f);
+  return same_bits<Vector>(same_bits<Words>(p) + (same_bits<Words>(shifted) << 23));
 }
 
 // 2^x of what is not above 0, to 8e-5: finer than bfloat16. Below -60 it is 2^-60.
 INLINE Vector rough_exp2(Vector x) {
   x = x > -60.0f ? x : Vector{} - 60.0f;
-  const Vector shifted = x + 12582912.0f;  // rounds to a whole number, which its last bits then are
+  const Vector shifted = x + 12582912.0f;
   const Vector r = x - (shifted - 12582912.0f);
   Vector p = 5.517186e-2f * r + 2.4261118e-1f;
   p = p * r + 6.9326096e-1f;

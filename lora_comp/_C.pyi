@@ -66,6 +66,7 @@ def swin_block_half() -> bool: ...
 def swin_block_forward(
     x: int,
     y: int,
+    kept: int,
     dense: list[int],
     low_rank: list[int],
     ranks: list[int],
@@ -78,6 +79,7 @@ def swin_block_backward(
     x: int,
     grad_y: int,
     grad_x: int,
+    kept: int,
     dense: list[int],
     low_rank: list[int],
     ranks: list[int],

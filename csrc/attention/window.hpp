@@ -13,6 +13,7 @@ struct Windows {
   size_t height, width, window, shift;
 
   size_t rows() const { return (height + window - 1) / window; }
+  size_t columns() const { return (width + window - 1) / window; }
 };
 
 #ifdef __CUDACC__

@@ -40,13 +40,13 @@ void run_any(const Job& job, const SwinBlockGrad& grad, bool half, unsigned thre
 
 bool swin_block_half_available() { return swin::tiles_available(); }
 
-void swin_block_forward(const SwinBlock& a, const float* x, float* y, bool half, unsigned threads) {
-  swin::run_any({a, x, nullptr, y}, {}, half, threads);
+void swin_block_forward(const SwinBlock& a, const float* x, float* y, float* kept, bool half, unsigned threads) {
+  swin::run_any({a, x, nullptr, y, kept}, {}, half, threads);
 }
 
-void swin_block_backward(const SwinBlock& a, const float* x, const float* grad_y, float* grad_x,
+void swin_block_backward(const SwinBlock& a, const float* x, const float* grad_y, float* grad_x, float* kept,
                          const SwinBlockGrad& grad, bool half, unsigned threads) {
-  swin::run_any({a, x, grad_y, grad_x}, grad, half, threads);
+  swin::run_any({a, x, grad_y, grad_x, kept}, grad, half, threads);
 }
 
 }  // namespace lora_comp

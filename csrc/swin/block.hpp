@@ -1,5 +1,6 @@
-// A whole Swin block, x + attention(norm(x)) and then x + MLP(norm(x)), one window at a time in the second cache:
-// nothing between its input and its output is written to memory, and the backward pass computes it all again.
+// A whole Swin block, x + attention(norm(x)) and then x + MLP(norm(x)), one window at a time in the second cache. Of
+// what lies between its input and its output the forward pass keeps three products for the backward one, or nothing:
+// then that computes them again.
 // lora_comp/ops/swin_block.py says what it computes.
 #pragma once
 
@@ -44,8 +45,9 @@ bool swin_block_half_available();
 
 // x, y: (batch, height, width, dim). half: products of bfloat16 numbers. Throws std::invalid_argument for a block that
 // the kernels do not know, or for `half` on a machine without it. grad_x may be null.
-void swin_block_forward(const SwinBlock&, const float* x, float* y, bool half, unsigned threads);
-void swin_block_backward(const SwinBlock&, const float* x, const float* grad_y, float* grad_x, const SwinBlockGrad&,
-                         bool half, unsigned threads);
+// kept: null, or of each window (48 heads + dim + hidden, 64), written by the forward pass for the backward one.
+void swin_block_forward(const SwinBlock&, const float* x, float* y, float* kept, bool half, unsigned threads);
+void swin_block_backward(const SwinBlock&, const float* x, const float* grad_y, float* grad_x, float* kept,
+                         const SwinBlockGrad&, bool half, unsigned threads);
 
 }  // namespace lora_comp

@@ -33,19 +33,23 @@ struct Map {
 
 template <class N>
 void deep_transpose(const typename N::Right* deep, typename N::Left* to) {
-  transpose_words<N>(words(const_cast<typename N::Right*>(deep)), kHead, kTokens, words(to));
+  transpose_words<N>(words(deep), kHead, kTokens, words(to));
+}
+
+// A map with its queries as the inner size: h.queries.
+template <class N>
+void map_transpose(const float* map, Head<N>& h) {
+  transpose_words<N>(words(as_left<N>(map, kTokens, h.map_rows)), kTokens, kTokens / N::kPack, words(h.queries));
 }
 
 // out (kHead, tokens) = values times the map's shares; leaves the map as it was computed.
-template <class N>
+template <class N, class Right = typename N::Right>
 void attend(const float* q, const float* k, const float* v, const float* position,
                    const Window<kTokens>& window, Head<N>& h, const Map& map, float* out) {
-  to_right<N>(q, kHead, h.query);
-  to_right<N>(k, kHead, h.key);
-  rows_to_left<N>(v, kHead, h.value_rows);
+  const Right* const query = as_right<N>(q, kHead, h.query);
   static_assert(Head<N>::kDeep / N::kPack == kHead, "so many words hold the channels of a head");
-  deep_transpose<N>(h.key, h.key_tokens);
-  N::multiply(h.key_tokens, Head<N>::kDeep, h.query, Head<N>::kDeep, map.weight, kTokens, kTokens, position);
+  deep_transpose<N>(as_right<N>(k, kHead, h.key), h.key_tokens);
+  N::multiply(h.key_tokens, Head<N>::kDeep, query, Head<N>::kDeep, map.weight, kTokens, kTokens, position);
   Vector largest[kVectors];
   for (Vector& x : largest) x = Vector{} - 3.0e38f;
   for (size_t j = 0; j < kTokens; ++j)
@@ -70,8 +74,8 @@ void attend(const float* q, const float* k, const float* v, const float* positio
     at(map.total + i * kWidth) = sum[i];
     inverse[i] = 1.0f / sum[i];
   }
-  to_right<N>(map.weight, kTokens, h.keys);
-  N::multiply(h.value_rows, kTokens, h.keys, kTokens, out, kHead, kTokens, nullptr);
+  const Right* const keys = as_right<N>(map.weight, kTokens, h.keys);
+  N::multiply(as_left<N>(v, kHead, h.value_rows), kTokens, keys, kTokens, out, kHead, kTokens, nullptr);
   for (size_t c = 0; c < kHead; ++c)
     for (size_t i = 0; i < kVectors; ++i) at(out + c * kTokens + i * kWidth) *= inverse[i];
 }
@@ -80,12 +84,11 @@ void attend(const float* q, const float* k, const float* v, const float* positio
 template <class N>
 void attend_back(const float* grad, float* q, float* k, float* v, Head<N>& h, const Map& map) {
   using Left = typename N::Left;
-  rows_to_left<N>(q, kHead, h.query_rows);
-  rows_to_left<N>(k, kHead, h.key_rows);
-  to_right<N>(v, kHead, h.value);
-  deep_transpose<N>(h.value, h.value_tokens);
-  to_right<N>(grad, kHead, h.query);  // whose own values are not needed again
-  N::multiply(h.value_tokens, Head<N>::kDeep, h.query, Head<N>::kDeep, h.map_grad, kTokens, kTokens, nullptr);
+  const Left* const query_rows = as_left<N>(q, kHead, h.query_rows);
+  rows_to_left<N>(k, kHead, h.key_rows);  // k is overwritten before they are read
+  deep_transpose<N>(as_right<N>(v, kHead, h.value), h.value_tokens);
+  const auto* const grad_right = as_right<N>(grad, kHead, h.query);  // whose own values are not needed again
+  N::multiply(h.value_tokens, Head<N>::kDeep, grad_right, Head<N>::kDeep, h.map_grad, kTokens, kTokens, nullptr);
   for (size_t t = 0; t < kTokens; t += kWidth) {
     const Vector inverse = 1.0f / at(map.total + t);
     Vector mean = {};
@@ -96,17 +99,13 @@ void attend_back(const float* grad, float* q, float* k, float* v, Head<N>& h, co
     for (size_t j = 0; j < kTokens; ++j)
       at(h.map_grad + j * kTokens + t) = at(map.weight + j * kTokens + t) * (at(h.map_grad + j * kTokens + t) - mean);
   }
-  const size_t pairs = kTokens / N::kPack;
   alignas(64) Left grad_rows[kHead * kTokens];
-  rows_to_left<N>(grad, kHead, grad_rows);
-  rows_to_left<N>(map.weight, kTokens, h.map_rows);
-  transpose_words<N>(words(h.map_rows), kTokens, pairs, words(h.queries));
-  N::multiply(grad_rows, kTokens, h.queries, kTokens, v, kHead, kTokens, nullptr);
-  rows_to_left<N>(h.map_grad, kTokens, h.map_rows);
-  transpose_words<N>(words(h.map_rows), kTokens, pairs, words(h.queries));
-  N::multiply(h.query_rows, kTokens, h.queries, kTokens, k, kHead, kTokens, nullptr);
-  to_right<N>(h.map_grad, kTokens, h.keys);
-  N::multiply(h.key_rows, kTokens, h.keys, kTokens, q, kHead, kTokens, nullptr);
+  map_transpose<N>(map.weight, h);
+  N::multiply(as_left<N>(grad, kHead, grad_rows), kTokens, h.queries, kTokens, v, kHead, kTokens, nullptr);
+  map_transpose<N>(h.map_grad, h);
+  N::multiply(query_rows, kTokens, h.queries, kTokens, k, kHead, kTokens, nullptr);
+  const auto* const keys = as_right<N>(h.map_grad, kTokens, h.keys);
+  N::multiply(h.key_rows, kTokens, keys, kTokens, q, kHead, kTokens, nullptr);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ struct Share {
 inline std::vector<Share> make_shares(const SwinBlock& a, bool dense) {
   constexpr size_t kMost = 16, kMostDense = 8, kWindows = 8;
   const size_t rows = a.windows.rows(), pictures = a.own ? a.batch : 1, each = a.own ? rows : rows * a.batch;
-  const size_t windows = (a.windows.width + a.windows.window - 1) / a.windows.window * each;
+  const size_t windows = a.windows.columns() * each;
   const size_t most = dense ? std::min(kMostDense, windows / kWindows) : kMost;
   const size_t parts = std::min(each, std::max<size_t>(1, most / pictures));
   std::vector<Share> shares;
@@ -35,12 +35,14 @@ void run(const Packed<N>& packed, const Job& job, const Share& share, BlockSums*
   Scratch<N> scratch(packed, job.grad_y != nullptr);
   const Windows& windows = job.block.windows;
   for (size_t row = share.first; row < share.last; ++row)
-    for (size_t left = 0; left < windows.width; left += windows.window) {
-      const Window<kTokens> window(windows, row / windows.rows(), row % windows.rows() * windows.window, left);
+    for (size_t column = 0; column < windows.columns(); ++column) {
+      const Window<kTokens> window(windows, row / windows.rows(), row % windows.rows() * windows.window,
+                                   column * windows.window);
+      float* const kept = job.kept ? job.kept + (row * windows.columns() + column) * scratch.kept.size() : nullptr;
       if (job.grad_y)
-        backward_window(packed, window, scratch, job.x, job.grad_y, job.out, *sums);
+        backward_window(packed, window, scratch, job.x, job.grad_y, job.out, kept, *sums);
       else
-        forward_window(packed, window, scratch, job.x, job.out);
+        forward_window(packed, window, scratch, job.x, job.out, kept);
     }
 }
 

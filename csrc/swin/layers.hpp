@@ -25,6 +25,21 @@ void rows_to_left(const float* rows, size_t channels, typename N::Left* to) {
   for (size_t i = 0; i < channels * kTokens; i += kWidth) N::put(to + i, at(rows + i));
 }
 
+// The same without a copy where the numbers are the operand already, which `room` is for otherwise.
+template <class N>
+const typename N::Right* as_right(const float* rows, size_t channels, typename N::Right* room) {
+  if constexpr (N::kPack == 1) return rows;
+  to_right<N>(rows, channels, room);
+  return room;
+}
+
+template <class N>
+const typename N::Left* as_left(const float* rows, size_t channels, typename N::Left* room) {
+  if constexpr (N::kPack == 1) return rows;
+  rows_to_left<N>(rows, channels, room);
+  return room;
+}
+
 // The first rows of a Right as a Left.
 template <class N>
 void to_left(const typename N::Right* from, size_t channels, typename N::Left* to) {
@@ -114,24 +129,23 @@ void apply_thin(const Side<N>& side, typename N::Right* x, float* low) {
              at(low + (k + 1) * kTokens + t) * side.gain[k + 1]);
 }
 
-// y (outputs, tokens) = side x + start; x and low as above.
+// y (outputs, tokens) = side x + start, where x has its low-rank rows.
 template <class N>
-void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, const float* start) {
-  apply_thin(side, x, low);
+void apply_wide(const Side<N>& side, const typename N::Right* x, float* y, const float* start) {
   N::multiply(side.wide.get(), side.row(), x, side.row(), y, side.outputs, kTokens, start);
 }
 
-// Phi(x), and with it the GELU (Hendrycks and Gimpel, 2016) and its slope.
+// Both.
 template <class N>
-INLINE Vector gelu_share(Vector x) {
-  const auto negative = x < 0.0f;
-  const Vector size = negative ? -x : x, tail = N::normal_tail(size > 6.0f ? Vector{} + 6.0f : size);
-  return negative ? tail : 1.0f - tail;
+void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, const float* start) {
+  apply_thin(side, x, low);
+  apply_wide(side, x, y, start);
 }
 
+// The GELU (Hendrycks and Gimpel, 2016) and, with Phi(x) as `share`, its slope.
 template <class N>
 INLINE Vector gelu(Vector x) {
-  return x * gelu_share<N>(x);
+  return x * N::normal_share(x);
 }
 
 template <class N>

@@ -14,8 +14,11 @@ namespace {
 constexpr size_t kTokens = 64;  // of a window of 8x8
 
 INLINE uint32_t* words(float* p) { return reinterpret_cast<uint32_t*>(p); }
+INLINE const uint32_t* words(const float* p) { return reinterpret_cast<const uint32_t*>(p); }
 INLINE uint32_t* words(uint16_t* p) { return reinterpret_cast<uint32_t*>(p); }
+INLINE const uint32_t* words(const uint16_t* p) { return reinterpret_cast<const uint32_t*>(p); }
 INLINE uint32_t* words(uint32_t* p) { return p; }
+INLINE const uint32_t* words(const uint32_t* p) { return p; }
 
 // Float32, by vectors.
 struct Full {
@@ -29,16 +32,21 @@ struct Full {
 
   // Of what is not above 0.
   static INLINE Vector exp(Vector x) { return exp_of(x); }
-  // Phi(-x) for x from 0 to 6, to 1e-7: exp of a polynomial fitted to its logarithm.
-  static INLINE Vector normal_tail(Vector x) {
-    Vector p = x * 3.23756808e-6f - 1.18700736e-5f;
-    p = p * x - 3.86266998e-4f;
-    p = p * x + 5.2900291e-3f;
-    p = p * x - 3.66724692e-2f;
-    p = p * x - 3.18198979e-1f;
-    p = p * x - 7.97898471e-1f;
-    p = p * x - 6.93146884e-1f;
-    return exp_of(p);
+  // Phi(x), to 1.2e-7: 1/2 + x p(x^2), p fitted for x up to 5.2.
+  static INLINE Vector normal_share(Vector x) {
+    constexpr float kMost = 5.2f;
+    x = x > kMost ? Vector{} + kMost : x;
+    x = x > -kMost ? x : Vector{} - kMost;
+    const Vector u = x * x * (2 / (kMost * kMost)) - 1.0f;
+    const Vector square = u * u;
+    Vector even = 2.0239360e-4f * square + 6.0074724e-4f, odd = -5.6229194e-4f * square - 9.7851106e-4f;
+    even = even * square + 2.6624587e-3f, odd = odd * square - 5.0673732e-3f;
+    even = even * square + 8.0100792e-3f, odd = odd * square - 1.2353357e-2f;
+    even = even * square + 1.8133925e-2f, odd = odd * square - 2.4763450e-2f;
+    even = even * square + 3.1962324e-2f, odd = odd * square - 3.9925396e-2f;
+    even = even * square + 5.0026111e-2f, odd = odd * square - 6.7743808e-2f;
+    even = even * square + 1.3594998e-1f;
+    return (odd * u + even) * x + 0.5f;
   }
 
   // A vector of columns of rows `row`, which is even, and `row` + 1 of a Right.
@@ -98,14 +106,18 @@ struct Half {
   static INLINE Left number(float x) { return static_cast<uint16_t>((same_bits<uint32_t>(x) + 0x8000u) >> 16); }
 
   static INLINE Vector exp(Vector x) { return rough_exp2(x * 1.44269504f); }
-  // To 5e-5, and its smallest values to 1 %.
-  static INLINE Vector normal_tail(Vector x) {
-    Vector p = x * -3.3977953e-4f + 6.2123225e-3f;
-    p = p * x - 5.0143778e-2f;
-    p = p * x - 4.6106901e-1f;
-    p = p * x - 1.150659f;
-    p = p * x - 1.0000153f;
-    return rough_exp2(p);
+  // Phi(x), to 5e-5 and its smallest values to 1 %: of -|x| it is 2 to the power of a polynomial.
+  static INLINE Vector normal_share(Vector x) {
+    const auto negative = x < 0.0f;
+    Vector size = negative ? -x : x;
+    size = size > 6.0f ? Vector{} + 6.0f : size;
+    Vector p = size * -3.3977953e-4f + 6.2123225e-3f;
+    p = p * size - 5.0143778e-2f;
+    p = p * size - 4.6106901e-1f;
+    p = p * size - 1.150659f;
+    p = p * size - 1.0000153f;
+    const Vector tail = rough_exp2(p);
+    return negative ? tail : 1.0f - tail;
   }
 
   static INLINE void put(Right* to, size_t columns, size_t row, size_t column, Vector even, Vector odd) {

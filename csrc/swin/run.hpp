@@ -8,7 +8,7 @@ namespace lora_comp::swin {
 struct Job {
   const SwinBlock& block;
   const float *x, *grad_y;  // grad_y null: forward
-  float* out;               // y or grad_x
+  float *out, *kept;        // y or grad_x; see swin_block_forward
 };
 
 void run_plain(const Job&, const SwinBlockGrad&, unsigned threads);

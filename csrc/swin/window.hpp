@@ -15,7 +15,8 @@ struct Scratch {
   using Right = Buffer<typename N::Right>;
   using Left = Buffer<typename N::Left>;
 
-  Buffer<float> x, middle, qkv, attended, hidden, maps, low[4];
+  Buffer<float> x, kept, attended, maps, low[4];
+  float *const qkv, *const middle, *const hidden;  // in `kept`
   Buffer<float> grad, grad_narrow, grad_wide, grad_low;  // the backward pass alone
   Right normed1, normed2, heads, active, grad_right;
   Left rows, grad_rows;
@@ -31,11 +32,12 @@ struct Scratch {
 
   Scratch(const Packed<N>& p, bool back)
       : x(p.dim * kTokens),
-        middle(p.dim * kTokens),
-        qkv(p.qkv.forward.outputs * kTokens),
+        kept((p.qkv.forward.outputs + p.dim + p.hidden) * kTokens),
         attended(p.proj.forward.inputs * kTokens),
-        hidden(p.hidden * kTokens),
         maps((back ? p.heads : 1) * kMapSize),
+        qkv(kept.get()),
+        middle(qkv + p.qkv.forward.outputs * kTokens),
+        hidden(middle + p.dim * kTokens),
         grad(back ? p.dim * kTokens : 0),
         grad_narrow(back ? p.dim * kTokens : 0),
         grad_wide(back ? std::max(p.hidden, p.proj.forward.inputs) * kTokens : 0),
@@ -89,37 +91,45 @@ inline void add_bias(float* rows, size_t channels, const float* bias, float fact
     }
 }
 
+// The next three leave in the scratch what the backward pass needs of a layer, and its product, unless that is `known`.
+
 // q, k and v of all heads, those of q over sqrt(dim).
 template <class N>
-Moments project(const Packed<N>& p, Scratch<N>& s) {
+Moments project(const Packed<N>& p, bool known, Scratch<N>& s) {
   const Moments m = normalise<N>(s.x.get(), p.dim, p.norm1_weight, p.norm1_bias, s.normed1.get());
-  apply(p.qkv.forward, s.normed1.get(), s.low[0].get(), s.qkv.get(), nullptr);
+  apply_thin(p.qkv.forward, s.normed1.get(), s.low[0].get());
+  if (known) return m;
+  apply_wide(p.qkv.forward, s.normed1.get(), s.qkv, nullptr);
   const size_t each = p.heads * kHead;
-  add_bias(s.qkv.get(), each, p.qkv.bias.get(), 1.0f / std::sqrt(static_cast<float>(p.own_head)));
-  add_bias(s.qkv.get() + each * kTokens, 2 * each, p.qkv.bias.get() + each, 1.0f);
+  add_bias(s.qkv, each, p.qkv.bias.get(), 1.0f / std::sqrt(static_cast<float>(p.own_head)));
+  add_bias(s.qkv + each * kTokens, 2 * each, p.qkv.bias.get() + each, 1.0f);
   return m;
 }
 
 // Attention and the skip over it: s.middle.
 template <class N>
-void attend_all(const Packed<N>& p, const Window<kTokens>& window, bool keep, Scratch<N>& s) {
+void attend_all(const Packed<N>& p, const Window<kTokens>& window, bool keeps_maps, bool known, Scratch<N>& s) {
   const size_t head = kHead * kTokens, each = p.heads * head;
   for (size_t h = 0; h < p.heads; ++h) {
-    const float* const q = s.qkv.get() + h * head;
-    attend<N>(q, q + each, q + 2 * each, p.position + h * kTokens * kTokens, window, s.head, s.map(keep ? h : 0),
+    const float* const q = s.qkv + h * head;
+    attend<N>(q, q + each, q + 2 * each, p.position + h * kTokens * kTokens, window, s.head, s.map(keeps_maps ? h : 0),
               s.attended.get() + h * head);
   }
   to_right<N>(s.attended.get(), p.heads * kHead, s.heads.get());
-  apply(p.proj.forward, s.heads.get(), s.low[1].get(), s.middle.get(), s.x.get());
-  add_bias(s.middle.get(), p.dim, p.proj.bias.get(), 1.0f);
+  apply_thin(p.proj.forward, s.heads.get(), s.low[1].get());
+  if (known) return;
+  apply_wide(p.proj.forward, s.heads.get(), s.middle, s.x.get());
+  add_bias(s.middle, p.dim, p.proj.bias.get(), 1.0f);
 }
 
 // The hidden layer of the MLP before its GELU: s.hidden.
 template <class N>
-Moments expand(const Packed<N>& p, Scratch<N>& s) {
-  const Moments m = normalise<N>(s.middle.get(), p.dim, p.norm2_weight, p.norm2_bias, s.normed2.get());
-  apply(p.fc1.forward, s.normed2.get(), s.low[2].get(), s.hidden.get(), nullptr);
-  add_bias(s.hidden.get(), p.hidden, p.fc1.bias.get(), 1.0f);
+Moments expand(const Packed<N>& p, bool known, Scratch<N>& s) {
+  const Moments m = normalise<N>(s.middle, p.dim, p.norm2_weight, p.norm2_bias, s.normed2.get());
+  apply_thin(p.fc1.forward, s.normed2.get(), s.low[2].get());
+  if (known) return m;
+  apply_wide(p.fc1.forward, s.normed2.get(), s.hidden, nullptr);
+  add_bias(s.hidden, p.hidden, p.fc1.bias.get(), 1.0f);
   return m;
 }
 
@@ -138,20 +148,22 @@ void activate_with_slopes(float* hidden, size_t channels, typename N::Right* to)
   for (size_t c = 0; c < channels; c += 2)
     for (size_t t = 0; t < kTokens; t += kWidth) {
       Vector &even = at(hidden + c * kTokens + t), &odd = at(hidden + (c + 1) * kTokens + t);
-      const Vector even_share = gelu_share<N>(even), odd_share = gelu_share<N>(odd);
+      const Vector even_share = N::normal_share(even), odd_share = N::normal_share(odd);
       N::put(to, kTokens, c, t, even * even_share, odd * odd_share);
       even = gelu_slope<N>(even, even_share), odd = gelu_slope<N>(odd, odd_share);
     }
 }
 
 template <class N>
-void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x, float* y) {
+void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x, float* y,
+                    float* kept) {
   gather<N>(x, p.dim, window, s.x.get());
-  project(p, s);
-  attend_all(p, window, false, s);
-  expand(p, s);
-  activate<N>(s.hidden.get(), p.hidden, s.active.get());
-  apply(p.fc2.forward, s.active.get(), s.low[3].get(), s.x.get(), s.middle.get());
+  project(p, false, s);
+  attend_all(p, window, false, false, s);
+  expand(p, false, s);
+  if (kept) std::copy_n(s.kept.get(), s.kept.size(), kept);
+  activate<N>(s.hidden, p.hidden, s.active.get());
+  apply(p.fc2.forward, s.active.get(), s.low[3].get(), s.x.get(), s.middle);
   add_bias(s.x.get(), p.dim, p.fc2.bias.get(), 1.0f);
   scatter<N>(s.x.get(), p.dim, window, y);
 }
@@ -177,41 +189,42 @@ void back(const Linear<N>& layer, const typename N::Right* x, const float* low, 
 
 template <class N>
 void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x,
-                     const float* grad_y, float* grad_x, BlockSums& sums) {
+                     const float* grad_y, float* grad_x, const float* kept, BlockSums& sums) {
   gather<N>(x, p.dim, window, s.x.get());
   gather<N>(grad_y, p.dim, window, s.grad.get());
-  const Moments first = project(p, s);
-  attend_all(p, window, true, s);
-  const Moments second = expand(p, s);
+  if (kept) std::copy_n(kept, s.kept.size(), s.kept.get());
+  const Moments first = project(p, kept, s);
+  attend_all(p, window, true, kept, s);
+  const Moments second = expand(p, kept, s);
 
   const bool active = sums.layers[3].low_rank() || sums.layers[3].dense();
   if (active) {  // what the forward pass would have computed next
     const Side<N>& side = p.fc2.forward;
-    activate_with_slopes<N>(s.hidden.get(), p.hidden, s.active.get());
+    activate_with_slopes<N>(s.hidden, p.hidden, s.active.get());
     N::multiply(side.thin.get(), side.inputs, s.active.get(), side.inputs, s.low[3].get(), side.ranks, kTokens,
                 nullptr);
   }
   back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums.layers[3], s.grad_wide.get());
   for (size_t i = 0; i < p.hidden * kTokens; i += kWidth) {
-    const Vector x = at(s.hidden.get() + i);
-    at(s.grad_wide.get() + i) *= active ? x : gelu_slope<N>(x, gelu_share<N>(x));
+    const Vector x = at(s.hidden + i);
+    at(s.grad_wide.get() + i) *= active ? x : gelu_slope<N>(x, N::normal_share(x));
   }
   back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2],
        s.grad_narrow.get());
-  if (sums.dense()) norm_grads(s.grad_narrow.get(), s.middle.get(), second, p.dim, sums.norm2.get());
-  normalise_back(s.grad_narrow.get(), s.middle.get(), second, p.dim, p.norm2_weight, s.grad.get());
+  if (sums.dense()) norm_grads(s.grad_narrow.get(), s.middle, second, p.dim, sums.norm2.get());
+  normalise_back(s.grad_narrow.get(), s.middle, second, p.dim, p.norm2_weight, s.grad.get());
 
   back(p.proj, s.heads.get(), s.low[1].get(), s.grad.get(), s, sums.layers[1], s.grad_wide.get());
   const size_t head = kHead * kTokens, each = p.heads * head;
   for (size_t h = 0; h < p.heads; ++h) {
-    float* const q = s.qkv.get() + h * head;
+    float* const q = s.qkv + h * head;
     attend_back<N>(s.grad_wide.get() + h * head, q, q + each, q + 2 * each, s.head, s.map(h));
     if (sums.dense()) add(s.head.map_grad, kTokens * kTokens, sums.position.get() + h * kTokens * kTokens);
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.own_head));
-  for (size_t i = 0; i < each; i += kWidth) at(s.qkv.get() + i) *= scale;
+  for (size_t i = 0; i < each; i += kWidth) at(s.qkv + i) *= scale;
   const bool onwards = grad_x || sums.dense();
-  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv.get(), s, sums.layers[0], onwards ? s.grad_narrow.get() : nullptr);
+  back(p.qkv, s.normed1.get(), s.low[0].get(), s.qkv, s, sums.layers[0], onwards ? s.grad_narrow.get() : nullptr);
   if (sums.dense()) norm_grads(s.grad_narrow.get(), s.x.get(), first, p.dim, sums.norm1.get());
   if (!grad_x) return;
   normalise_back(s.grad_narrow.get(), s.x.get(), first, p.dim, p.norm1_weight, s.grad.get());

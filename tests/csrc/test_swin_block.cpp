@@ -1,5 +1,5 @@
-// Maps, shifts, heads and ranks of every size stay within their arrays, threads change nothing, and the kernels of all
-// instruction sets agree. What they compute, tests/ops/test_swin_block.py holds against its definition.
+// Maps, shifts, heads and ranks of every size stay within their arrays, threads and what is kept change nothing, and the
+// kernels of all instruction sets agree. What they compute, tests/ops/test_swin_block.py holds against its definition.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -50,7 +50,7 @@ struct Layer {
 
 // y, and all gradients.
 Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads, size_t rank,
-            bool own, bool dense, unsigned threads) {
+            bool own, bool dense, unsigned threads, bool keeps = false) {
   const size_t pictures = own ? batch : 1, size = batch * height * width * dim;
   Layer qkv(dim, 3 * dim, rank, pictures, 1), proj(dim, dim, rank, pictures, 2);
   Layer fc1(dim, 2 * dim, 0, pictures, 3), fc2(2 * dim, dim, rank / 2, pictures, 4);
@@ -59,7 +59,10 @@ Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shi
                         norm.data(), position.data(), qkv.view, proj.view, fc1.view, fc2.view, own};
   const std::vector<float> x = random_floats(size, 7), grad_y = random_floats(size, 8);
   std::vector<float> y(size), grad_x(size), grad_norm(4 * dim), grad_position(position.size());
-  kernel({block, x.data(), nullptr, y.data()}, {}, threads);
+  const size_t windows = batch * block.windows.rows() * block.windows.columns();
+  std::vector<float> kept(keeps ? windows * (48 * heads + dim + 2 * dim) * 64 : 0);
+  float* const room = keeps ? kept.data() : nullptr;
+  kernel({block, x.data(), nullptr, y.data(), room}, {}, threads);
   SwinBlockGrad grad{qkv.grad(dense), proj.grad(dense), fc1.grad(dense), fc2.grad(dense), {}, {}, {}, {}, {}};
   if (dense) {
     float* const norms = grad_norm.data();
@@ -67,7 +70,7 @@ Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shi
     grad.norm2_weight = norms + 2 * dim, grad.norm2_bias = norms + 3 * dim;
     grad.position = grad_position.data();
   }
-  kernel({block, x.data(), grad_y.data(), grad_x.data()}, grad, threads);
+  kernel({block, x.data(), grad_y.data(), grad_x.data(), room}, grad, threads);
   Results results = {y, grad_x, grad_norm, grad_position};
   for (const Layer* a : {&qkv, &proj, &fc1, &fc2})
     results.insert(results.end(), {a->grad_u, a->grad_s, a->grad_v, a->grad_weight, a->grad_bias});
@@ -93,10 +96,11 @@ void test(Kernel kernel, double tolerance) {
     for (const bool dense : {false, true}) {
       const Results one = run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 1);
       CHECK(one == run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 3));
+      CHECK(one == run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 2, true));
       CHECK(apart(run(swin::run_plain, 2, 9, 20, 4, 64, 4, 5, own, dense, 1), one) < tolerance);
     }
   run(kernel, 1, 8, 8, 0, 32, 4, 17, false, true, 1);
-  run(kernel, 1, 3, 3, 7, 96, 6, 0, false, true, 2);
+  run(kernel, 1, 3, 3, 7, 96, 6, 0, false, true, 2, true);
 }
 
 }  // namespace

@@ -124,6 +124,22 @@ def test_a_map_that_wants_no_gradient_changes_none_of_the_others(dense):
     assert all(map(torch.equal, gradients(x), gradients(x.clone().requires_grad_())))
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_map_too_large_to_keep_its_products_gets_the_same(dense, monkeypatch):
+    parts = random_parts(64, 4, 128, (4, 4, 1, 2))
+    x, grad = torch.randn(2, 2, 9, 20, 64)
+    kept = evaluate(swin_block, x, parts, 4, grad, dense)
+    monkeypatch.setitem(swin_block.__globals__, "MOST_KEPT", 0)
+    assert all(map(torch.equal, kept, evaluate(swin_block, x, parts, 4, grad, dense)))
+
+
+def test_what_is_kept_serves_a_second_backward_pass():
+    parts, x = random_parts(32, 2, 64, (4, 4, 4, 4)), torch.randn(1, 8, 8, 32, requires_grad=True)
+    y = swin_block(x, parts, 8, 4)
+    first, second = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_one_layer_alone_may_have_an_adapter_for_each_picture():
     parts = random_parts(32, 2, 64, (4, 0, 0, 0), pictures=2)
     parts = parts._replace(proj=random_parts(32, 2, 64, (0, 4, 0, 0)).proj)
@@ -166,14 +182,15 @@ def test_sizes_that_the_kernel_does_not_know_are_computed_all_the_same(window, c
     torch.testing.assert_close(swin_block(x, parts, window, 0), plain_swin_block(x, parts, window, 0))
 
 
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-def test_torch_checks_the_operator(dense):
+def test_torch_checks_the_operator(dense, keeps):
     parts = random_parts(32, 2, 64, (4, 0, 0, 0))
     parts = parts._replace(position=parts.position.mT)
     own = [tensor.requires_grad_(dense) for tensor in parts.dense()]
     low_rank = [tensor.requires_grad_() if tensor.numel() else tensor for tensor in parts.low_rank()]
     x = torch.randn(1, 8, 8, 32, requires_grad=True)
-    torch.library.opcheck(_fused, (x, own, low_rank, 8, 4, False))
+    torch.library.opcheck(_fused, (x, own, low_rank, 8, 4, False, keeps))
 
 
 def test_it_can_be_compiled():
