@@ -1,14 +1,17 @@
-"""A step of test-time fine-tuning, and one of training, with and without what is ours: one thread.
+"""A step of test-time fine-tuning, and one of training, with and without what is ours: one thread, or a GPU.
 
 Fine-tuning: tic (N=128), 256x256, features of a ResNet-50, random weights. Ours is the engine's step, in bfloat16 where
 that pays: with the encoder's adapter trained, as published, and with the latents in its place, as by default. The
-published formulation is that of published.py, in float32, in torch's own order of channels, its adapter trained.
+published formulation is that of published.py, in float32, in torch's own order of channels, its adapter trained, and
+takes one picture after the other. On a GPU ours replays a graph, which it recorded in the rounds before those timed.
 Training: tic-s, eight crops of 128x128, bfloat16 where that pays, against Swin blocks of torch's operators.
 """
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
+from devices import ON_GPU
 from published import formulation
 
 import lora_comp as lc
@@ -16,37 +19,40 @@ from lora_comp import ops, ttft
 from lora_comp.codecs import build
 from lora_comp.ops.swin_block import plain_swin_block
 from lora_comp.ops.window_attention import plain_window_attention
+from lora_comp.parts import in_parts
+from lora_comp.replay import Replayed
 from lora_comp.training.codec import bits
 
 
+@pytest.mark.parametrize("device, pictures", [("cpu", 1), *(pytest.param("cuda", n, marks=ON_GPU) for n in (1, 16))])
 @pytest.mark.parametrize("trained", ["adapter", "latents"])
 @pytest.mark.parametrize("kind", ["ours", "published"])
-def test_fine_tuning(benchmark, kind, trained):
-    benchmark.group = f"fine-tuning step, tic, 256x256, ResNet-50, {trained} trained"
+def test_fine_tuning(benchmark, kind, trained, device, pictures):
+    where = "" if device == "cpu" else f", {pictures} on a GPU"
+    benchmark.group = f"fine-tuning step, tic, 256x256, ResNet-50, {trained} trained{where}"
     torch.manual_seed(0)
-    codec, x = lc.load_codec("tic", 1, weights=None), torch.rand(1, 3, 256, 256)
-    task = lc.load_task("cls", network="torchvision/resnet50", weights=None)
+    codec = lc.load_codec("tic", 1, weights=None).to(device)
+    task = lc.load_task("cls", network="torchvision/resnet50", weights=None).to(device)
     method = lc.load_method("svd_lora", codec, adapter=None)
+    together = pictures if kind == "ours" else 1
+    x = torch.rand(together, 3, 256, 256).to(device)
     if kind == "published":
         codec.to(memory_format=torch.contiguous_format)
-    adapted = method.prepare(codec, x if kind == "ours" and trained == "latents" else None)
-    targets, parameters = task.targets(x), [p for p in adapted.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=1e-2)
-    before = [p.detach().clone() for p in parameters]
+    adapted = method.prepare(codec, x if kind == "ours" and trained == "latents" else None, together)
+    parts = in_parts((256, 256), lambda *_: partial(task.distortion, targets=task.targets(x)))
+    descent = ttft._Descent(adapted, x, (256, 256), parts, 1.0, 10, 1e-2, kind == "published")
+    descent.set_rates(0)
+    before = [p.detach().clone() for p in descent.trained]
+    take_step = Replayed(descent.take_step, x.device) if kind == "ours" else descent.take_step
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.half_pays(x.device)):
-            out = adapted(x)
-            distortion = task.distortion(out["x_hat"].float().clamp(0, 1), targets).sum()
-        loss = distortion + (adapted.bits() + bits(out["likelihoods"])) / x[0, 0].numel()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+        for _ in range(pictures // together):
+            objectives = take_step()
+        return objectives.sum().item()  # a GPU has to be waited for
 
     with formulation() if kind == "published" else nullcontext():
         assert benchmark.pedantic(step, rounds=4, warmup_rounds=2) > 0
-    assert any(not torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
+    assert any(not torch.equal(p, q) for p, q in zip(descent.trained, before, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["ours", "torch"])

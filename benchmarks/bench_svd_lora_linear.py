@@ -1,14 +1,15 @@
-"""A linear layer with a low-rank update, forward and backward: one thread, rank 4, the weight frozen.
+"""A linear layer with a low-rank update, forward and backward: one thread or a GPU, rank 4, the weight frozen.
 
 Each group is a shape, tokens x in -> out. frozen: nn.Linear without an update, of which the input's gradient alone is
 computed, the least that a step costs. PEFT: its LoRA layer on that nn.Linear; it has no singular values. published:
-the update added to the weight, whose dense gradient is then formed. BENCH_DTYPE=bfloat16 times that type.
+the update added to the weight, whose dense gradient is then formed. BENCH_DTYPE=bfloat16 times that type on the CPU.
 """
 import os
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import GPU_TYPES, named, timed
 from torch import nn
 
 from lora_comp.ops import merge, svd_lora_linear
@@ -17,7 +18,7 @@ from lora_comp.ops.svd_lora import plain_svd_lora_linear
 SHAPES = [(16384, 128, 384), (16384, 128, 128), (4096, 128, 384), (4096, 128, 128), (1024, 128, 384), (1024, 128, 128),
           (256, 192, 576), (256, 192, 192)]
 RANK, SCALE = 4, 2.0
-DTYPE = getattr(torch, os.environ.get("BENCH_DTYPE", "float32"))
+WHERE = [("cpu", os.environ.get("BENCH_DTYPE", "float32")), *GPU_TYPES]
 
 
 def peft_layer(linear, u, v):
@@ -37,14 +38,15 @@ def published(x, weight, bias, u, s, v, scale):
 
 @pytest.mark.parametrize("kind", ["ours", "frozen", "PEFT", "published"])
 @pytest.mark.parametrize("tokens, inputs, outputs", SHAPES)
-def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind):
-    torch.set_num_threads(1)
+@pytest.mark.parametrize("device, name", WHERE)
+def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind, device, name):
     torch.manual_seed(0)
-    benchmark.group = f"low-rank layer, {tokens}x{inputs} -> {outputs}, {str(DTYPE).removeprefix('torch.')}"
-    linear = nn.Linear(inputs, outputs).to(DTYPE).requires_grad_(False)
-    x = torch.randn(tokens, inputs, dtype=DTYPE, requires_grad=True)
-    u, v = torch.randn(outputs, RANK) / 8, torch.randn(inputs, RANK) / 8
-    s = torch.zeros(RANK) if kind == "frozen" else torch.ones(RANK)
+    benchmark.group = named(f"low-rank layer, {tokens}x{inputs} -> {outputs}, {name}", device)
+    dtype = getattr(torch, name)
+    linear = nn.Linear(inputs, outputs).to(device, dtype).requires_grad_(False)
+    x = torch.randn(tokens, inputs).to(device, dtype).requires_grad_()
+    u, v = torch.randn(outputs, RANK).to(device) / 8, torch.randn(inputs, RANK).to(device) / 8
+    s = torch.zeros(RANK, device=device) if kind == "frozen" else torch.ones(RANK, device=device)
     usv = [t.requires_grad_() for t in (u, s, v)]
     if kind == "frozen":
         layer, wanted = linear, [x]
@@ -58,18 +60,19 @@ def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind):
         def layer(x):
             return function(x, linear.weight, linear.bias, *usv, SCALE)
 
-    direction = torch.randn(tokens, outputs, dtype=DTYPE)
+    direction = torch.randn(tokens, outputs).to(device, dtype)
 
     def step():
         y = layer(x)
-        return y, torch.autograd.grad(y, wanted, direction)
+        return y, *torch.autograd.grad(y, wanted, direction)
 
-    step()
-    y, grads = benchmark(step)
+    run = timed(step, device)
+    run()
+    y, *grads = benchmark(run)
     twins = [t.detach().double().requires_grad_() for t in (x, *usv)]
     expected = plain_svd_lora_linear(twins[0], linear.weight.double(), linear.bias.double(), *twins[1:], SCALE)
     expected_grads = torch.autograd.grad(expected, twins, direction.double())
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[DTYPE]
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     assert (y - expected).norm() < tolerance * expected.norm()
     chosen = {"frozen": [0], "PEFT": [0, 1, 3]}.get(kind, [0, 1, 2, 3])
     for grad, i in zip(grads, chosen, strict=True):

@@ -5,7 +5,7 @@ A claim is one pytest-benchmark group, named as a reader would say it, sizes inc
 `python -m lora_comp.report bench` makes a row of it. What has no `kind` is timed, but claims nothing.
 
 Beside other processes take `--benchmark-timer=time.process_time`: a peer's long rounds are interrupted more often than
-short ones of ours, so a clock flatters us.
+short ones of ours, so a clock flatters us. What runs on a GPU (`-k cuda`) is timed by the clock.
 """
 import torch
 
@@ -15,3 +15,4 @@ torch.set_num_threads(1)
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["torch"] = torch.__version__
     machine_info["threads"] = torch.get_num_threads()
+    machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -24,7 +24,7 @@ from lora_comp.data import Dataset, Folder, Scenes
 from lora_comp.entropy.latents import CodedLatents
 from lora_comp.methods import LowRank, load_method
 from lora_comp.methods.svd_lora import Adapted
-from lora_comp.parts import in_parts
+from lora_comp.parts import GRID, in_parts
 
 STEP = 5e-5
 SLAB, SPIKE, SPIKE_WEIGHT = 0.05, 0.005 / 6, 1000.0  # standard deviations, and the spike's share against the slab's
@@ -57,7 +57,8 @@ def published(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr
     """Objective and bits of the singular values."""
     adapted, x, size = PublishedAdapted(codec, method), api.pad(image[None]), (image.shape[1], image.shape[2])
     distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(codec.quality)
-    parts = in_parts(size, lambda rows, columns: distortion, side=max(x.shape[2:]))
+    whole = math.ceil(max(x.shape[2:]) / GRID) * GRID
+    parts = in_parts(size, lambda rows, columns: distortion, side=whole)
     with torch.enable_grad(), formulation():
         ttft.fit(adapted, x, size, parts, weight, steps, lr, published=True)
     data, = api.write(codec, adapted.codec, x, size, method, [b""])

@@ -55,6 +55,11 @@ def test_a_claim_is_a_row_with_every_peer_and_how_many_times_ours_it_takes(write
         "Medians on A $2 Processor, AVX-512, 2 cores, torch 2.9.0, 1 thread, 2026-01-02."]
 
 
+def test_a_gpu_is_named(write, capsys):
+    line = printed(capsys, write(machine={**MACHINE, "gpu": "A Graphics Card"}))[-1]
+    assert line == "Medians on A $2 Processor, AVX-512, 2 cores, A Graphics Card, torch 2.9.0, 1 thread, 2026-01-02."
+
+
 def test_the_order_in_which_kinds_ran_does_not_matter(write):
     claims = [(claim.name, claim.ours, dict(claim.peers)) for claim in read_speeds(write(RUN[::-1])).claims]
     assert sorted(claims) == [("rANS encoding", 0.000801, {"CompressAI": 0.0151, "constriction": 0.0126}),

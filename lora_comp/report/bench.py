@@ -76,13 +76,13 @@ def _groups(benchmarks: Sequence[dict]) -> dict[str, dict[str, tuple[float, floa
 
 
 def machine_line(info: Mapping, date: str) -> str:
-    """Processor, cores, torch, threads and day, as far as pytest-benchmark's machine_info tells."""
+    """Processor, GPU, cores, torch, threads and day, as far as pytest-benchmark's machine_info tells."""
     cpu = info.get("cpu", {})
     vectors = [name for flag, name in _VECTORS if flag in cpu.get("flags", ())][:1]
-    cores, torch, threads = cpu.get("count"), info.get("torch"), info.get("threads")
+    cores, gpu, torch, threads = cpu.get("count"), info.get("gpu"), info.get("torch"), info.get("threads")
     return ", ".join([
         cpu.get("brand_raw") or info.get("processor") or info.get("machine") or "an unknown processor", *vectors,
-        *([counted(cores, "core")] if cores else []), *([f"torch {torch}"] if torch else []),
+        *([counted(cores, "core")] if cores else []), *([gpu] if gpu else []), *([f"torch {torch}"] if torch else []),
         *([counted(threads, "thread")] if threads else []), date[:10]])
 
 
