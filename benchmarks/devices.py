@@ -8,7 +8,6 @@ from torch import Tensor
 from lora_comp.replay import Replayed
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 GPU_TYPES = [pytest.param("cuda", dtype, marks=ON_GPU) for dtype in ("float32", "bfloat16")]
 REPEATS = 20  # on a GPU: to launch a graph and to wait for its end take as long as a small kernel
 

@@ -128,9 +128,26 @@ def test_a_map_that_wants_no_gradient_changes_none_of_the_others(dense):
 def test_a_map_too_large_to_keep_its_products_gets_the_same(dense, monkeypatch):
     parts = random_parts(64, 4, 128, (4, 4, 1, 2))
     x, grad = torch.randn(2, 2, 9, 20, 64)
-    kept = evaluate(swin_block, x, parts, 4, grad, dense)
+
+    def run():
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+            return evaluate(swin_block, x, parts, 4, grad, dense), (2, 2, 3, 3 * 64 + 64 + 128, 64) in saved
+
+    kept, keeps = run()
     monkeypatch.setitem(swin_block.__globals__, "MOST_KEPT", 0)
-    assert all(map(torch.equal, kept, evaluate(swin_block, x, parts, 4, grad, dense)))
+    again, keeps_again = run()
+    assert (keeps, keeps_again) == (True, False)
+    assert all(map(torch.equal, kept, again))
+
+
+def test_the_backward_pass_takes_what_is_kept():
+    parts = random_parts(32, 2, 64, (4, 4, 4, 4))
+    x = torch.randn(1, 8, 8, 32, requires_grad=True)
+    y, kept = _fused(x, parts.dense(), parts.low_rank(), 8, 4, False, True)
+    right, = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    kept.data.zero_()
+    assert not torch.allclose(right, torch.autograd.grad(y.sum(), x)[0])
 
 
 def test_what_is_kept_serves_a_second_backward_pass():
