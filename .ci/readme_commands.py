@@ -1,4 +1,5 @@
 """The commands of a Markdown file, one to a line: the lines of its ```sh blocks, without comments."""
+
 import re
 import sys
 from pathlib import Path

@@ -4,6 +4,7 @@ tic-s, quality 2, task cls, scenes of 256x256, the default steps and one attempt
 alone; encode_batch: with all that makes files of it and decodes them. On a GPU where there is one, by the clock; else
 on one core, in its own seconds. The faster of two rounds after a first.
 """
+
 import sys
 import time
 from collections.abc import Callable

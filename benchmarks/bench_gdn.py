@@ -4,6 +4,7 @@ Under "bfloat16" x is of that type, as a convolution leaves it, and the layer ru
 gradient of x alone, as in fine-tuning; trained: with those of beta and gamma too. And a whole step of fine-tuning, its
 latents trained and the classifier the default one of `cls`.
 """
+
 import pytest
 import torch
 
@@ -16,8 +17,14 @@ from lora_comp.ops.swin_block import HALF
 KINDS = {"ours": tic.GDN, "CompressAI": models.GDN}
 
 
-@pytest.fixture(params=["float32", pytest.param("bfloat16", marks=pytest.mark.skipif(
-    not HALF, reason="the processor does not multiply in bfloat16"))])
+@pytest.fixture(
+    params=[
+        "float32",
+        pytest.param(
+            "bfloat16", marks=pytest.mark.skipif(not HALF, reason="the processor does not multiply in bfloat16")
+        ),
+    ]
+)
 def dtype(request):
     return request.param
 

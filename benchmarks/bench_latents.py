@@ -3,6 +3,7 @@
 y of a 512x768 picture (192x32x48), scales from 0.11 to 256. CompressAI picks tables, rounds and codes in steps, the
 last on Python lists. `blocks` is the coder alone on 16 times as many symbols, by one and two threads.
 """
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ def latents():
 
 def ours(y, means, scales):
     """As the peer below: a function that returns the coded latents, bytes first, and one from these to the latents."""
+
     def encode():
         symbols = np.empty(SHAPE, np.int32)
         return _C.encode_latents(y, means, scales, BETWEEN, *gaussian_tables(), 1e-9, symbols)
@@ -43,8 +45,10 @@ def compressai(*latents):
     y, means, scales = (torch.from_numpy(array).float()[None] for array in latents)
     model = GaussianConditional(get_scale_table().tolist())
     model.update()
-    return (lambda: model.compress(y, model.build_indexes(scales), means),
-            lambda coded: model.decompress(coded, model.build_indexes(scales), means=means)[0])
+    return (
+        lambda: model.compress(y, model.build_indexes(scales), means),
+        lambda coded: model.decompress(coded, model.build_indexes(scales), means=means)[0],
+    )
 
 
 KINDS = {"ours": ours, "CompressAI": compressai}

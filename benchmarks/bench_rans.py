@@ -3,6 +3,7 @@
 y of a 512x768 picture (192x32x48) under CompressAI's 64 scale tables, scales drawn evenly from them. constriction is a
 peer where it is installed. `kernels` times every kernel of ours that runs here.
 """
+
 from functools import partial
 
 import numpy as np
@@ -30,15 +31,19 @@ def problem():
 
 def ours(symbols, indexes, tables, kernel=""):
     """As the peers below: a function that returns the coded symbols, and one from these to the symbols."""
-    return (partial(rans.encode, symbols, indexes, *tables, kernel=kernel),
-            lambda data: rans.decode(data, indexes, *tables, kernel=kernel))
+    return (
+        partial(rans.encode, symbols, indexes, *tables, kernel=kernel),
+        lambda data: rans.decode(data, indexes, *tables, kernel=kernel),
+    )
 
 
 def compressai(symbols, indexes, tables):
     arguments = [array.tolist() for array in (symbols, indexes, *tables)]  # its API takes lists; not timed
     encoder, decoder = ans.RansEncoder(), ans.RansDecoder()
-    return (partial(encoder.encode_with_indexes, *arguments),
-            lambda data: decoder.decode_with_indexes(data, *arguments[1:]))
+    return (
+        partial(encoder.encode_with_indexes, *arguments),
+        lambda data: decoder.decode_with_indexes(data, *arguments[1:]),
+    )
 
 
 def constriction(symbols, indexes, _):

@@ -6,6 +6,7 @@ published formulation is that of published.py, in float32, in torch's own order 
 takes one picture after the other. On a GPU ours replays a graph, which it recorded in the rounds before those timed.
 Training: tic-s, eight crops of 128x128, bfloat16 where that pays, against Swin blocks of torch's operators.
 """
+
 from contextlib import nullcontext
 from functools import partial
 

@@ -4,6 +4,7 @@ Each group is a shape, tokens x in -> out. frozen: nn.Linear without an update, 
 computed, the least that a step costs. PEFT: its LoRA layer on that nn.Linear; it has no singular values. published:
 the update added to the weight, whose dense gradient is then formed. BENCH_DTYPE=bfloat16 times that type on the CPU.
 """
+
 import os
 
 import pytest
@@ -15,8 +16,16 @@ from torch import nn
 from lora_comp.ops import merge, svd_lora_linear
 from lora_comp.ops.svd_lora import plain_svd_lora_linear
 
-SHAPES = [(16384, 128, 384), (16384, 128, 128), (4096, 128, 384), (4096, 128, 128), (1024, 128, 384), (1024, 128, 128),
-          (256, 192, 576), (256, 192, 192)]
+SHAPES = [
+    (16384, 128, 384),
+    (16384, 128, 128),
+    (4096, 128, 384),
+    (4096, 128, 128),
+    (1024, 128, 384),
+    (1024, 128, 128),
+    (256, 192, 576),
+    (256, 192, 192),
+]
 RANK, SCALE = 4, 2.0
 WHERE = [("cpu", os.environ.get("BENCH_DTYPE", "float32")), *GPU_TYPES]
 
@@ -24,7 +33,8 @@ WHERE = [("cpu", os.environ.get("BENCH_DTYPE", "float32")), *GPU_TYPES]
 def peft_layer(linear, u, v):
     peft = pytest.importorskip("peft", reason="needs peft: pip install .[bench]")
     layer = peft.tuners.lora.Linear(
-        linear, "default", peft.LoraConfig(r=RANK, lora_alpha=int(SCALE * RANK)), r=RANK, lora_alpha=int(SCALE * RANK))
+        linear, "default", peft.LoraConfig(r=RANK, lora_alpha=int(SCALE * RANK)), r=RANK, lora_alpha=int(SCALE * RANK)
+    )
     with torch.no_grad():
         layer.lora_A["default"].weight.copy_(v.T)
         layer.lora_B["default"].weight.copy_(u)

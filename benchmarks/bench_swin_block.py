@@ -3,6 +3,7 @@
 Maps: the first stage of tic (N=128) for a 256x256 picture, and the second of tic-s. Adapters of rank 4 on qkv and proj;
 forward and backward, with gradients of the map and of the adapters, or of the map and of the block's own parameters.
 """
+
 import published
 import pytest
 import torch
@@ -15,17 +16,30 @@ KINDS = {"ours": swin_block, "torch": plain_swin_block, "published": published.s
 
 def random_parts(channels: int, heads: int) -> Parts:
     def layer(inputs: int, outputs: int, rank: int = 0) -> Layer:
-        plain = torch.randn(outputs, inputs) / inputs ** 0.5, torch.zeros(outputs)
+        plain = torch.randn(outputs, inputs) / inputs**0.5, torch.zeros(outputs)
         factors = (torch.randn(outputs, rank) / 8, torch.randn(rank), torch.randn(inputs, rank) / 8) if rank else ()
         return Layer(*plain, *(f.requires_grad_() for f in factors))
 
     norm = torch.ones(channels), torch.zeros(channels)
-    return Parts(norm, layer(channels, 3 * channels, 4), torch.randn(heads, 64, 64), layer(channels, channels, 4),
-                 norm, layer(channels, 2 * channels), layer(2 * channels, channels))
+    return Parts(
+        norm,
+        layer(channels, 3 * channels, 4),
+        torch.randn(heads, 64, 64),
+        layer(channels, channels, 4),
+        norm,
+        layer(channels, 2 * channels),
+        layer(2 * channels, channels),
+    )
 
 
-@pytest.fixture(params=["float32", pytest.param("bfloat16", marks=pytest.mark.skipif(
-    not HALF, reason="the processor does not multiply in bfloat16"))])
+@pytest.fixture(
+    params=[
+        "float32",
+        pytest.param(
+            "bfloat16", marks=pytest.mark.skipif(not HALF, reason="the processor does not multiply in bfloat16")
+        ),
+    ]
+)
 def dtype(request):
     return request.param
 

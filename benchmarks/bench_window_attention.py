@@ -3,6 +3,7 @@
 Shapes: the second stage of tic (N=128) for a 256x256 picture, and of tic-s for a batch of eight crops of 128x128. One
 thread, float32, and where there is a GPU there too.
 """
+
 import pytest
 import torch
 from devices import GPU_TYPES, named, timed
@@ -11,8 +12,11 @@ from lora_comp.ops.window_attention import plain_window_attention, window_attent
 
 SHAPES = {"tic, 256x256": (1, 64, 64, 3, 8, 16), "tic-s, 8x128x128": (8, 32, 32, 3, 4, 16)}
 KINDS = {"ours": window_attention, "torch": plain_window_attention}
-pytestmark = [pytest.mark.parametrize("device, dtype", [("cpu", "float32"), *GPU_TYPES]),
-              pytest.mark.parametrize("name", SHAPES), pytest.mark.parametrize("kind", KINDS)]
+pytestmark = [
+    pytest.mark.parametrize("device, dtype", [("cpu", "float32"), *GPU_TYPES]),
+    pytest.mark.parametrize("name", SHAPES),
+    pytest.mark.parametrize("kind", KINDS),
+]
 
 
 def tensors(name: str, device: str, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +33,7 @@ def test_forward(benchmark, name, device, dtype, kind):
     benchmark.group = group(f"window attention, forward: {name}", device, dtype)
     qkv, bias = tensors(name, device, dtype)
     with torch.no_grad():
-        out, = benchmark(timed(lambda: (KINDS[kind](qkv, bias, 8, 4),), device))
+        (out,) = benchmark(timed(lambda: (KINDS[kind](qkv, bias, 8, 4),), device))
         expected = plain_window_attention(qkv.float(), bias, 8, 4)
     assert (out - expected).norm() < {"float32": 1e-4, "bfloat16": 2e-2}[dtype] * expected.norm()
 
@@ -42,6 +46,6 @@ def test_forward_and_backward(benchmark, name, device, dtype, kind):
     def step(attention, qkv):
         return torch.autograd.grad(attention(qkv, bias, 8, 4), qkv, direction.to(qkv.dtype))
 
-    grad, = benchmark(timed(lambda: step(KINDS[kind], qkv), device))
-    expected, = step(plain_window_attention, qkv.detach().float().requires_grad_())
+    (grad,) = benchmark(timed(lambda: step(KINDS[kind], qkv), device))
+    (expected,) = step(plain_window_attention, qkv.detach().float().requires_grad_())
     assert (grad - expected).norm() < {"float32": 1e-4, "bfloat16": 3e-2}[dtype] * expected.norm()

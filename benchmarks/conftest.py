@@ -7,6 +7,7 @@ A claim is one pytest-benchmark group, named as a reader would say it, sizes inc
 Beside other processes take `--benchmark-timer=time.process_time`: a peer's long rounds are interrupted more often than
 short ones of ours, so a clock flatters us. What runs on a GPU (`-k cuda`) is timed by the clock.
 """
+
 import torch
 
 torch.set_num_threads(1)

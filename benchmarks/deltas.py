@@ -8,6 +8,7 @@ published by the published optimiser. SIDE takes the middle of a picture, at mos
 Objective: weight x distortion + bpp, from the decoded latents. bpp counts the file's bytes; the published singular
 values, for which there is no coder, count with their ideal bits.
 """
+
 import argparse
 import math
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ QUALITY = 2
 
 def published_bits(s: Tensor) -> Tensor:
     """Bits of each change s, a multiple of STEP: -log2 of the mixture's mass on [s - STEP / 2, s + STEP / 2]."""
+
     def mass(sigma: float) -> Tensor:
         root = math.sqrt(0.5) / sigma
         return 0.5 * (torch.erfc((s.abs() - STEP / 2) * root) - torch.erfc((s.abs() + STEP / 2) * root))
@@ -61,11 +63,13 @@ def published(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr
     parts = in_parts(size, lambda rows, columns: distortion, side=whole)
     with torch.enable_grad(), formulation():
         ttft.fit(adapted, x, size, parts, weight, steps, lr, published=True)
-    data, = api.write(codec, adapted.codec, x, size, method, [b""])
+    (data,) = api.write(codec, adapted.codec, x, size, method, [b""])
     header, (z, y, _, *hints) = bitstream.read(data)
     latents = CodedLatents(z, y, header.symbols_crc, *hints)
     y_hat = api.coder_of(codec).decompress(latents, x.shape[2] // 64, x.shape[3] // 64)
-    x_hat = adapted.codec.g_s(y_hat.contiguous(memory_format=torch.channels_last))[..., :size[0], :size[1]].clamp(0, 1)
+    x_hat = adapted.codec.g_s(y_hat.contiguous(memory_format=torch.channels_last))[..., : size[0], : size[1]].clamp(
+        0, 1
+    )
     bits = adapted.bits().item()
     return weight * distortion(x_hat).item() + (8 * len(data) + bits) / (size[0] * size[1]), bits
 
@@ -80,12 +84,12 @@ def ours(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr: flo
 def middle(image: Tensor, side: int) -> Tensor:
     height, width = (min(extent, side) for extent in image.shape[1:])
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-    return image[:, top:top + height, left:left + width].clone()
+    return image[:, top : top + height, left : left + width].clone()
 
 
 def pictures_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Tensor]]]:
     """Folder, network, and the names and pictures that FOLDER[:NETWORK[:SIDE]] stands for."""
-    folder, network, side = (word.split(":") + ["flowers", "100000"][word.count(":"):])[:3]
+    folder, network, side = (word.split(":") + ["flowers", "100000"][word.count(":") :])[:3]
     data: Dataset = Scenes(count=limit) if folder == "scenes" else Folder(folder, limit=limit)
     samples = (data[i] for i in range(len(data)))
     return folder, network, ((sample.name, middle(sample.image, int(side))) for sample in samples)
@@ -93,8 +97,11 @@ def pictures_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Te
 
 def row(name: str, size: str, figures: Tensor) -> None:
     plain, theirs, mine, bits, bits_mine = figures.tolist()
-    print(f"| {name} | {size} | {plain:.4f} | {theirs:.4f} | {mine:.4f} | {bits:.0f} | {bits_mine:.0f} | "
-          f"{100 * bits_mine / bits:.1f} % |", flush=True)
+    print(
+        f"| {name} | {size} | {plain:.4f} | {theirs:.4f} | {mine:.4f} | {bits:.0f} | {bits_mine:.0f} | "
+        f"{100 * bits_mine / bits:.1f} % |",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 """Where a benchmark runs, and how its time is taken there."""
+
 from collections.abc import Callable
 
 import pytest

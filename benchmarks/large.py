@@ -3,6 +3,7 @@
 tic-s, quality 2, task cls, the default steps, one core; the picture is a photograph of scikit-image, enlarged and made
 grainy. Seconds are of the processor, MB above what is there before; plain: coded and decoded without adapting.
 """
+
 import sys
 import time
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 tic (N=128), 256x256, features of a ResNet-50, random weights, one thread; each kind in a process of its own: the
 published formulation (published.py), and the engine's step with the encoder's adapter trained, and with the latents.
 """
+
 import multiprocessing
 import re
 from contextlib import nullcontext

@@ -5,6 +5,7 @@ folder (or of `scenes`, generated) with `tic-s` at quality 2 to the last step, a
 was the lowest, at which step a rule would have stopped, and by how much the objective then is above the lowest: means
 of a folder. The rule: the lowest objective so far is less than 0.1 % below what it was `patience` steps before.
 """
+
 import argparse
 from itertools import accumulate
 

@@ -3,6 +3,7 @@
 The update is added to the weight, whose dense gradient autograd then forms; attention is two matrix products and a
 softmax on windows that were cut out of a rolled map (Liu et al., "Swin Transformer", ICCV 2021).
 """
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -28,8 +29,8 @@ def attention(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     padded = x.shape[1:3]
     heads, rows, columns = len(parts.position), padded[0] // window, padded[1] // window
     x = x.roll((-shift, -shift), (1, 2)) if shift else x
-    x = x.view(b, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window ** 2, channels)
-    q, k, v = linear(x, parts.qkv).view(len(x), window ** 2, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    x = x.view(b, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window**2, channels)
+    q, k, v = linear(x, parts.qkv).view(len(x), window**2, 3, heads, -1).permute(2, 0, 3, 1, 4)
     logits = q * (channels // heads) ** -0.5 @ k.mT + parts.position.mT  # (windows, heads, N, N): query, key
     if shift or padded != (height, width):
         region = regions(height, width, window, shift, x.device)

@@ -9,6 +9,7 @@ Objective: weight x distortion + bpp, from the decoded latents; ours counts ever
 one thread of the processor. Ours include `ttft.refine`, both files and their decoding; of the published only the steps
 and one file.
 """
+
 import argparse
 import time
 
@@ -63,7 +64,7 @@ def main() -> None:
         method = load_method("svd_lora", codec, task.key, adapter=None if words.adapter == "seeded" else "auto")
         for name, image in pictures:
             rows.append(compare(image, codec, task, method))
-            row(name, [f"{value:.4f}" for value in rows[-1][:len(WAYS) + 2].tolist()])
+            row(name, [f"{value:.4f}" for value in rows[-1][: len(WAYS) + 2].tolist()])
         objectives, seconds = torch.stack(rows).split(len(WAYS) + 2, 1)
         row(f"mean of {folder}, {len(rows)}", [f"{value:.4f}" for value in objectives.mean(0).tolist()])
         row("no higher than published", ["", "", *map(str, (objectives[:, 2:] <= objectives[:, 1:2]).sum(0).tolist())])

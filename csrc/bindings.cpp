@@ -162,8 +162,15 @@ using AttentionSizes = std::array<size_t, 7>;
 
 WindowAttention make_attention(uintptr_t qkv, uintptr_t bias, const AttentionSizes& sizes) {
   const auto [batch, height, width, heads, dim, window, shift] = sizes;
-  return {reinterpret_cast<const void*>(qkv), reinterpret_cast<const float*>(bias), batch, height, width, heads, dim,
-          window, shift};
+  return {reinterpret_cast<const void*>(qkv),
+          reinterpret_cast<const float*>(bias),
+          batch,
+          height,
+          width,
+          heads,
+          dim,
+          window,
+          shift};
 }
 
 // bfloat16: of qkv and out, on a GPU alone. stream: as above.
@@ -199,8 +206,8 @@ void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintp
 // The tensors of `swin_block.py`, in its order.
 using Tensors = std::vector<uintptr_t>;
 
-SwinBlock make_swin_block(const Tensors& dense, const Tensors& low_rank, const std::array<size_t, 4>& ranks,
-                          bool own, const std::array<size_t, 8>& sizes) {
+SwinBlock make_swin_block(const Tensors& dense, const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
+                          const std::array<size_t, 8>& sizes) {
   if (dense.size() != 13 || low_rank.size() != 12) throw std::invalid_argument("13 and 12 tensors");
   const auto [batch, height, width, window, shift, dim, heads, hidden] = sizes;
   const auto tensor = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
@@ -212,8 +219,14 @@ SwinBlock make_swin_block(const Tensors& dense, const Tensors& low_rank, const s
   SwinLayer* const layers[] = {&block.qkv, &block.proj, &block.fc1, &block.fc2};
   const size_t in[] = {dim, dim, dim, hidden}, out[] = {3 * dim, dim, hidden, dim};
   for (size_t i = 0; i < 4; ++i)
-    *layers[i] = {tensor(dense[5 + 2 * i]), tensor(dense[6 + 2 * i]), tensor(low_rank[3 * i]),
-                  tensor(low_rank[3 * i + 1]), tensor(low_rank[3 * i + 2]), in[i], out[i], ranks[i]};
+    *layers[i] = {tensor(dense[5 + 2 * i]),
+                  tensor(dense[6 + 2 * i]),
+                  tensor(low_rank[3 * i]),
+                  tensor(low_rank[3 * i + 1]),
+                  tensor(low_rank[3 * i + 2]),
+                  in[i],
+                  out[i],
+                  ranks[i]};
   return block;
 }
 
@@ -227,16 +240,17 @@ void forward_swin_block(uintptr_t x, uintptr_t y, uintptr_t kept, const Tensors&
 
 void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, uintptr_t kept, const Tensors& dense,
                          const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
-                         const std::array<size_t, 8>& sizes, const Tensors& dense_grads,
-                         const Tensors& low_rank_grads, bool half, unsigned threads) {
+                         const std::array<size_t, 8>& sizes, const Tensors& dense_grads, const Tensors& low_rank_grads,
+                         bool half, unsigned threads) {
   if (dense_grads.size() != 13 || low_rank_grads.size() != 12) throw std::invalid_argument("13 and 12 gradients");
   const auto at = [](const Tensors& grads, size_t i) { return reinterpret_cast<float*>(grads[i]); };
   const auto layer = [&](size_t i) {
     return SwinLayerGrad{at(low_rank_grads, 3 * i), at(low_rank_grads, 3 * i + 1), at(low_rank_grads, 3 * i + 2),
                          at(dense_grads, 5 + 2 * i), at(dense_grads, 6 + 2 * i)};
   };
-  const SwinBlockGrad grad{layer(0),           layer(1),           layer(2),           layer(3),          at(dense_grads, 0),
-                           at(dense_grads, 1), at(dense_grads, 2), at(dense_grads, 3), at(dense_grads, 4)};
+  const SwinBlockGrad grad{layer(0),           layer(1),           layer(2),
+                           layer(3),           at(dense_grads, 0), at(dense_grads, 1),
+                           at(dense_grads, 2), at(dense_grads, 3), at(dense_grads, 4)};
   const py::gil_scoped_release release;
   swin_block_backward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
                       reinterpret_cast<const float*>(grad_y), reinterpret_cast<float*>(grad_x),
@@ -244,8 +258,8 @@ void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, uintpt
 }
 
 Gdn make_gdn(uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes, bool inverse, bool bfloat16) {
-  return {sizes[0], sizes[1], reinterpret_cast<const float*>(beta), reinterpret_cast<const float*>(gamma), inverse,
-          bfloat16};
+  return {sizes[0], sizes[1], reinterpret_cast<const float*>(beta), reinterpret_cast<const float*>(gamma),
+          inverse,  bfloat16};
 }
 
 void forward_gdn(uintptr_t x, uintptr_t y, uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes,
@@ -291,18 +305,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("rans_decode", &decode, arg("data"), arg("indexes").noconvert(), arg("cdfs").noconvert(),
         arg("sizes").noconvert(), arg("offsets").noconvert(), arg("symbols").noconvert(), arg("threads") = 1,
         arg("kernel") = "", "Writes the decoded symbols into `symbols`.");
-  m.def("encode_latents", &encode_latents, arg("y").noconvert(), arg("means").noconvert(), arg("scales").noconvert(),
-        arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
-        arg("margin"), arg("symbols").noconvert(), arg("threads") = 1,
-        "Writes round(y - means) into `symbols`; returns their bytes and, as (position, table), the latents whose scale\n"
-        "lies within `margin`, relative, of a bound.");
+  m.def(
+      "encode_latents", &encode_latents, arg("y").noconvert(), arg("means").noconvert(), arg("scales").noconvert(),
+      arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
+      arg("margin"), arg("symbols").noconvert(), arg("threads") = 1,
+      "Writes round(y - means) into `symbols`; returns their bytes and, as (position, table), the latents whose scale\n"
+      "lies within `margin`, relative, of a bound.");
   m.def("decode_latents", &decode_latents, arg("data"), arg("means").noconvert(), arg("scales").noconvert(),
         arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
         arg("hints"), arg("symbols").noconvert(), arg("y").noconvert(), arg("threads") = 1,
         "Writes the decoded symbols into `symbols` and means + symbols into `y`.");
   m.def("window_attention_forward", &attention_forward, arg("qkv"), arg("bias"), arg("out"), arg("sizes"),
         arg("bfloat16"), arg("threads"), arg("stream"),
-        "Addresses of contiguous float32, on a GPU with `bfloat16` of that for qkv and out; sizes: batch, height, width,\n"
+        "Addresses of contiguous float32, on a GPU with `bfloat16` of that for qkv and out; sizes: batch, height, "
+        "width,\n"
         "heads, dim, window, shift; stream: a CUDA stream's handle, or None for the CPU.");
   m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
         arg("grad_bias"), arg("sizes"), arg("bfloat16"), arg("threads"), arg("stream"),
@@ -315,7 +331,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("kept"), arg("dense"),
         arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("dense_grads"), arg("low_rank_grads"), arg("half"),
         arg("threads"),
-        "Writes grad_x, unless that is 0, and adds to the gradients whose address is not 0: all of the dense ones, or none.");
+        "Writes grad_x, unless that is 0, and adds to the gradients whose address is not 0: all of the dense ones, or "
+        "none.");
   m.def("gdn_forward", &forward_gdn, arg("x"), arg("y"), arg("beta"), arg("gamma"), arg("sizes"), arg("inverse"),
         arg("bfloat16"), arg("threads"),
         "Addresses of contiguous float32, or with `bfloat16` of that for x and y; sizes: pixels, channels.");
@@ -326,8 +343,9 @@ PYBIND11_MODULE(_C, m) {
         arg("bfloat16"), arg("threads"), arg("stream"),
         "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"
         "CUDA stream's handle, or None for the CPU.");
-  m.def("low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("space"),
-        arg("grads"), arg("sizes"), arg("scale"), arg("bfloat16"), arg("threads"), arg("stream"),
-        "grads: of x, u, s, v, 0 where not wanted; space: `low_rank_linear_space` numbers of float32 for a GPU, else 0.");
+  m.def(
+      "low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("space"), arg("grads"),
+      arg("sizes"), arg("scale"), arg("bfloat16"), arg("threads"), arg("stream"),
+      "grads: of x, u, s, v, 0 where not wanted; space: `low_rank_linear_space` numbers of float32 for a GPU, else 0.");
   m.def("low_rank_linear_space", &low_rank_space_of, arg("sizes"));
 }

@@ -1,6 +1,6 @@
-// Vectors of float32 by the compiler's own extension. A file says before it includes this how many LANES its instruction
-// set has; four, which every machine has, if it says nothing. Vectors wider than the machine's own would compile too,
-// into code that takes every one of them through memory, fifty times slower.
+// Vectors of float32 by the compiler's own extension. A file says before it includes this how many LANES its
+// instruction set has; four, which every machine has, if it says nothing. Vectors wider than the machine's own would
+// compile too, into code that takes every one of them through memory, fifty times slower.
 //
 // A function marked INLINE has no instruction set of its own: it is compiled anew into each caller that has one.
 #pragma once
@@ -45,8 +45,8 @@ INLINE Vector load(const float* p) {
 }
 INLINE void store(float* p, Vector x) { std::memcpy(p, &x, sizeof x); }
 
-// exp of what is not above 0, to two units in the last place (the polynomial of Cephes). Below -40 it is exp(-40), which
-// a softmax in float32 does not see: products with denormal numbers take ten times as long.
+// exp of what is not above 0, to two units in the last place (the polynomial of Cephes). Below -40 it is exp(-40),
+// which a softmax in float32 does not see: products with denormal numbers take ten times as long.
 INLINE Vector exp_of(Vector x) {
   x = x > -40.0f ? x : Vector{} - 40.0f;
   const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number, which its last bits then are

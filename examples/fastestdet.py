@@ -45,7 +45,7 @@ def detections(out: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Te
     w, h = width * c.sigmoid(), height * d.sigmoid()
     x, y = width * (a.tanh() + j) / columns - w / 2, height * (b.tanh() + i) / rows - h / 2
     best, label = classes.max(dim=0)
-    score = objectness ** 0.6 * best ** 0.4
+    score = objectness**0.6 * best**0.4
     boxes, score, label = torch.stack([x, y, w, h], -1).view(-1, 4), score.flatten(), label.flatten()
     likely = score > LEAST
     boxes, score, label = boxes[likely], score[likely], label[likely]
@@ -70,8 +70,10 @@ class Scorer:
         for name, picture in pictures:
             seen.append(self.ids[name])
             boxes, scores, labels = detections(self.network(picture[None])[0], *picture.shape[1:])
-            found += [{"image_id": seen[-1], "category_id": self.categories[label], "bbox": box, "score": score}
-                      for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)]
+            found += [
+                {"image_id": seen[-1], "category_id": self.categories[label], "bbox": box, "score": score}
+                for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
+            ]
         if not found:
             return {"mAP": 0.0, "AP50": 0.0} | ({"draws": [0.0] * DRAWS} if draws else {})
         with contextlib.redirect_stdout(io.StringIO()):
@@ -121,7 +123,8 @@ def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
         own = [r for r in records if (r["method"], r["quality"]) == (method, quality)]
         point = {"setting": quality, "bpp": float(np.mean([r["bpp"] for r in own]))}
         points.setdefault("plain" if method == "none" else method, []).append(
-            point | scorer.score(from_run(run, own), draws=True))
+            point | scorer.score(from_run(run, own), draws=True)
+        )
     pictures = {name: read_image(images / name) for name in dict.fromkeys(r["image"] for r in records)}
     for name, settings in CLASSIC.items():
         points[name] = []
@@ -137,11 +140,13 @@ def lead(plain: list[dict], point: dict) -> tuple[float, float, float]:
 
     Between the plain codec's points its mAP is interpolated; below the first one's bpp that one's stands for it.
     """
+
     def above(mean: float, others: list[float]) -> float:
         return mean - float(np.interp(point["bpp"], [p["bpp"] for p in plain], others))
 
-    drawn = [above(mean, list(others)) for mean, *others in zip(
-        point["draws"], *(p["draws"] for p in plain), strict=True)]
+    drawn = [
+        above(mean, list(others)) for mean, *others in zip(point["draws"], *(p["draws"] for p in plain), strict=True)
+    ]
     return above(point["mAP"], [p["mAP"] for p in plain]), *np.percentile(drawn, [5, 95]).tolist()
 
 
@@ -169,13 +174,19 @@ def main() -> None:
     scorer = Scorer(words.network, words.coco / "instances.json", Path(__file__).with_suffix(".yaml"))
     points = curves(scorer, words.run, words.coco / "images")
     line = [(p["bpp"], p["mAP"]) for p in points["plain"]]
-    rates = {name: bd_rate(line, [(p["bpp"], p["mAP"]) for p in curve])
-             for name, curve in points.items() if name not in ("uncompressed", "plain")}
+    rates = {
+        name: bd_rate(line, [(p["bpp"], p["mAP"]) for p in curve])
+        for name, curve in points.items()
+        if name not in ("uncompressed", "plain")
+    }
     for name, curve in points.items():
         for p in curve:
             rate = f"{p['bpp']:.3f} bpp" if "bpp" in p else ""
-            above = "  mAP above plain {:+.3f}, 90 % of drawings {:+.3f} to {:+.3f}".format(
-                *lead(points["plain"], p)) if "draws" in p and name != "plain" else ""
+            above = (
+                "  mAP above plain {:+.3f}, 90 % of drawings {:+.3f} to {:+.3f}".format(*lead(points["plain"], p))
+                if "draws" in p and name != "plain"
+                else ""
+            )
             print(f"{name:13}{p.get('setting', ''):>4} {rate:>10}  mAP {p['mAP']:.3f}  AP50 {p['AP50']:.3f}{above}")
     for name, rate in rates.items():
         print(f"BD-rate of {name} against the plain codec, at equal mAP: {rate:+.1f} %")

@@ -1,7 +1,7 @@
 """JPEG, WebP and AVIF beside a run of task=det or task=seg on generated scenes: mAP against bpp, and BD-rate.
 
-    python -m lora_comp.run task=det data.limit=24 out=results/det
-    python examples/scenes.py det results/det/results.json
+python -m lora_comp.run task=det data.limit=24 out=results/det
+python examples/scenes.py det results/det/results.json
 """
 
 import argparse

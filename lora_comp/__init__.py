@@ -16,9 +16,18 @@ if (_here.parent / "csrc" / "bindings.cpp").is_file():
     __path__.extend(str(folder) for folder in _installed if any(folder.glob("_C.*.so")) and folder != _here)
 
 _EXPORTS = {
-    "load_codec": "codecs", "load_task": "tasks", "load_data": "data", "load_method": "methods", "encode": "api",
-    "encode_batch": "api", "decode": "api", "info": "bitstream", "from_reference": "reference",
-    "LoraCompError": "errors", "BitstreamError": "errors", "ImageError": "errors",
+    "load_codec": "codecs",
+    "load_task": "tasks",
+    "load_data": "data",
+    "load_method": "methods",
+    "encode": "api",
+    "encode_batch": "api",
+    "decode": "api",
+    "info": "bitstream",
+    "from_reference": "reference",
+    "LoraCompError": "errors",
+    "BitstreamError": "errors",
+    "ImageError": "errors",
 }
 _MODULES = ("ops", "rans", "bitstream", "zoo")
 __all__ = [*_EXPORTS, *_MODULES]

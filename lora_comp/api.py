@@ -1,4 +1,5 @@
 """encode and decode: a picture to the bytes of a file, and back."""
+
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,16 +46,22 @@ def coder_of(codec: Codec) -> LatentCoder:
 
 
 def pad(images: Tensor) -> Tensor:
-    """(B, 3, H, W) to (B, 3, H', W') with sides that are multiples of 64, the border repeated below and to the right.
-    """
+    """Pad (B, 3, H, W) on the right and below, by repeating the border, to sides that are multiples of 64."""
     height, width = images.shape[2:]
     return F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
 
 
 def encode(
-    image: Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
-    steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
-    on_step: Callable[[int, float], None] | None = None, recipe: str = "latents", roi: Tensor | None = None,
+    image: Tensor,
+    codec: Codec,
+    task=None,
+    method: str | LowRank | None = "svd_lora",
+    steps: int = ttft.STEPS,
+    lr: float | None = None,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+    recipe: str = "latents",
+    roi: Tensor | None = None,
     tile: int = SIDE,
 ) -> Coded:
     """Code a picture, adapted to itself and to a task.
@@ -83,10 +90,17 @@ def encode(
 
 
 def encode_batch(
-    images: Sequence[Tensor] | Tensor, codec: Codec, task=None, method: str | LowRank | None = "svd_lora",
-    steps: int = ttft.STEPS, lr: float | None = None, seed: int = 0,
-    on_step: Callable[[int, float], None] | None = None, recipe: str = "latents",
-    rois: Sequence[Tensor] | None = None, tile: int = SIDE,
+    images: Sequence[Tensor] | Tensor,
+    codec: Codec,
+    task=None,
+    method: str | LowRank | None = "svd_lora",
+    steps: int = ttft.STEPS,
+    lr: float | None = None,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+    recipe: str = "latents",
+    rois: Sequence[Tensor] | None = None,
+    tile: int = SIDE,
 ) -> list[Coded]:
     """`encode` of each picture, their steps taken together: as good as alone, and faster where a GPU has room.
 
@@ -169,8 +183,9 @@ def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
     """Regions of interest of pictures (B, 3, H, W) as one tensor (B, 1, H, W)."""
     size, sizes = tuple(originals.shape[2:]), {tuple(roi.shape) for roi in rois}
     if len(rois) != len(originals) or sizes != {size}:
-        raise LoraCompError(f"a region of interest is (H, W) like its picture, {size}, not "
-                            f"{' and '.join(map(str, sorted(sizes)))}")
+        raise LoraCompError(
+            f"a region of interest is (H, W) like its picture, {size}, not {' and '.join(map(str, sorted(sizes)))}"
+        )
     weights = torch.stack(list(rois))[:, None].to(originals)
     if not (weights.min() >= 0 and weights.max() <= 1):
         raise LoraCompError("a region of interest has weights from 0 to 1")
@@ -179,7 +194,11 @@ def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write(
-    codec: Codec, analysis: Codec, x: Tensor, size: tuple[int, int], method: LowRank | None = None,
+    codec: Codec,
+    analysis: Codec,
+    x: Tensor,
+    size: tuple[int, int],
+    method: LowRank | None = None,
     payloads: Sequence[bytes] | None = None,
 ) -> list[bytes]:
     """The files of x (B, 3, H', W') as the transforms of `analysis`, plain or adapted, see it."""
@@ -187,18 +206,28 @@ def write(
     z = codec.h_a(y)
     files = []
     for i in range(len(x)):
-        latents = coder_of(codec).compress(y[i:i + 1], z[i:i + 1])
+        latents = coder_of(codec).compress(y[i : i + 1], z[i : i + 1])
         header = bitstream.Header(
-            *size, codec.name, codec.quality, codec.hash, latents.symbols_crc, method.name if method else "none",
-            method.adapter.identity if method else None, hints=bool(latents.hints))
-        sections = [latents.z, latents.y, *(payloads[i:i + 1] if payloads else ()), *filter(None, [latents.hints])]
+            *size,
+            codec.name,
+            codec.quality,
+            codec.hash,
+            latents.symbols_crc,
+            method.name if method else "none",
+            method.adapter.identity if method else None,
+            hints=bool(latents.hints),
+        )
+        sections = [latents.z, latents.y, *(payloads[i : i + 1] if payloads else ()), *filter(None, [latents.hints])]
         files.append(bitstream.write(header, sections))
     return files
 
 
 @torch.no_grad()
 def decode(
-    data: bytes, codec: Codec | None = None, method: LowRank | None = None, adapter: str | Path | None = None,
+    data: bytes,
+    codec: Codec | None = None,
+    method: LowRank | None = None,
+    adapter: str | Path | None = None,
     max_pixels: int = bitstream.MAX_PIXELS,
 ) -> Tensor:
     """The picture in a file: float32 (3, H, W) in [0, 1].
@@ -215,8 +244,8 @@ def decode(
     codec = codec_of_file(header, codec)
     height, width = (-(-side // STRIDE) for side in (header.height, header.width))
     y_hat = coder_of(codec).decompress(
-        CodedLatents(sections[0], sections[1], header.symbols_crc, sections[-1] if header.hints else b""),
-        height, width)
+        CodedLatents(sections[0], sections[1], header.symbols_crc, sections[-1] if header.hints else b""), height, width
+    )
     g_s = codec.g_s
     if header.method != "none":
         if header.adapter_hash is None:
@@ -226,7 +255,7 @@ def decode(
         g_s = method.restore(codec, sections[2])
     device = next(codec.parameters()).device
     x_hat = g_s(y_hat.to(device).contiguous(memory_format=torch.channels_last))
-    return x_hat[0, :, :header.height, :header.width].clamp(0, 1).contiguous()
+    return x_hat[0, :, : header.height, : header.width].clamp(0, 1).contiguous()
 
 
 def codec_of_file(header: bitstream.Header, codec: Codec | None) -> Codec:
@@ -238,5 +267,6 @@ def codec_of_file(header: bitstream.Header, codec: Codec | None) -> Codec:
     if codec.hash != header.codec_hash:
         raise BitstreamError(
             f"the file was written with other weights of {header.codec} quality {header.quality} "
-            f"({header.codec_hash.hex()}) than are here ({codec.hash.hex()})")
+            f"({header.codec_hash.hex()}) than are here ({codec.hash.hex()})"
+        )
     return codec

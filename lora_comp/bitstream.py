@@ -90,13 +90,18 @@ def write(header: Header, sections: Sequence[bytes]) -> bytes:
     if problem:
         raise ValueError(problem)
     if len(sections) != section_count(header):
-        raise ValueError(f"method {header.method!r}, hints {header.hints}: the file has {section_count(header)} "
-                         f"sections, but {len(sections)} were given")
+        raise ValueError(
+            f"method {header.method!r}, hints {header.hints}: the file has {section_count(header)} "
+            f"sections, but {len(sections)} were given"
+        )
     file = bytearray(MAGIC)
-    file += bytes([
-        VERSION, (_HAS_ADAPTER if header.adapter_hash is not None else 0) | (_HAS_HINTS if header.hints else 0),
-        header.quality << 4 | METHODS.index(header.method),
-    ])
+    file += bytes(
+        [
+            VERSION,
+            (_HAS_ADAPTER if header.adapter_hash is not None else 0) | (_HAS_HINTS if header.hints else 0),
+            header.quality << 4 | METHODS.index(header.method),
+        ]
+    )
     file += _varint(header.height - 1) + _varint(header.width - 1)
     file += bytes([len(header.codec)]) + header.codec.encode("ascii")
     file += header.codec_hash + (header.adapter_hash or b"") + header.symbols_crc.to_bytes(4, "little")
@@ -115,12 +120,13 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
     with extra bytes, altered, or that declare a picture of more than `max_pixels` pixels, a side shorter than the 64
     that it is coded as counted as 64.
     """
-    if not data or not MAGIC.startswith(data[:len(MAGIC)]):
+    if not data or not MAGIC.startswith(data[: len(MAGIC)]):
         raise BitstreamError("this is not a lora_comp file: it does not begin with 'LCZ'")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
         raise BitstreamError(
             f"the file has format version {data[len(MAGIC)]}, this lora_comp reads version {VERSION}; "
-            "use the lora_comp that wrote it")
+            "use the lora_comp that wrote it"
+        )
     fields = _Fields(data, len(MAGIC) + 1)
     flags, quality_method = fields.take(2)
     height, width = fields.varint() + 1, fields.varint() + 1
@@ -134,10 +140,19 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
     _check_whole(data, fields.position + sum(lengths) + _CRC_BYTES)
     if flags & ~(_HAS_ADAPTER | _HAS_HINTS) or method_code >= len(METHODS):
         raise BitstreamError(
-            f"the file uses flags {flags:#04x} and method {method_code}, which this lora_comp does not know; update it")
+            f"the file uses flags {flags:#04x} and method {method_code}, which this lora_comp does not know; update it"
+        )
     header = Header(
-        height, width, codec.decode("ascii", "replace"), quality_method >> 4, codec_hash, symbols_crc,
-        METHODS[method_code], adapter_hash, bool(flags & _HAS_HINTS))
+        height,
+        width,
+        codec.decode("ascii", "replace"),
+        quality_method >> 4,
+        codec_hash,
+        symbols_crc,
+        METHODS[method_code],
+        adapter_hash,
+        bool(flags & _HAS_HINTS),
+    )
     problem = _problem(header)
     if problem:
         raise BitstreamError(f"the file's header is not valid: {problem}")
@@ -145,7 +160,8 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
     if height * width > max_pixels or (longest > _CODED_SIDE and longest * _CODED_SIDE > max_pixels):
         raise BitstreamError(
             f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed (where a side counts as "
-            f"{_CODED_SIDE} at least); raise max_pixels if you trust its source")
+            f"{_CODED_SIDE} at least); raise max_pixels if you trust its source"
+        )
     return header, [fields.take(length) for length in lengths]
 
 
@@ -157,10 +173,16 @@ def info(data: bytes) -> dict:
     header, sections = read(data, max_pixels=2**64)
     names = ["bytes_z", "bytes_y"] + ["bytes_adapter"] * (header.method != "none") + ["bytes_hints"] * header.hints
     return {
-        "height": header.height, "width": header.width, "codec": header.codec, "quality": header.quality,
-        "method": header.method, "codec_hash": header.codec_hash.hex(),
-        "adapter": header.adapter_hash.hex() if header.adapter_hash else None, "bytes": len(data),
-        "bpp": 8 * len(data) / (header.height * header.width), **dict(zip(names, map(len, sections), strict=True)),
+        "height": header.height,
+        "width": header.width,
+        "codec": header.codec,
+        "quality": header.quality,
+        "method": header.method,
+        "codec_hash": header.codec_hash.hex(),
+        "adapter": header.adapter_hash.hex() if header.adapter_hash else None,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (header.height * header.width),
+        **dict(zip(names, map(len, sections), strict=True)),
         "bytes_header": len(data) - sum(map(len, sections)),
     }
 
@@ -214,9 +236,10 @@ class _Fields:
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.position:
             raise BitstreamError(
-                f"the file is cut short: it ends after {len(self.data)} bytes, inside its header; get it again")
+                f"the file is cut short: it ends after {len(self.data)} bytes, inside its header; get it again"
+            )
         self.position += count
-        return bytes(self.data[self.position - count:self.position])
+        return bytes(self.data[self.position - count : self.position])
 
     def varint(self) -> int:
         value = 0

@@ -1,4 +1,5 @@
 """lora-comp encode, decode, info: one picture, one file; zoo, import: the weights there are."""
+
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ def report_errors(
     stopped: str = "stopped; what is done is kept, and the same command goes on from there",
 ) -> Callable[[Sequence[str]], int]:
     """A command as a program: a mistake of the user's is one line and exit code 2, Ctrl-C is exit code 130."""
+
     @functools.wraps(command)
     def program(words: Sequence[str]) -> int:
         try:
@@ -32,6 +34,7 @@ def report_errors(
             print(stopped, file=sys.stderr)
             return 130
         return 0
+
     return program
 
 
@@ -55,12 +58,24 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     method = load_method(codec=codec, task=task.key, **config.method)
     with Progress(transient=True, disable=method is None) as progress:
         bar = progress.add_task("adapting", total=engine.steps)
-        coded = api.encode(image, codec, task, method, engine.steps, engine.lr, engine.seed,
-                           lambda step, _: progress.update(bar, completed=step), engine.recipe,
-                           None if config.roi is None else region(config.roi, image, task), engine.tile)
+        coded = api.encode(
+            image,
+            codec,
+            task,
+            method,
+            engine.steps,
+            engine.lr,
+            engine.seed,
+            lambda step, _: progress.update(bar, completed=step),
+            engine.recipe,
+            None if config.roi is None else region(config.roi, image, task),
+            engine.tile,
+        )
     write_file(file, coded.data)
-    print(f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
-          f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here")
+    print(
+        f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
+        f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here"
+    )
 
 
 def decode(file: str, picture: str, words: Sequence[str]) -> None:
@@ -84,6 +99,7 @@ def decode(file: str, picture: str, words: Sequence[str]) -> None:
 
 def info(file: str) -> None:
     from lora_comp import bitstream
+
     for name, value in bitstream.info(read(file)).items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
 
@@ -94,7 +110,7 @@ def bring(checkpoint: str, words: Sequence[str]) -> None:
     rest = list(words)
     if "--system" in rest[:-1]:
         at = rest.index("--system")
-        rest[at:at + 2] = [f"system={rest[at + 1]}"]
+        rest[at : at + 2] = [f"system={rest[at + 1]}"]
     options = {"quality": "1", "into": "."} | dict(word.removeprefix("--").partition("=")[::2] for word in rest)
     if set(options) != {"system", "quality", "into"} or not all(options.values()):
         raise LoraCompError("import takes --system NAME, quality=1 and into=FOLDER after the checkpoint")
@@ -122,6 +138,7 @@ def command(words: Sequence[str]) -> None:
             info(file)
         case ["zoo", *rest]:
             from lora_comp.zoo.__main__ import command as zoo
+
             zoo(rest)
         case ["import", checkpoint, *rest]:
             bring(checkpoint, rest)

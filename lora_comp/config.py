@@ -1,4 +1,5 @@
 """The configuration of a command: Hydra groups under conf/, changed by `group=choice` and `key=value` words."""
+
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from lora_comp.errors import LoraCompError
 
 
 def _whole(least: int, most: float = math.inf, step: int = 1) -> Callable[[object], bool]:
-    return lambda value: (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-                          and value % step == 0)
+    return lambda value: (
+        isinstance(value, int) and not isinstance(value, bool) and least <= value <= most and value % step == 0
+    )
 
 
 def _text(value: object) -> bool:
@@ -46,22 +48,27 @@ def _size(value: object) -> bool:
 TEXT = ("text (put ./ before a path that looks like a number)", _text)
 EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(
-        ("codec.weights", "task.weights", "method.adapter", "data.path"), ("a path or null", _or_null(_text))),
-    "task.layers": ("a list of layers, as [layer3,layer4], or null",
-                    _or_null(lambda value: isinstance(value, ListConfig))),
-    "task.input": ("a YAML file, or what is told as task.input.size=[352,352]",
-                   lambda value: _text(value) or isinstance(value, DictConfig)),
+        ("codec.weights", "task.weights", "method.adapter", "data.path"), ("a path or null", _or_null(_text))
+    ),
+    "task.layers": (
+        "a list of layers, as [layer3,layer4], or null",
+        _or_null(lambda value: isinstance(value, ListConfig)),
+    ),
+    "task.input": (
+        "a YAML file, or what is told as task.input.size=[352,352]",
+        lambda value: _text(value) or isinstance(value, DictConfig),
+    ),
     "task.shares": ("a list of numbers from 0 on, or null", lambda value: value is None or _shares(value)),
     "task.name": ("a task's name, or MODULE:CLASS with task=own", _text),
     "task.parts": ("tasks, given as task=[cls,det]", lambda value: isinstance(value, DictConfig)),
     "quality": ("a rate point or a list of them, as 2 or [1,2]", _quality),
     "data.limit": ("a whole number from 1 on, or null", _or_null(_whole(1))),
-    "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2 ** 32 - 1)),
+    "data.seed": ("a whole number from 0 to 2^32 - 1", _whole(0, 2**32 - 1)),
     "data.size": ("a side, [height,width] or odd", _size),
     "engine.steps": ("a whole number from 0 on", _whole(0)),
     "engine.lr": ("a number above 0, or null", _or_null(_rate)),
     "engine.recipe": ("latents, adapter or published", lambda value: value in ("latents", "adapter", "published")),
-    "engine.seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2 ** 63 - 1)),
+    "engine.seed": ("a whole number from 0 to 2^63 - 1", _whole(0, 2**63 - 1)),
     "engine.tile": ("a whole number from 128 on, in steps of 128", _whole(128, step=128)),
     "engine.batch": ("a whole number from 1 on", _whole(1)),
     "engine.threads": ("a whole number from 1 on, or null", _or_null(_whole(1))),

@@ -3,6 +3,7 @@
 The folder gets files/**/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start goes on),
 results.json, and what `report` draws of it. Every `bytes` is the size of a file that was decoded for its record.
 """
+
 import json
 import time
 import zlib
@@ -109,8 +110,14 @@ def batches(found: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 def evaluate(
-    data, codecs: dict[int, Codec], task, methods: dict[int, LowRank], settings: Settings, out: Path,
-    progress: Progress, batch: int = 1,
+    data,
+    codecs: dict[int, Codec],
+    task,
+    methods: dict[int, LowRank],
+    settings: Settings,
+    out: Path,
+    progress: Progress,
+    batch: int = 1,
 ) -> Records:
     """The plain codec and each quality's method on every picture, at each quality.
 
@@ -154,16 +161,37 @@ def evaluate(
 
 def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings) -> str:
     """All that a record depends on, as text."""
-    adapter = [settings.roi, settings.tile] if method is None else [
-        method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
+    adapter = (
+        [settings.roi, settings.tile]
+        if method is None
+        else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
+    )
     pixels = zlib.crc32(sample.image.numpy().tobytes())
     truth = zlib.crc32(sample.boxes.numpy().tobytes()) if sample.annotated and hasattr(task, "pool") else sample.label
-    return json.dumps([sample.name, list(sample.image.shape), pixels, truth, codec.name, codec.quality,
-                       codec.hash.hex(), task.name, task.key, *adapter])
+    return json.dumps(
+        [
+            sample.name,
+            list(sample.image.shape),
+            pixels,
+            truth,
+            codec.name,
+            codec.quality,
+            codec.hash.hex(),
+            task.name,
+            task.key,
+            *adapter,
+        ]
+    )
 
 
 def score(
-    batch: Sequence[Sample], codec: Codec, task, method: LowRank | None, settings: Settings, out: Path, on_step,
+    batch: Sequence[Sample],
+    codec: Codec,
+    task,
+    method: LowRank | None,
+    settings: Settings,
+    out: Path,
+    on_step,
 ) -> Iterator[dict]:
     """Code pictures of one size together, decode their files, score what came out: the record of each.
 
@@ -173,8 +201,19 @@ def score(
         return
     start = time.perf_counter()
     rois = None if settings.roi is None else [region(settings.roi, sample.image, task) for sample in batch]
-    coded = api.encode_batch([sample.image for sample in batch], codec, task, method, settings.steps, settings.lr,
-                             settings.seed, on_step, settings.recipe, rois, settings.tile)
+    coded = api.encode_batch(
+        [sample.image for sample in batch],
+        codec,
+        task,
+        method,
+        settings.steps,
+        settings.lr,
+        settings.seed,
+        on_step,
+        settings.recipe,
+        rois,
+        settings.tile,
+    )
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
         roi = rois[i] if rois else None
@@ -182,7 +221,13 @@ def score(
 
 
 def record_of(
-    sample: Sample, coded: api.Coded, codec: Codec, task, method: LowRank | None, out: Path, roi: Tensor | None = None,
+    sample: Sample,
+    coded: api.Coded,
+    codec: Codec,
+    task,
+    method: LowRank | None,
+    out: Path,
+    roi: Tensor | None = None,
 ) -> dict:
     """Write the file of a picture, decode it, and score what came out."""
     name = "none" if method is None else method.name
@@ -196,10 +241,23 @@ def record_of(
     _, height, width = sample.image.shape
     inside = {} if roi is None else {"psnr_roi": psnr_within(decoded, sample.image, roi), "roi": float(roi.mean())}
     return {
-        "image": sample.name, "height": height, "width": width, "task": task.name, "method": name,
-        "codec": codec.name, "quality": codec.quality, "file": str(path), "bytes": len(data),
-        "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0), "bpp": api.bpp(data, (height, width)),
-        "psnr": psnr(decoded, sample.image), "adapted": coded.method != "none", "loss_before": coded.loss_before,
-        "loss_after": coded.loss_after, "seconds_decode": seconds_decode, "threads": torch.get_num_threads(),
-        **task.measure(decoded, sample), **inside,
+        "image": sample.name,
+        "height": height,
+        "width": width,
+        "task": task.name,
+        "method": name,
+        "codec": codec.name,
+        "quality": codec.quality,
+        "file": str(path),
+        "bytes": len(data),
+        "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0),
+        "bpp": api.bpp(data, (height, width)),
+        "psnr": psnr(decoded, sample.image),
+        "adapted": coded.method != "none",
+        "loss_before": coded.loss_before,
+        "loss_after": coded.loss_after,
+        "seconds_decode": seconds_decode,
+        "threads": torch.get_num_threads(),
+        **task.measure(decoded, sample),
+        **inside,
     }

@@ -63,8 +63,13 @@ class SmallResNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, classes: list[str], name: str = "small", widths: tuple[int, ...] = (24, 48, 96, 160),
-                 depths: tuple[int, ...] = (1, 1, 2, 2)):
+    def __init__(
+        self,
+        classes: list[str],
+        name: str = "small",
+        widths: tuple[int, ...] = (24, 48, 96, 160),
+        depths: tuple[int, ...] = (1, 1, 2, 2),
+    ):
         super().__init__()
         self.name, self.classes, self.widths, self.depths = name, list(classes), tuple(widths), tuple(depths)
         self.stage_variance: list[float] | None = None
@@ -97,8 +102,13 @@ class SmallResNet(nn.Module):
 
     def core(self) -> dict:
         """What a file tells of the network besides its weights."""
-        return {"name": self.name, "classes": self.classes, "widths": self.widths, "depths": self.depths,
-                "stage_variance": self.stage_variance}
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "widths": self.widths,
+            "depths": self.depths,
+            "stage_variance": self.stage_variance,
+        }
 
 
 class Ours(Protocol):
@@ -114,8 +124,10 @@ class Ours(Protocol):
 def save_network(network: Ours, path: str | os.PathLike, **facts) -> None:
     """Write the weights (convolutions in float16) of a network of ours, with its `core()`, to PATH, and `facts` (what
     it was trained on, for how long, its scores) besides to PATH with the suffix .json."""
-    weights = {key: value.to(torch.float16 if value.ndim > 1 else value.dtype).contiguous()
-               for key, value in network.state_dict().items()}
+    weights = {
+        key: value.to(torch.float16 if value.ndim > 1 else value.dtype).contiguous()
+        for key, value in network.state_dict().items()
+    }
     core = network.core()
     Path(path).write_bytes(safetensors.torch.save(weights, {network.kind: json.dumps(core)}))
     Path(path).with_suffix(".json").write_text(json.dumps(core | facts, indent=1) + "\n")
@@ -130,8 +142,10 @@ def read_network(path: Path, make: Callable[[dict], Network], kind: str, what: s
         network = make(core)
         network.load_state_dict(weights)  # copies into float32
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise LoraCompError(f"{path} is not a {what} saved by lora_comp; for another architecture's weights give its "
-                            "name as the network (timm/NAME or torchvision/NAME) and the file as weights") from error
+        raise LoraCompError(
+            f"{path} is not a {what} saved by lora_comp; for another architecture's weights give its "
+            "name as the network (timm/NAME or torchvision/NAME) and the file as weights"
+        ) from error
     return network
 
 
@@ -156,8 +170,9 @@ class LibraryNetwork(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...],
-                 size: tuple[int, ...] | None):
+    def __init__(
+        self, name: str, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, ...] | None
+    ):
         super().__init__()
         self.name, self.model, self.size = name, model, size
         self.classes: list[str] = []
@@ -187,6 +202,7 @@ class LibraryNetwork(nn.Module):
             def keep(_module, _inputs, output):
                 if isinstance(output, Tensor):
                     outputs[name] = output
+
             return keep
 
         hooks = [module.register_forward_hook(keeper(name)) for name, module in modules.items()]
@@ -211,12 +227,15 @@ class LibraryNetwork(nn.Module):
                 last[extent] = name
         names = [last[extent] for extent in sorted(last, reverse=True)][-4:]
         if len(names) < 2:
-            blocks = [(name, module) for name, module in self.model.named_modules()
-                      if isinstance(module, (nn.Sequential, nn.ModuleList))]
+            blocks = [
+                (name, module)
+                for name, module in self.model.named_modules()
+                if isinstance(module, (nn.Sequential, nn.ModuleList))
+            ]
             name, longest = max(blocks, key=lambda item: len(item[1]), default=("", nn.Sequential()))
             if len(longest) < 4:
                 raise LoraCompError(f"the network {self.name!r} has no stages that lora_comp can find")
-            names = [f"{name}.{key}" for key in [*longest._modules][len(longest) // 4 - 1::len(longest) // 4][:4]]
+            names = [f"{name}.{key}" for key in [*longest._modules][len(longest) // 4 - 1 :: len(longest) // 4][:4]]
         return {name: self.model.get_submodule(name) for name in names}
 
     def stages_and_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -250,8 +269,11 @@ def fold_batch_norms(network: nn.Module) -> None:
         if type(norm) is not nn.BatchNorm2d or source.op != "call_module" or len(source.users) > 1:
             continue
         conv = modules[source.target]
-        if type(conv) is nn.Conv2d and times[node.target] == times[source.target] == 1 and not (
-                conv in hooked or norm in hooked):
+        if (
+            type(conv) is nn.Conv2d
+            and times[node.target] == times[source.target] == 1
+            and not (conv in hooked or norm in hooked)
+        ):
             model.set_submodule(source.target, fuse_conv_bn_eval(conv, norm))
             model.set_submodule(node.target, nn.Identity())
 
@@ -259,8 +281,9 @@ def fold_batch_norms(network: nn.Module) -> None:
 def no_weights(name: str, error: Exception) -> LoraCompError:
     """What to tell when a library cannot get its own weights."""
     line = " ".join(str(error).split())[:200]
-    return LoraCompError(f"the weights of {name} cannot be had ({line}); give a file as weights, or null for seeded "
-                         "random ones")
+    return LoraCompError(
+        f"the weights of {name} cannot be had ({line}); give a file as weights, or null for seeded random ones"
+    )
 
 
 @contextmanager
@@ -290,7 +313,9 @@ def own_weights(model: nn.Module, weights: str | os.PathLike) -> None:
 
 
 def library_model(
-    name: str, weights: str | os.PathLike | None = "default", every_kind: bool = False,
+    name: str,
+    weights: str | os.PathLike | None = "default",
+    every_kind: bool = False,
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[int, int] | None]:
     """A model "timm/NAME" or "torchvision/NAME", its mean and standard deviation, and its size (H, W) if it takes one
     only. weights: as for `load_network`. every_kind: torchvision's segmenters and detectors too, not only classifiers.
@@ -303,6 +328,7 @@ def library_model(
     try:
         if library == "timm":
             import timm
+
             if not timm.is_model(kind.split(".")[0]):
                 raise LoraCompError(f"timm has no model {kind!r}; timm.list_models() names those it has")
             model = timm.create_model(kind, pretrained=published)
@@ -311,10 +337,13 @@ def library_model(
             size = facts["input_size"][1:] if facts["fixed_input_size"] else None
         else:
             import torchvision
+
             classifier = kind in torchvision.models.list_models(torchvision.models)
             if not classifier and not (every_kind and kind in torchvision.models.list_models()):
-                raise LoraCompError(f"torchvision has no {'model' if every_kind else 'classifier'} {kind!r}; "
-                                    "torchvision.models.list_models() names those it has")
+                raise LoraCompError(
+                    f"torchvision has no {'model' if every_kind else 'classifier'} {kind!r}; "
+                    "torchvision.models.list_models() names those it has"
+                )
             extra: dict = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
             if not classifier and not published:
                 extra = {"weights_backbone": None}  # or it would be downloaded
@@ -350,6 +379,8 @@ def load_network(name: str | os.PathLike, weights: str | os.PathLike | None = "d
         elif Path(text).is_file():
             network = _load_small(Path(text))
         else:
-            raise LoraCompError(f"unknown network {text!r}; known are {', '.join(shipped)}, timm/NAME, "
-                                "torchvision/NAME and the path of a checkpoint")
+            raise LoraCompError(
+                f"unknown network {text!r}; known are {', '.join(shipped)}, timm/NAME, "
+                "torchvision/NAME and the path of a checkpoint"
+            )
     return network.eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """A large picture in parts. The synthesis and the task see one of them at a time, so that the memory which
 fine-tuning takes does not grow with the picture."""
+
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class Part:
 
 
 def in_parts(
-    size: tuple[int, int], distortion_of: Callable[[slice, slice], Distortion], side: int = SIDE,
+    size: tuple[int, int],
+    distortion_of: Callable[[slice, slice], Distortion],
+    side: int = SIDE,
 ) -> list[Part]:
     """The parts of a picture of `size` (H, W); one where no side is longer than `side`.
 
@@ -50,14 +53,21 @@ def in_parts(
     for rows in _cut(size[0], side):
         for columns in _cut(size[1], side):
             around = [_around(own, extent) for own, extent in zip((rows, columns), size, strict=True)]
-            parts.append(Part(
-                picture=(rows, columns),
-                latents=(slice(around[0].start // LATENT, around[0].stop // LATENT),
-                         slice(around[1].start // LATENT, around[1].stop // LATENT)),
-                own=(slice(rows.start - around[0].start, rows.stop - around[0].start),
-                     slice(columns.start - around[1].start, columns.stop - around[1].start)),
-                share=(rows.stop - rows.start) * (columns.stop - columns.start) / (size[0] * size[1]),
-                distortion=distortion_of(rows, columns)))
+            parts.append(
+                Part(
+                    picture=(rows, columns),
+                    latents=(
+                        slice(around[0].start // LATENT, around[0].stop // LATENT),
+                        slice(around[1].start // LATENT, around[1].stop // LATENT),
+                    ),
+                    own=(
+                        slice(rows.start - around[0].start, rows.stop - around[0].start),
+                        slice(columns.start - around[1].start, columns.stop - around[1].start),
+                    ),
+                    share=(rows.stop - rows.start) * (columns.stop - columns.start) / (size[0] * size[1]),
+                    distortion=distortion_of(rows, columns),
+                )
+            )
     return parts
 
 

@@ -2,6 +2,7 @@
 
 `from_reference` takes a state dict as published code saves it; entries that hold no learned value may be absent.
 """
+
 import re
 from collections.abc import Mapping
 
@@ -16,14 +17,20 @@ RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
 # Made anew by our modules, or parts of the published systems that these models do not use.
 UNUSED = re.compile(
     r"relative_position_index|attn_mask|^gaussian_conditional|prompt_embeddings"
-    r"|entropy_bottleneck\.(_offset|_quantized_cdf|_cdf_length|target|likelihood_lower_bound)")
+    r"|entropy_bottleneck\.(_offset|_quantized_cdf|_cdf_length|target|likelihood_lower_bound)"
+)
 
 
 def our_name(key: str) -> str:
     """`g_a1.residual_group.blocks.0.attn.qkv.weight` to `g_a.1.blocks.0.attn.qkv.weight`, and the like."""
     key = re.sub(r"^(g_a|g_s|h_a|h_s)(\d)\.", r"\1.\2.", key.removeprefix("module.")).replace("residual_group.", "")
-    return re.sub(r"^entropy_bottleneck\._(matrix|bias|factor)(\d)$", lambda m: "entropy_bottleneck."
-                  + {"matrix": "matrices", "bias": "biases", "factor": "factors"}[m[1]] + f".{m[2]}", key)
+    return re.sub(
+        r"^entropy_bottleneck\._(matrix|bias|factor)(\d)$",
+        lambda m: (
+            "entropy_bottleneck." + {"matrix": "matrices", "bias": "biases", "factor": "factors"}[m[1]] + f".{m[2]}"
+        ),
+        key,
+    )
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
@@ -31,8 +38,10 @@ def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
     own = module.state_dict()
     for name in state.keys() & own.keys():
         if state[name].shape != own[name].shape:
-            raise LoraCompError(f"this is not a checkpoint of {system}: {name} is {tuple(state[name].shape)}, "
-                                f"not {tuple(own[name].shape)}")
+            raise LoraCompError(
+                f"this is not a checkpoint of {system}: {name} is {tuple(state[name].shape)}, "
+                f"not {tuple(own[name].shape)}"
+            )
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [k for k in missing if k in dict(module.named_parameters()) and "entropy_bottleneck" not in k]
     if missing or unexpected:

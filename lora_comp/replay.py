@@ -1,4 +1,5 @@
 """Steps that a GPU replays: each is some thousand kernels, and to launch one takes longer than most of them run."""
+
 from collections.abc import Callable
 
 import torch

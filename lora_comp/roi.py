@@ -31,8 +31,10 @@ def region(roi: str, picture: Tensor, task) -> Tensor:
     if roi != BOXES:
         mask = read_image(roi).mean(0)
         if mask.shape != (height, width):
-            raise LoraCompError(f"{Path(roi).name} is {mask.shape[1]}x{mask.shape[0]}, the picture {width}x{height}: a "
-                                "mask has a pixel for each of the picture's")
+            raise LoraCompError(
+                f"{Path(roi).name} is {mask.shape[1]}x{mask.shape[0]}, the picture {width}x{height}: a "
+                "mask has a pixel for each of the picture's"
+            )
         return mask
     if not hasattr(task, "found"):
         raise LoraCompError(f"roi=boxes needs a task that finds objects, as task=det or task=[{task.name},det]")
@@ -40,7 +42,7 @@ def region(roi: str, picture: Tensor, task) -> Tensor:
     for one in task.found(picture):
         if one["score"] >= task.sure:
             x, y, w, h = one["bbox"]
-            weights[max(round(y), 0):max(round(y + h), 0), max(round(x), 0):max(round(x + w), 0)] = 1
+            weights[max(round(y), 0) : max(round(y + h), 0), max(round(x), 0) : max(round(x + w), 0)] = 1
     return weights if weights.any() else torch.ones(height, width)
 
 

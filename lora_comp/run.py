@@ -1,4 +1,5 @@
 """python -m lora_comp.run task=cls: adapt to every picture of a data set, and set it beside the plain codec."""
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ What can be set, and its defaults:
 def main(words: Sequence[str]) -> None:
     if "--help" in words or "-h" in words:
         from omegaconf import OmegaConf
+
         print(USAGE + OmegaConf.to_yaml(load_config("run", [])))
         return
     run(load_config("run", words), Console())
@@ -40,14 +42,25 @@ def run(config, console: Console) -> None:
     found = {q: load_method(codec=codec, task=task.key, **config.method) for q, codec in codecs.items()}
     methods = {q: method for q, method in found.items() if method is not None}
     engine = config.engine
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
         records = evaluate(
-            data, codecs, task, methods,
-            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi, engine.tile), out,
-            progress, engine.batch)
+            data,
+            codecs,
+            task,
+            methods,
+            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi, engine.tile),
+            out,
+            progress,
+            engine.batch,
+        )
     if not records.wanted:
         raise LoraCompError("none of the pictures could be read")
     results = records.results()
@@ -62,6 +75,7 @@ def show(results: dict, console: Console) -> None:
     from rich.table import Table
 
     from lora_comp.report.summary import table
+
     names = ("quality", "image", "method", "bytes", "bpp", "psnr", "score")
     pictures = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
@@ -82,6 +96,7 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     from lora_comp import api
     from lora_comp.evaluate import samples
     from lora_comp.report.plots import caption, score_plot, side_by_side
+
     score_plot(results["summary"], out / "score.png")
     records = results["records"]
     adapted = [r for r in records if r["adapted"]]
@@ -94,11 +109,18 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     answer = task.answer(sample.image)
     captions = [f"answer: {answer}" if answer else best["image"]]
     before, after = (
-        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu() for r in (plain, best))
+        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu() for r in (plain, best)
+    )
     for record, decoded in ((plain, before), (best, after)):
         captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
-    boxes = [[one["bbox"] for one in task.found(picture) if one["score"] >= task.sure]
-             for picture in (sample.image, before, after)] if hasattr(task, "found") else ((), (), ())
+    boxes = (
+        [
+            [one["bbox"] for one in task.found(picture) if one["score"] >= task.sure]
+            for picture in (sample.image, before, after)
+        ]
+        if hasattr(task, "found")
+        else ((), (), ())
+    )
     side_by_side(sample.image, before, after, captions, out / "pictures.png", boxes)
 
 

@@ -7,6 +7,7 @@
 
 Several GPUs: torchrun --nproc-per-node 4 -m lora_comp.train what=codec pictures=[imagenet] batch=64 minutes=600
 """
+
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -54,8 +55,13 @@ def hardware(device: torch.device) -> str:
 def made_on(row: dict, config, device: torch.device) -> dict:
     """The part of a card that tells how weights were made, and what the training's last lines say they reach."""
     reached = {name: round(value, 6) for name, value in row.items() if name not in ("steps", "minutes")}
-    return {"steps": row["steps"], "minutes": round(row["minutes"], 1), "hardware": hardware(device), **reached,
-            "data": ["/".join(Path(p).parts[-2:]) for p in config.pictures] or ["generated scenes"]}
+    return {
+        "steps": row["steps"],
+        "minutes": round(row["minutes"], 1),
+        "hardware": hardware(device),
+        **reached,
+        "data": ["/".join(Path(p).parts[-2:]) for p in config.pictures] or ["generated scenes"],
+    }
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: dict) -> None:
@@ -67,6 +73,7 @@ def codecs(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.codecs import build
     from lora_comp.training import codec, start
     from lora_comp.training.pictures import Crops
+
     if not config.pictures:
         raise LoraCompError("a codec needs pictures to train on: pictures=[FOLDER,FOLDER]")
     data, first = Crops(list(config.pictures), CROP), None
@@ -78,19 +85,34 @@ def codecs(config, into: Path | None, device: torch.device) -> None:
             model.load_state_dict(first.state_dict())
         model.to(device)
         row = codec.train(
-            model, Path(config.work) / f"{config.codec.name}-q{quality}", data, quality, batch=config.batch or 8,
-            lr=config.lr or (1e-3 if first is None else 4e-4), minutes=config.minutes, steps=config.steps)
+            model,
+            Path(config.work) / f"{config.codec.name}-q{quality}",
+            data,
+            quality,
+            batch=config.batch or 8,
+            lr=config.lr or (1e-3 if first is None else 4e-4),
+            minutes=config.minutes,
+            steps=config.steps,
+        )
         first = first or model
         path = zoo.codec_path(config.codec.name, quality)
-        write(into / path.name if into else path, dict(model.named_parameters()), {
-            "codec": config.codec.name, "quality": quality, "lambda": codec.LAMBDAS[quality - 1],
-            **made_on(row, config, device)})
+        write(
+            into / path.name if into else path,
+            dict(model.named_parameters()),
+            {
+                "codec": config.codec.name,
+                "quality": quality,
+                "lambda": codec.LAMBDAS[quality - 1],
+                **made_on(row, config, device),
+            },
+        )
 
 
 def adapters(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.codecs import load_codec
     from lora_comp.tasks import load_task
     from lora_comp.training import adapter
+
     task = load_task(**config.task).to(device)
     batches = pictures(list(config.pictures), config.batch or parallel.size())
     for quality in config.quality:
@@ -98,17 +120,38 @@ def adapters(config, into: Path | None, device: torch.device) -> None:
         name = config.method.name
         path = zoo.adapter_path(codec.name, quality, name, task.key)
         tensors, row = adapter.train(
-            codec, name, task, batches, Path(config.work) / path.stem, lr=config.lr or 2e-2, rank=config.method.rank,
-            alpha=config.method.alpha, minutes=config.minutes, steps=config.steps)
-        write(into / path.name if into else path, tensors, {
-            "codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name, "task": task.key,
-            "rank": config.method.rank, "alpha": config.method.alpha, **made_on(row, config, device)})
+            codec,
+            name,
+            task,
+            batches,
+            Path(config.work) / path.stem,
+            lr=config.lr or 2e-2,
+            rank=config.method.rank,
+            alpha=config.method.alpha,
+            minutes=config.minutes,
+            steps=config.steps,
+        )
+        write(
+            into / path.name if into else path,
+            tensors,
+            {
+                "codec": codec.name,
+                "quality": quality,
+                "codec_hash": codec.hash.hex(),
+                "method": name,
+                "task": task.key,
+                "rank": config.method.rank,
+                "alpha": config.method.alpha,
+                **made_on(row, config, device),
+            },
+        )
 
 
 def pictures(folders: list[str], count: int) -> Callable[[int], Tensor]:
     """Batches by step: crops of pictures of the folders, or generated scenes where none is given."""
     if folders:
         from lora_comp.training.pictures import Crops
+
         data = Crops(folders, 192)
         return lambda step: data.batch(count, step)
     from lora_comp.data import Scenes
@@ -116,6 +159,7 @@ def pictures(folders: list[str], count: int) -> Callable[[int], Tensor]:
     def scenes(step: int) -> Tensor:
         made = Scenes("train", (step + 1) * count, 256, 0)
         return torch.stack([made[step * count + i].image for i in range(count)])
+
     return scenes
 
 
@@ -123,6 +167,7 @@ def network(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.networks import ZOO
     from lora_comp.training.detector import train_scenes_detector
     from lora_comp.training.network import train_flowers, train_scenes
+
     if config.steps is None:
         raise LoraCompError("a network's budget is given in steps: steps=2600")
     if parallel.size() > 1:

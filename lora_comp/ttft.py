@@ -6,6 +6,7 @@ Pictures of one size are fitted together, each by itself: every trained tensor h
 the gradient of the sum of their objectives is that of each, which Adam scales value by value. So a picture comes to
 what it would alone, but for the order of sums in float32.
 """
+
 import math
 from collections.abc import Callable, Sequence
 
@@ -27,8 +28,16 @@ RECIPES = ("latents", "adapter", "published")
 
 
 def fit(
-    adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, steps: int, lr: float,
-    seed: int = 0, on_step: Callable[[int, float], None] | None = None, published: bool = False,
+    adapted,
+    x: Tensor,
+    size: tuple[int, int],
+    parts: Sequence[Part],
+    weight: float,
+    steps: int,
+    lr: float,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+    published: bool = False,
 ) -> Tensor:
     """Train what `adapted` leaves trainable on pictures of one size and leave each at its best step.
 
@@ -78,7 +87,9 @@ class _Descent:
         self.rates, self.steps, self.published = list(groups), steps, published
         self.optimizer = torch.optim.Adam(
             [{"params": group, "lr": x.new_tensor(rate) if x.is_cuda else rate} for rate, group in groups.items()],
-            betas=(0.9, 0.999) if published else BETAS, capturable=x.is_cuda)
+            betas=(0.9, 0.999) if published else BETAS,
+            capturable=x.is_cuda,
+        )
         self.trained, self.kept = list(trained.values()), [p.detach().clone() for p in trained.values()]
         self.lowest = x.new_full((len(x),), math.inf)
 
@@ -143,7 +154,12 @@ def distance_of(part: Part, adapted, y_hat: Tensor) -> Tensor:
 
 
 def refine(
-    adapted, x: Tensor, size: tuple[int, int], parts: Sequence[Part], weight: float, attempts: int = ATTEMPTS,
+    adapted,
+    x: Tensor,
+    size: tuple[int, int],
+    parts: Sequence[Part],
+    weight: float,
+    attempts: int = ATTEMPTS,
 ) -> None:
     """Choose what travels, and the step it is rounded to, at the lowest true objective found in a few attempts.
 

@@ -36,8 +36,7 @@ from lora_comp.tasks.open import Open
 from lora_comp.tasks.seg import Segmentation
 from lora_comp.tasks.several import Several
 
-TASKS: dict[str, Any] = {
-    "human": Human, "cls": Classification, "det": Detection, "seg": Segmentation, "open": Open}
+TASKS: dict[str, Any] = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation, "open": Open}
 
 
 def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):

@@ -16,8 +16,13 @@ from lora_comp.data.sample import Sample
 FIGURES = ("mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
-def objects(boxes: Tensor, labels: Tensor, masks: Tensor | None = None, scores: Tensor | None = None,
-            crowd: Tensor | None = None) -> list[dict]:
+def objects(
+    boxes: Tensor,
+    labels: Tensor,
+    masks: Tensor | None = None,
+    scores: Tensor | None = None,
+    crowd: Tensor | None = None,
+) -> list[dict]:
     """Annotations in COCO's form, as plain numbers and text: of what is there, or with `scores` of what was found.
 
     boxes: (n, 4), x1 y1 x2 y2. labels: (n,). masks: bool (n, H, W). scores: (n,). crowd: bool (n,).
@@ -62,7 +67,9 @@ def average_precision(pictures: Sequence[dict], kind: str = "bbox") -> dict[str,
     known.dataset = {
         "images": [{"id": i, "height": 0, "width": 0} for i in range(len(pictures))],  # masks tell their own
         "annotations": [one | {"id": n + 1} for n, one in enumerate(truth)],
-        "categories": [{"id": i} for i in sorted({one["category_id"] for one in truth + found})], "info": {}}
+        "categories": [{"id": i} for i in sorted({one["category_id"] for one in truth + found})],
+        "info": {},
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         known.createIndex()
         judge = COCOeval(known, known.loadRes(found), kind)

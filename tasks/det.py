@@ -69,8 +69,10 @@ class Detection:
         if sample.annotated:
             known, most = len(self.network.classes), int(sample.labels.max()) if len(sample.labels) else -1
             if known and most >= known:
-                raise LoraCompError(f"{sample.name} has objects of class {most}, but the network {self.network.name} "
-                                    f"knows classes 0 to {known - 1}: score it on data of its own classes")
+                raise LoraCompError(
+                    f"{sample.name} has objects of class {most}, but the network {self.network.name} "
+                    f"knows classes 0 to {known - 1}: score it on data of its own classes"
+                )
             if self.masks and len(sample.masks) < len(sample.boxes):
                 raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")
             return truth_of(sample)

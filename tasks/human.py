@@ -47,7 +47,7 @@ class Human:
         return self.distortion(decoded, self.targets(original)).mean()
 
     def weight(self, quality: int) -> float:
-        return 255 ** 2 * rate_lambda(LAMBDAS, quality)
+        return 255**2 * rate_lambda(LAMBDAS, quality)
 
     def answer(self, picture: Tensor) -> None:
         """A person is not asked."""

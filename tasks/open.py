@@ -36,8 +36,13 @@ class Open:
     lr = 4e-2  # docs/ttft.md
     metrics = ("score", "feature_fidelity", "feature_distance")
 
-    def __init__(self, network: str | os.PathLike = "", weights: str | os.PathLike | None = "default",
-                 layers: Sequence[str] | None = None, input: Mapping | str | os.PathLike | None = None):
+    def __init__(
+        self,
+        network: str | os.PathLike = "",
+        weights: str | os.PathLike | None = "default",
+        layers: Sequence[str] | None = None,
+        input: Mapping | str | os.PathLike | None = None,
+    ):
         if not network:
             raise LoraCompError("the task open needs a network: network=FILE.onnx, or another that docs/open.md names")
         self.network = load_foreign(network, weights, layers, input)
@@ -89,8 +94,10 @@ class Open:
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
         original, decoded = sample.image.to(self.device), decoded.clamp(0, 1).to(self.device)
         targets, features = self.targets(original[None]), self.targets(decoded[None])
-        kept = [max(0.0, 1 - float((feature - target).square().mean() / target.var().clamp_min(1e-12)))
-                for feature, target in zip(features, targets, strict=True)]
+        kept = [
+            max(0.0, 1 - float((feature - target).square().mean() / target.var().clamp_min(1e-12)))
+            for feature, target in zip(features, targets, strict=True)
+        ]
         fidelity = sum(kept) / len(kept)
         measured = {"score": fidelity, "feature_fidelity": fidelity}
         if answer := self.answer(original):

@@ -27,8 +27,9 @@ class Several:
     def __init__(self, parts: Mapping[str, Any], shares: Sequence[float] | None = None):
         given = [1.0] * len(parts) if shares is None else list(shares)
         if len(given) != len(parts) or min(given, default=0) < 0 or sum(given) <= 0:
-            raise LoraCompError(f"task.shares must be a number from 0 on for each of {', '.join(parts)}, and not all "
-                                f"0; not {given}")
+            raise LoraCompError(
+                f"task.shares must be a number from 0 on for each of {', '.join(parts)}, and not all 0; not {given}"
+            )
         self.parts = dict(parts)
         self.shares = {name: share / sum(given) for name, share in zip(parts, given, strict=True)}
         self.first = next(iter(self.parts.values()))
@@ -76,8 +77,12 @@ class Several:
         return self._named(measured) | ({"objects": objects} if objects else {})
 
     def _named(self, measured: Mapping[str, dict[str, float]]) -> dict[str, float]:
-        named = {f"{name}_{figure}": value for name, one in measured.items() for figure, value in one.items()
-                 if figure != "score"}  # which each task tells under another name too
+        named = {
+            f"{name}_{figure}": value
+            for name, one in measured.items()
+            for figure, value in one.items()
+            if figure != "score"
+        }  # which each task tells under another name too
         first = next(iter(self.parts))
         return ({"score": measured[first]["score"]} if first in measured else {}) | named
 

@@ -35,7 +35,7 @@ def weights(tmp_path_factory) -> Path:
         codec.g_s[7].bias.add_(0.5)
         out = codec(photograph_tensor()[None, :, :256, :448])
         spread = (out["y"] - out["means"]).square().mean((0, 2, 3)).sqrt()
-        codec.h_s[3].bias[:codec.M] += spread - out["scales"].mean((0, 2, 3))
+        codec.h_s[3].bias[: codec.M] += spread - out["scales"].mean((0, 2, 3))
     path = tmp_path_factory.mktemp("weights") / "tic-s.safetensors"
     write_weights(path, dict(codec.named_parameters()), {})
     return path
@@ -74,6 +74,7 @@ def picture():
 
     def part(height: int = 64, width: int = 64) -> torch.Tensor:
         return whole[:, -height:, :width].clone()
+
     return part
 
 

@@ -1,4 +1,5 @@
 """encode and decode: what is promised of every file, and of every input."""
+
 import zlib
 
 import pytest
@@ -72,8 +73,16 @@ def alike(picture):
     return [whole[:, 100:163, 50:111], torch.full((3, 63, 61), 0.5), whole[:, 200:263, 200:261].flip(0)]
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"recipe": "adapter"}, {"recipe": "published", "steps": 6}, {"method": "lora", "lr": 5e-3}, {"method": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recipe": "adapter"},
+        {"recipe": "published", "steps": 6},
+        {"method": "lora", "lr": 5e-3},
+        {"method": "none"},
+    ],
+)
 def test_a_picture_is_as_good_in_a_batch_as_alone(codec, human, alike, options):
     options = {"steps": 4} | options
     coded = lc.encode_batch(torch.stack(alike), codec, human, **options)
@@ -156,10 +165,21 @@ def test_info_accounts_for_every_byte(codec, adapted):
     assert told["bpp"] == adapted.bpp
 
 
-@pytest.mark.parametrize("image", [
-    torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(4, 8, 8), torch.zeros(1, 8, 8), torch.zeros(1, 3, 8, 8),
-    torch.zeros(8, 8), torch.zeros(3, 0, 8), torch.full((3, 8, 8), 255.0), torch.full((3, 8, 8), -0.01),
-    torch.full((3, 8, 8), torch.nan), torch.full((3, 8, 8), torch.inf)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(4, 8, 8),
+        torch.zeros(1, 8, 8),
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(8, 8),
+        torch.zeros(3, 0, 8),
+        torch.full((3, 8, 8), 255.0),
+        torch.full((3, 8, 8), -0.01),
+        torch.full((3, 8, 8), torch.nan),
+        torch.full((3, 8, 8), torch.inf),
+    ],
+)
 def test_what_is_no_picture_is_refused_in_one_line(codec, human, image):
     with pytest.raises(lc.LoraCompError, match="image must") as error:
         lc.encode(image, codec, human)

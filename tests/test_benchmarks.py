@@ -1,4 +1,5 @@
 """Every benchmark still runs, on a photograph whose sides are no multiples of anything. None is timed here."""
+
 import os
 import subprocess
 import sys
@@ -13,20 +14,28 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [
-    ["deltas.py", "FOLDER:scenes", "--limit", "1", "--steps", "2"],
-    ["steps.py", "FOLDER:scenes", "--limit", "1"],
-    ["plateau.py", "FOLDER:scenes:128", "--limit", "1"],
-    ["plateau.py", "scenes:scenes", "--limit", "1", "--adapter", "shipped"],
-    ["memory.py"],
-    ["large.py", "256"],
-    ["batch.py", "2"],
-    ["-m", "pytest", str(BENCHMARKS), "-q", "--benchmark-min-rounds=1", "--benchmark-max-time=0"],
-], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["deltas.py", "FOLDER:scenes", "--limit", "1", "--steps", "2"],
+        ["steps.py", "FOLDER:scenes", "--limit", "1"],
+        ["plateau.py", "FOLDER:scenes:128", "--limit", "1"],
+        ["plateau.py", "scenes:scenes", "--limit", "1", "--adapter", "shipped"],
+        ["memory.py"],
+        ["large.py", "256"],
+        ["batch.py", "2"],
+        ["-m", "pytest", str(BENCHMARKS), "-q", "--benchmark-min-rounds=1", "--benchmark-max-time=0"],
+    ],
+    ids=lambda words: words[0],
+)
 def test_it_runs(words, tmp_path):
     Image.fromarray(photograph("chelsea")).save(tmp_path / "chelsea.png")
     name, *rest = (word.replace("FOLDER", str(tmp_path)) for word in words)
-    ran = subprocess.run([sys.executable, str(BENCHMARKS / name) if name.endswith(".py") else name, *rest],
-                         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name) if name.endswith(".py") else name, *rest],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "|" in ran.stdout or "MB" in ran.stdout or "passed" in ran.stdout

@@ -13,8 +13,15 @@ from lora_comp.bitstream import METHODS, Header, read, section_count, write
 from lora_comp.errors import BitstreamError
 
 GOLDEN_HEADER = Header(
-    height=512, width=768, codec="tic-s", quality=2, codec_hash=bytes.fromhex("c0dec0de"), symbols_crc=0x12345678,
-    method="svd_lora", adapter_hash=bytes.fromhex("ada97e12"))
+    height=512,
+    width=768,
+    codec="tic-s",
+    quality=2,
+    codec_hash=bytes.fromhex("c0dec0de"),
+    symbols_crc=0x12345678,
+    method="svd_lora",
+    adapter_hash=bytes.fromhex("ada97e12"),
+)
 GOLDEN_SECTIONS = [b"\x0a\x0b", b"\x01\x02\x03", b""]
 GOLDEN_FILE = bytes.fromhex(
     "4c435a 01 01 21"  # magic, version, flags: adapter hash present, quality 2 and method 1
@@ -23,7 +30,8 @@ GOLDEN_FILE = bytes.fromhex(
     "c0dec0de ada97e12 78563412"  # codec hash, adapter hash, symbols CRC
     "02 03 00"  # section lengths
     "0a0b 010203"  # z, y, and no deltas
-    "b8ff4db6")  # CRC-32
+    "b8ff4db6"
+)  # CRC-32
 
 PLAIN = Header(height=1, width=200, codec="tic", quality=0, codec_hash=b"abcd", symbols_crc=0)
 
@@ -38,10 +46,16 @@ def files(draw) -> tuple[Header, list[bytes]]:
     method = draw(st.sampled_from(METHODS))
     hashes = st.binary(min_size=4, max_size=4)
     header = Header(
-        height=draw(st.integers(1, 2**14)), width=draw(st.integers(1, 2**14)),
+        height=draw(st.integers(1, 2**14)),
+        width=draw(st.integers(1, 2**14)),
         codec=draw(st.from_regex("[A-Za-z0-9]([A-Za-z0-9._-]{0,30}[A-Za-z0-9])?", fullmatch=True)),
-        quality=draw(st.integers(0, 15)), codec_hash=draw(hashes), symbols_crc=draw(st.integers(0, 2**32 - 1)),
-        method=method, adapter_hash=None if method == "none" else draw(st.none() | hashes), hints=draw(st.booleans()))
+        quality=draw(st.integers(0, 15)),
+        codec_hash=draw(hashes),
+        symbols_crc=draw(st.integers(0, 2**32 - 1)),
+        method=method,
+        adapter_hash=None if method == "none" else draw(st.none() | hashes),
+        hints=draw(st.booleans()),
+    )
     count = section_count(header)
     return header, draw(st.lists(st.binary(max_size=300), min_size=count, max_size=count))
 
@@ -127,18 +141,21 @@ def test_a_thin_picture_counts_as_it_is_coded(height, width):
         read(write(longer, [b"", b""]))
 
 
-@pytest.mark.parametrize("body, message", [
-    (b"LCZ\x01\x04\x00\x00\x00\x03tic" + b"12345678" + b"\x00\x00", "flags 0x04"),
-    (b"LCZ\x01\x00\x0f\x00\x00\x03tic" + b"12345678" + b"\x00\x00\x00", "method 15"),
-    (b"LCZ\x01\x00\x00\x80\x00\x00\x03tic" + b"12345678" + b"\x00\x00", "shortest form"),
-    (b"LCZ\x01\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x03tic" + b"12345678" + b"\x00\x00", "five bytes"),
-    (b"LCZ\x01\x00\x00\xff\xff\xff\xff\x7f\x00\x03tic" + b"12345678" + b"\x00\x00", "height and width"),
-    (b"LCZ\x01\x01\x00\x00\x00\x03tic" + b"123456789abc" + b"\x00\x00", "no adapter hash"),
-    (b"LCZ\x01\x00\x00\x00\x00\x05../up" + b"12345678" + b"\x00\x00", "no codec name"),
-    (b"LCZ\x01\x00\x00\x00\x00\x02\xc3\xa9" + b"12345678" + b"\x00\x00", "no codec name"),
-    (b"LCZ\x01\x00\x00\x00\x00\x00" + b"12345678" + b"\x00\x00", "no codec name"),
-    (b"LCZ\x01\x00\x00\x00\x00\x03tic" + b"12345678" + b"\xff\xff\xff\xff\x7f\x00", "declares 34359738397"),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"LCZ\x01\x04\x00\x00\x00\x03tic" + b"12345678" + b"\x00\x00", "flags 0x04"),
+        (b"LCZ\x01\x00\x0f\x00\x00\x03tic" + b"12345678" + b"\x00\x00\x00", "method 15"),
+        (b"LCZ\x01\x00\x00\x80\x00\x00\x03tic" + b"12345678" + b"\x00\x00", "shortest form"),
+        (b"LCZ\x01\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x03tic" + b"12345678" + b"\x00\x00", "five bytes"),
+        (b"LCZ\x01\x00\x00\xff\xff\xff\xff\x7f\x00\x03tic" + b"12345678" + b"\x00\x00", "height and width"),
+        (b"LCZ\x01\x01\x00\x00\x00\x03tic" + b"123456789abc" + b"\x00\x00", "no adapter hash"),
+        (b"LCZ\x01\x00\x00\x00\x00\x05../up" + b"12345678" + b"\x00\x00", "no codec name"),
+        (b"LCZ\x01\x00\x00\x00\x00\x02\xc3\xa9" + b"12345678" + b"\x00\x00", "no codec name"),
+        (b"LCZ\x01\x00\x00\x00\x00\x00" + b"12345678" + b"\x00\x00", "no codec name"),
+        (b"LCZ\x01\x00\x00\x00\x00\x03tic" + b"12345678" + b"\xff\xff\xff\xff\x7f\x00", "declares 34359738397"),
+    ],
+)
 def test_a_forged_header_with_a_right_checksum_is_told(body, message):
     with pytest.raises(BitstreamError, match=message):
         read(with_checksum(body))
@@ -150,7 +167,7 @@ def test_a_forged_file_is_read_or_refused_and_has_one_encoding(data):
     body = bytearray(write(header, sections)[:-4])
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(3, len(body) - 1))
-        body[place:place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+        body[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
         if len(body) < 4:
             return
     forged = with_checksum(bytes(body))
@@ -172,11 +189,23 @@ def test_random_bytes_behind_a_good_start_are_refused_or_read(tail):
         assert write(header, sections) == data
 
 
-@pytest.mark.parametrize("change", [
-    {"height": 0}, {"width": 2**32 + 1}, {"codec": ""}, {"codec": "a/b"}, {"codec": "x" * 33}, {"quality": 16},
-    {"quality": -1}, {"method": "unheard-of"}, {"codec_hash": b"123"}, {"adapter_hash": b"1234"},
-    {"method": "lora", "adapter_hash": b""}, {"symbols_crc": 2**32},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 0},
+        {"width": 2**32 + 1},
+        {"codec": ""},
+        {"codec": "a/b"},
+        {"codec": "x" * 33},
+        {"quality": 16},
+        {"quality": -1},
+        {"method": "unheard-of"},
+        {"codec_hash": b"123"},
+        {"adapter_hash": b"1234"},
+        {"method": "lora", "adapter_hash": b""},
+        {"symbols_crc": 2**32},
+    ],
+)
 def test_the_writer_refuses_what_the_reader_would(change):
     header = dataclasses.replace(PLAIN, **change)
     with pytest.raises(ValueError):

@@ -1,4 +1,5 @@
 """Every set of weights that ships has a card, and the cards say what the weights' metadata says."""
+
 import json
 
 import pytest

@@ -1,4 +1,5 @@
 """The commands as a user types them: a right answer, or one line on stderr and exit code 2, and no unfinished file."""
+
 import errno
 import json
 import os
@@ -39,13 +40,22 @@ def over_folder(tmp_path, weights, cat):
     folder = tmp_path / "pictures"
     folder.mkdir()
     Path(cat).rename(folder / "cat.png")
-    return [f"codec.weights={weights}", "task=human", "data=folder", f"data.path={folder}", "quality=2",
-            "engine.steps=2", "engine.lr=0.02", f"out={tmp_path / 'out'}"]
+    return [
+        f"codec.weights={weights}",
+        "task=human",
+        "data=folder",
+        f"data.path={folder}",
+        "quality=2",
+        "engine.steps=2",
+        "engine.lr=0.02",
+        f"out={tmp_path / 'out'}",
+    ]
 
 
 @pytest.fixture
 def refused(capsys):
     """Run a command that is to fail: the one line that it leaves on stderr."""
+
     def refused(program, *words):
         capsys.readouterr()
         assert program([str(word) for word in words]) == 2
@@ -53,6 +63,7 @@ def refused(capsys):
         assert len(lines) == 1
         assert lines[0].startswith("error: ")
         return lines[0]
+
     return refused
 
 
@@ -61,6 +72,7 @@ def everything_under(folder):
 
 
 # encode, decode, info
+
 
 @pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
 def test_a_picture_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
@@ -86,8 +98,14 @@ def pictures(folder):
     Image.fromarray(np.full((10, 20), 40000, np.uint16)).save(folder / "deep.png")
     Image.new("RGBA", (20, 10), (9, 9, 9, 0)).save(folder / "transparent.png")
     Image.new("RGB", (20, 10)).save(folder / "turned.jpg", exif=exif)
-    return {"one.png": (1, 1), "grey.png": (20, 10), "palette.png": (20, 10), "deep.png": (20, 10),
-            "transparent.png": (20, 10), "turned.jpg": (10, 20)}
+    return {
+        "one.png": (1, 1),
+        "grey.png": (20, 10),
+        "palette.png": (20, 10),
+        "deep.png": (20, 10),
+        "transparent.png": (20, 10),
+        "turned.jpg": (10, 20),
+    }
 
 
 @pytest.mark.parametrize("name", ["one.png", "grey.png", "palette.png", "deep.png", "transparent.png", "turned.jpg"])
@@ -99,8 +117,10 @@ def test_unusual_pictures_are_pictures(tmp_path, lcz, plain, weights, name):
         assert (back.size, back.mode) == (size, "RGB")
 
 
-@pytest.mark.parametrize("content, says", [
-    (b"this is text\n", "not a picture"), (b"", "empty file"), (None, "does not exist"), (b"\x89PNG\r\n\x1a\n", "")])
+@pytest.mark.parametrize(
+    "content, says",
+    [(b"this is text\n", "not a picture"), (b"", "empty file"), (None, "does not exist"), (b"\x89PNG\r\n\x1a\n", "")],
+)
 def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, says):
     path = tmp_path / "a.png"
     if content is not None:
@@ -110,32 +130,53 @@ def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, say
     assert not os.path.exists(lcz)
 
 
-@pytest.mark.parametrize("words, says", [
-    (["quality=9"], "quality must be 1 to 4, not 9"), (["quality=two"], "quality must be"),
-    (["quality=[1,2]"], "quality must be"), (["task=hearing"], "task/hearing"), (["method=prompts"], "method/prompts"),
-    (["engine.stepz=3"], "engine.stepz"), (["engine.steps=abc"], "engine.steps must be"),
-    (["engine.steps=-1"], "engine.steps must be"), (["engine.steps=1.5"], "engine.steps must be"),
-    (["engine.lr=0"], "engine.lr must be"), (["engine.lr=fast"], "engine.lr must be"),
-    (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
-    (["engine.tile=300"], "engine.tile must be a whole number from 128 on, in steps of 128"),
-    (["engine.batch=0"], "engine.batch must be"), (["engine.batch=all"], "engine.batch must be"),
-    (["engine.threads=0"], "engine.threads must be"), (["engine.device=tpu"], "engine.device must be"),
-    (["engine.device=cuda:99"], "engine.device=cuda:99 cannot be used"),
-    (["method=svd_lora", "method.rank=0"], "method.rank must be"),
-    (["method=svd_lora", "method.exponent=25"], "method.exponent must be"),
-    (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
-    (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"), (["codec.weights=/nowhere"], "/nowhere"),
-    (["codec.name=jpeg"], "no codec 'jpeg'"), (["codec.name=7"], "codec.name must be text"),
-    (["task=cls", "task.network=nothing"], "nothing"), (["task=cls", "task.network=null"], "task.network must be text"),
-    (["data.limit=3"], "data"), (["+more=1"], "+more=1"), (["engine=3"], ""), (["words"], "words"),
-    (["quality=="], ""), (["out=${nowhere}"], "")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["quality=9"], "quality must be 1 to 4, not 9"),
+        (["quality=two"], "quality must be"),
+        (["quality=[1,2]"], "quality must be"),
+        (["task=hearing"], "task/hearing"),
+        (["method=prompts"], "method/prompts"),
+        (["engine.stepz=3"], "engine.stepz"),
+        (["engine.steps=abc"], "engine.steps must be"),
+        (["engine.steps=-1"], "engine.steps must be"),
+        (["engine.steps=1.5"], "engine.steps must be"),
+        (["engine.lr=0"], "engine.lr must be"),
+        (["engine.lr=fast"], "engine.lr must be"),
+        (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
+        (["engine.tile=300"], "engine.tile must be a whole number from 128 on, in steps of 128"),
+        (["engine.batch=0"], "engine.batch must be"),
+        (["engine.batch=all"], "engine.batch must be"),
+        (["engine.threads=0"], "engine.threads must be"),
+        (["engine.device=tpu"], "engine.device must be"),
+        (["engine.device=cuda:99"], "engine.device=cuda:99 cannot be used"),
+        (["method=svd_lora", "method.rank=0"], "method.rank must be"),
+        (["method=svd_lora", "method.exponent=25"], "method.exponent must be"),
+        (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
+        (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"),
+        (["codec.weights=/nowhere"], "/nowhere"),
+        (["codec.name=jpeg"], "no codec 'jpeg'"),
+        (["codec.name=7"], "codec.name must be text"),
+        (["task=cls", "task.network=nothing"], "nothing"),
+        (["task=cls", "task.network=null"], "task.network must be text"),
+        (["data.limit=3"], "data"),
+        (["+more=1"], "+more=1"),
+        (["engine=3"], ""),
+        (["words"], "words"),
+        (["quality=="], ""),
+        (["out=${nowhere}"], ""),
+    ],
+)
 def test_a_setting_that_cannot_be_is_named(cat, lcz, plain, refused, words, says):
     assert says in refused(cli.command, "encode", cat, lcz, *plain, *words)
     assert not os.path.exists(lcz)
 
 
-@pytest.mark.parametrize("words", [
-    [], ["encode"], ["encode", "a.png"], ["decode", "a.lcz"], ["info"], ["info", "a", "b"], ["transcode", "a", "b"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["encode"], ["encode", "a.png"], ["decode", "a.lcz"], ["info"], ["info", "a", "b"], ["transcode", "a", "b"]],
+)
 def test_words_that_are_no_command(refused, words):
     assert "--help" in refused(cli.command, *words)
 
@@ -158,10 +199,17 @@ def coded(cat, lcz, plain):
     return Path(lcz)
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda data: b"", "not a lora_comp file"), (lambda data: b"text", "not a lora_comp file"),
-    (lambda data: data[:-1], "cut short"), (lambda data: data[:3] + b"\x09" + data[4:], "version 9"),
-    (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "altered"), (lambda data: data + b"!", "extra bytes")])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda data: b"", "not a lora_comp file"),
+        (lambda data: b"text", "not a lora_comp file"),
+        (lambda data: data[:-1], "cut short"),
+        (lambda data: data[:3] + b"\x09" + data[4:], "version 9"),
+        (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "altered"),
+        (lambda data: data + b"!", "extra bytes"),
+    ],
+)
 def test_a_damaged_file_says_how_and_no_picture_is_written(tmp_path, coded, weights, refused, damage, says):
     coded.write_bytes(damage(coded.read_bytes()))
     assert says in refused(cli.command, "decode", coded, tmp_path / "back.png", f"weights={weights}")
@@ -189,10 +237,12 @@ def test_a_folder_that_takes_no_file(tmp_path, cat, coded, plain, weights, refus
 
 def fill_up(monkeypatch):
     """From now on the disk has no room for a whole file."""
+
     def write_bytes(path, data):
         with open(path, "wb") as file:
             file.write(data[:7])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
 
@@ -208,6 +258,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, cat, coded, plain, weights, r
 def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, cat, lcz, plain, capsys, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(api, "encode", stop)
     assert cli.command(["encode", cat, lcz, *plain]) == 130
     assert capsys.readouterr().err == "stopped; nothing was written\n"
@@ -215,6 +266,7 @@ def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, cat, lcz, plain, capsy
 
 
 # run
+
 
 def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys):
     assert run.main(over_folder) == 0
@@ -246,12 +298,21 @@ def test_a_run_in_which_no_picture_can_be_read(tmp_path, over_folder, refused):
     assert "none of the pictures could be read" in refused(run.main, *over_folder)
 
 
-@pytest.mark.parametrize("words, says", [
-    (["data.path=/nowhere"], "/nowhere is not a folder"), (["data.path=null"], "needs the path"),
-    (["data.limit=0"], "data.limit must be"), (["data=scenes", "data.size=8"], "size of scenes"),
-    (["data=scenes", "data.size=big"], "size of scenes"), (["data.split=7"], "data.split must be text"),
-    (["quality=[]"], "quality must be"), (["quality=[1,9]"], "quality must be 1 to 4, not 9"),
-    (["task=nothing"], "task/nothing"), (["out=null"], "out must be text")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["data.path=/nowhere"], "/nowhere is not a folder"),
+        (["data.path=null"], "needs the path"),
+        (["data.limit=0"], "data.limit must be"),
+        (["data=scenes", "data.size=8"], "size of scenes"),
+        (["data=scenes", "data.size=big"], "size of scenes"),
+        (["data.split=7"], "data.split must be text"),
+        (["quality=[]"], "quality must be"),
+        (["quality=[1,9]"], "quality must be 1 to 4, not 9"),
+        (["task=nothing"], "task/nothing"),
+        (["out=null"], "out must be text"),
+    ],
+)
 def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refused, words, says):
     over_folder = [word for word in over_folder if not (words[0] == "data=scenes" and word.startswith("data"))]
     assert says in refused(run.main, *over_folder, *words)
@@ -298,8 +359,8 @@ def test_help_of_a_run_lists_what_can_be_set(capsys):
 
 # as programs
 
-@pytest.mark.parametrize("words", [
-    ["lora_comp.cli", "encode", "text.png", "a.lcz"], ["lora_comp.run", "task=nothing"]])
+
+@pytest.mark.parametrize("words", [["lora_comp.cli", "encode", "text.png", "a.lcz"], ["lora_comp.run", "task=nothing"]])
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words):
     (tmp_path / "text.png").write_text("text")
     ended = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
@@ -312,8 +373,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words):
 def test_info_waits_neither_for_torch_nor_for_compressai(cat, lcz, plain):
     """It reads a header: a folder of files is listed in a moment."""
     assert cli.command(["encode", cat, lcz, *plain]) == 0
-    program = ("import sys; from lora_comp import cli; code = cli.command(['info', sys.argv[1]]);"
-               "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy')))")
+    program = (
+        "import sys; from lora_comp import cli; code = cli.command(['info', sys.argv[1]]);"
+        "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", program, lcz], capture_output=True).returncode == 0
 
 

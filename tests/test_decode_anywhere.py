@@ -3,6 +3,7 @@
 Every file holds the CRC-32 of its symbols; a decoder that reads others raises BitstreamError. The encoder is this
 process, the decoders are others. `pytest -m slow tests/test_decode_anywhere.py` takes 200 files.
 """
+
 import json
 import os
 import subprocess
@@ -50,15 +51,20 @@ def write_files(pictures, folder):
 
 def decode_elsewhere(folder, capability):
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-    output = subprocess.run([sys.executable, "-W", "ignore", "-c", DECODER, str(folder)], env=environment, check=True,
-                            capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DECODER, str(folder)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     return json.loads(output.splitlines()[-1])
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_files_decode_alike(tmp_path, capability):
     cat = photograph("chelsea")
-    write_files([cat[i:i + 30 + 19 * i, 3 * i:150 + i] for i in range(4)], tmp_path)
+    write_files([cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
     used, tried, wrong = decode_elsewhere(tmp_path, capability)
     assert used == ("DEFAULT" if capability == "default" else used)
     assert (tried, wrong) == (4 * 8, [])
@@ -80,7 +86,7 @@ def test_two_hundred_files_decode_alike(tmp_path, shared):
 @pytest.mark.gpu
 def test_files_decode_alike_with_the_codec_on_a_gpu(tmp_path):
     cat = photograph("chelsea")
-    write_files([cat[i:i + 30 + 19 * i, 3 * i:150 + i] for i in range(4)], tmp_path)
+    write_files([cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
     for path in tmp_path.iterdir():
         data = path.read_bytes()
         codec = lc.load_codec("tic-s", lc.info(data)["quality"])

@@ -1,4 +1,5 @@
 """What the pages in docs/ tell people to do."""
+
 import re
 import subprocess
 import sys

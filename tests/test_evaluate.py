@@ -1,4 +1,5 @@
 """A method over a data set: every record is of a file on disk, and a stop costs no more than the picture at hand."""
+
 import io
 import json
 
@@ -13,8 +14,23 @@ from lora_comp import api, evaluate
 from lora_comp.data import Sample, write_image
 from lora_comp.tasks.human import psnr
 
-DESIGN = {"image", "height", "width", "task", "method", "codec", "quality", "bytes", "bpp", "psnr", "score",
-          "loss_before", "loss_after", "seconds_encode", "seconds_decode"}
+DESIGN = {
+    "image",
+    "height",
+    "width",
+    "task",
+    "method",
+    "codec",
+    "quality",
+    "bytes",
+    "bpp",
+    "psnr",
+    "score",
+    "loss_before",
+    "loss_after",
+    "seconds_encode",
+    "seconds_decode",
+}
 
 
 @pytest.fixture
@@ -25,6 +41,7 @@ def counted(monkeypatch):
     def count(images, *args):
         calls.extend(images)
         return encode_batch(images, *args)
+
     monkeypatch.setattr(api, "encode_batch", count)
     return calls
 
@@ -40,16 +57,24 @@ def folder(tmp_path, picture):
 @pytest.fixture
 def start(codec, human, folder, tmp_path):
     """Start on the folder of pictures, or go on."""
+
     def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0, batch=1):
         log = io.StringIO()
         with Progress(console=Console(file=log, width=60)) as progress:
             found = lc.load_method(method, codec)
             records = evaluate.evaluate(
-                data or lc.load_data("folder", folder), dict.fromkeys(qualities, codec), task,
-                dict.fromkeys(qualities, found) if found else {}, evaluate.Settings(steps, 0.02, seed),
-                tmp_path / "out", progress, batch)
+                data or lc.load_data("folder", folder),
+                dict.fromkeys(qualities, codec),
+                task,
+                dict.fromkeys(qualities, found) if found else {},
+                evaluate.Settings(steps, 0.02, seed),
+                tmp_path / "out",
+                progress,
+                batch,
+            )
         records.log = log.getvalue()
         return records
+
     return start
 
 
@@ -61,7 +86,8 @@ def test_a_record_says_what_its_file_holds(start, tmp_path, codec, human, folder
     start()
     records = results(tmp_path)["records"]
     assert [(r["image"], r["method"]) for r in records] == [
-        (f"{i}.png", method) for i in range(3) for method in ("none", "svd_lora")]
+        (f"{i}.png", method) for i in range(3) for method in ("none", "svd_lora")
+    ]
     for record in records:
         assert record.keys() >= DESIGN
         data = (tmp_path / "out" / record["file"]).read_bytes()
@@ -79,7 +105,9 @@ def test_the_summary_has_a_row_for_each_method_and_quality(start, tmp_path):
     start()
     found = results(tmp_path)
     assert [(row["method"], row["quality"], row["count"]) for row in found["summary"]] == [
-        ("none", 2, 3), ("svd_lora", 2, 3)]
+        ("none", 2, 3),
+        ("svd_lora", 2, 3),
+    ]
     plain = [r["bytes"] for r in found["records"] if r["method"] == "none"]
     assert found["summary"][0]["bytes"] == sum(plain) / 3
 
@@ -177,8 +205,13 @@ class Named(list):
 def test_pictures_that_follow_each_other_and_are_of_one_size_make_a_batch():
     sizes = [(2, 3)] * 5 + [(3, 2)] + [(2, 3)]
     found = [Sample(str(i), torch.zeros(3, *size)) for i, size in enumerate(sizes)]
-    assert [[s.name for s in batch] for batch in evaluate.batches(found, 2)] == [["0", "1"], ["2", "3"], ["4"], ["5"],
-                                                                                ["6"]]
+    assert [[s.name for s in batch] for batch in evaluate.batches(found, 2)] == [
+        ["0", "1"],
+        ["2", "3"],
+        ["4"],
+        ["5"],
+        ["6"],
+    ]
 
 
 def test_records_of_batches_are_as_those_of_pictures_alone(start, tmp_path, picture, counted):
@@ -187,7 +220,13 @@ def test_records_of_batches_are_as_those_of_pictures_alone(start, tmp_path, pict
     start(data=data, batch=2)
     together = results(tmp_path)["records"]
     assert [(r["image"], r["method"]) for r in together] == [
-        ("0", "none"), ("1", "none"), ("0", "svd_lora"), ("1", "svd_lora"), ("2", "none"), ("2", "svd_lora")]
+        ("0", "none"),
+        ("1", "none"),
+        ("0", "svd_lora"),
+        ("1", "svd_lora"),
+        ("2", "none"),
+        ("2", "svd_lora"),
+    ]
     (tmp_path / "out" / together[3]["file"]).unlink()
     start(data=data, batch=3)
     assert len(counted) == 6 + 1 and torch.equal(counted[-1], data[1].image)
@@ -234,8 +273,14 @@ def test_pictures_of_every_kind_go_through(start, tmp_path, folder):
 def test_the_journal_tells_one_picture_from_another_of_the_same_name(codec, human, picture):
     settings = evaluate.Settings(1, 0.02, 0)
     method = lc.load_method("svd_lora", codec)
-    keys = [evaluate.record_key(sample, codec, human, method, settings) for sample in (
-        Sample("a", picture()), Sample("a", picture().flip(1)), Sample("a", picture(), label=1),
-        Sample("b", picture()))]
+    keys = [
+        evaluate.record_key(sample, codec, human, method, settings)
+        for sample in (
+            Sample("a", picture()),
+            Sample("a", picture().flip(1)),
+            Sample("a", picture(), label=1),
+            Sample("b", picture()),
+        )
+    ]
     assert len(set(keys)) == 4
     assert evaluate.record_key(Sample("a", torch.clone(picture())), codec, human, method, settings) == keys[0]

@@ -1,4 +1,5 @@
 """What lies in examples/ runs."""
+
 import importlib.util
 import json
 import sys
@@ -44,8 +45,11 @@ def test_a_mirrored_box_is_as_far_from_the_other_side(tmp_path):
     spec.loader.exec_module(mirror)
     (tmp_path / "images").mkdir()
     write_image(tmp_path / "images" / "a.png", torch.linspace(0, 1, 10).expand(3, 6, 10))
-    (tmp_path / "instances.json").write_text(json.dumps({
-        "images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4]}]}))
+    (tmp_path / "instances.json").write_text(
+        json.dumps(
+            {"images": [{"id": 7, "file_name": "a.png"}], "annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4]}]}
+        )
+    )
     mirror.mirror(tmp_path, tmp_path / "mirrored")
     truth = json.loads((tmp_path / "mirrored" / "instances.json").read_text())
     assert truth["annotations"][0]["bbox"] == [6, 2, 3, 4]
@@ -56,8 +60,17 @@ def test_a_mirrored_box_is_as_far_from_the_other_side(tmp_path):
 @pytest.mark.data
 def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared, tmp_path, monkeypatch):
     coco, network = shared / "data" / "coco96", shared / "nets" / "fastestdet-coco.onnx"
-    words = ["task=open", f"task.network={network}", f"task.input={EXAMPLES / 'fastestdet.yaml'}", "method=none",
-             "data=folder", f"data.path={coco / 'images'}", "data.limit=2", "quality=[1,4]", f"out={tmp_path}"]
+    words = [
+        "task=open",
+        f"task.network={network}",
+        f"task.input={EXAMPLES / 'fastestdet.yaml'}",
+        "method=none",
+        "data=folder",
+        f"data.path={coco / 'images'}",
+        "data.limit=2",
+        "quality=[1,4]",
+        f"out={tmp_path}",
+    ]
     assert run.main(words) == 0
     monkeypatch.setattr(fastestdet, "CLASSIC", {"jpeg": (10, 50)})
     monkeypatch.setattr(sys, "argv", ["fastestdet.py", str(network), str(coco), str(tmp_path)])
@@ -73,7 +86,8 @@ def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared
 @pytest.mark.slow
 def test_fastestdet_reaches_its_score_on_uncompressed_pictures(fastestdet, shared):
     coco = shared / "data" / "coco96"
-    scorer = fastestdet.Scorer(str(shared / "nets" / "fastestdet-coco.onnx"), coco / "instances.json",
-                               EXAMPLES / "fastestdet.yaml")
+    scorer = fastestdet.Scorer(
+        str(shared / "nets" / "fastestdet-coco.onnx"), coco / "instances.json", EXAMPLES / "fastestdet.yaml"
+    )
     found = scorer.score((path.name, fastestdet.read_image(path)) for path in sorted((coco / "images").iterdir()))
     assert found["mAP"] == pytest.approx(0.190, abs=0.002)  # the same predictions given to pycocotools by hand

@@ -1,4 +1,5 @@
 """Files are whole or not there."""
+
 import errno
 import os
 import resource
@@ -22,11 +23,14 @@ def test_a_file_is_written_and_replaced(tmp_path):
 def refused(monkeypatch, call, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(call[0], call[1], fail)
 
 
-@pytest.mark.parametrize("call, number", [
-    ((os, "replace"), errno.EACCES), ((os, "replace"), errno.EROFS), ((Path, "write_bytes"), errno.ENOSPC)])
+@pytest.mark.parametrize(
+    "call, number",
+    [((os, "replace"), errno.EACCES), ((os, "replace"), errno.EROFS), ((Path, "write_bytes"), errno.ENOSPC)],
+)
 def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, number):
     (tmp_path / "a.lcz").write_bytes(b"old")
     refused(monkeypatch, call, number)
@@ -40,6 +44,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, m
 def test_a_stop_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         write_file(tmp_path / "a.lcz", b"new")
@@ -50,8 +55,12 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path):
     """The limit on a file's size stands in for a full disk: both fail after some bytes are written."""
     path = tmp_path / "a.lcz"
     code = f"from lora_comp.files import write_file; write_file({str(path)!r}, bytes(99999))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
     assert run.stderr.splitlines()[-1].startswith(f"lora_comp.errors.LoraCompError: cannot write {path}: ")
     assert os.listdir(tmp_path) == []
 

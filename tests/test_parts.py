@@ -1,4 +1,5 @@
 """The parts of a large picture."""
+
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_side_that_would_cut_through_windows_is_refused(side):
 
 
 def test_a_picture_of_ordinary_size_is_one_part():
-    part, = in_parts((1024, 700), lambda rows, columns: lambda x_hat: x_hat.new_zeros(1))
+    (part,) = in_parts((1024, 700), lambda rows, columns: lambda x_hat: x_hat.new_zeros(1))
     assert part.latents == (slice(0, 64), slice(0, 44)) and part.share == 1
 
 

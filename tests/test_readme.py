@@ -1,4 +1,5 @@
 """What the README shows in Python runs as it stands."""
+
 import re
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Real photographs through real files, with the weights that ship."""
+
 import pytest
 
 import lora_comp as lc
@@ -29,4 +30,5 @@ def test_flowers_adapted_to_their_classifier_cost_less_than_plain(shared):
         assert coded.loss_after < coded.loss_before
         measured = task.measure(lc.decode(coded.data), sample)
         assert coded.loss_after == pytest.approx(
-            task.weight(2) * measured["feature_distance"] + bpp(coded.data, sample.image.shape[1:]), rel=1e-4)
+            task.weight(2) * measured["feature_distance"] + bpp(coded.data, sample.image.shape[1:]), rel=1e-4
+        )

@@ -1,4 +1,5 @@
 """What a GPU replays: when a function runs, is recorded or replayed, and that a step of fine-tuning can be."""
+
 import contextlib
 
 import pytest

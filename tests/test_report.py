@@ -27,26 +27,52 @@ SHARED = Path(os.environ.get("LORA_COMP_SHARED", Path(__file__).parents[2] / "sh
 CURVE = [(0.1, 27.0), (0.2, 30.0), (0.4, 32.5), (0.8, 36.0)]
 
 curves = st.lists(
-    st.tuples(st.floats(0.01, 4), st.floats(20, 50)), min_size=2, max_size=6,
-    unique_by=(lambda point: round(point[0], 3), lambda point: round(point[1], 3))
+    st.tuples(st.floats(0.01, 4), st.floats(20, 50)),
+    min_size=2,
+    max_size=6,
+    unique_by=(lambda point: round(point[0], 3), lambda point: round(point[1], 3)),
 ).map(lambda points: list(zip(*(sorted(axis) for axis in zip(*points, strict=True)), strict=True)))
 
 
 def record(image="a", method="none", quality=1, **values) -> dict:
     plain = {
-        "image": image, "height": 256, "width": 256, "task": "cls", "method": method, "codec": "tic-s",
-        "quality": quality, "bytes": 1000, "bpp": 0.125, "psnr": 28.0, "score": 0.5, "loss_before": 2.0,
-        "loss_after": 1.0, "seconds_encode": 1.0, "seconds_decode": 0.1, "top1": 0.5, "feature_distance": 0.3}
+        "image": image,
+        "height": 256,
+        "width": 256,
+        "task": "cls",
+        "method": method,
+        "codec": "tic-s",
+        "quality": quality,
+        "bytes": 1000,
+        "bpp": 0.125,
+        "psnr": 28.0,
+        "score": 0.5,
+        "loss_before": 2.0,
+        "loss_after": 1.0,
+        "seconds_encode": 1.0,
+        "seconds_decode": 0.1,
+        "top1": 0.5,
+        "feature_distance": 0.3,
+    }
     return plain | values
 
 
 def run(halved: bool = True) -> list[dict]:
     """A run in which the adapted codec needs half the rate for the same score."""
     return [
-        record(method=method, quality=quality, bpp=bpp * scale, bytes=int(8192 * bpp * scale), psnr=level,
-               score=level / 40, top1=level / 40, feature_distance=1 / level)
+        record(
+            method=method,
+            quality=quality,
+            bpp=bpp * scale,
+            bytes=int(8192 * bpp * scale),
+            psnr=level,
+            score=level / 40,
+            top1=level / 40,
+            feature_distance=1 / level,
+        )
         for method, scale in (("none", 1), ("svd_lora", 0.5 if halved else 1))
-        for quality, (bpp, level) in enumerate(CURVE, start=1)]
+        for quality, (bpp, level) in enumerate(CURVE, start=1)
+    ]
 
 
 @given(curves)
@@ -77,14 +103,17 @@ def test_the_order_of_the_points_does_not_matter():
     assert all(bd_rate(list(order), test) == pytest.approx(expected) for order in itertools.permutations(CURVE))
 
 
-@pytest.mark.parametrize("test", [
-    [(0.1, 10.0), (0.2, 20.0)],  # another interval of quality
-    [(0.1, 36.0), (0.2, 40.0)],  # touches in one point only
-    [(0.1, 30.0)],  # one point
-    [(0.1, 30.0), (0.2, 30.0), (0.3, 29.0)],  # only one that more rate does not worsen
-    [(0.1, 30.0), (0.2, math.inf)],
-    [],
-])
+@pytest.mark.parametrize(
+    "test",
+    [
+        [(0.1, 10.0), (0.2, 20.0)],  # another interval of quality
+        [(0.1, 36.0), (0.2, 40.0)],  # touches in one point only
+        [(0.1, 30.0)],  # one point
+        [(0.1, 30.0), (0.2, 30.0), (0.3, 29.0)],  # only one that more rate does not worsen
+        [(0.1, 30.0), (0.2, math.inf)],
+        [],
+    ],
+)
 def test_curves_that_cannot_be_compared_give_nan(test):
     assert math.isnan(bd_rate(CURVE, test))
 
@@ -111,7 +140,11 @@ def test_summary_takes_means_over_pictures():
 def test_summary_keeps_settings_apart_and_plain_first():
     rows = summary([record(method=method, quality=quality) for quality in (2, 1) for method in ("svd_lora", "none")])
     assert [(row["method"], row["quality"]) for row in rows] == [
-        ("none", 1), ("none", 2), ("svd_lora", 1), ("svd_lora", 2)]
+        ("none", 1),
+        ("none", 2),
+        ("svd_lora", 1),
+        ("svd_lora", 2),
+    ]
 
 
 def test_a_figure_that_some_pictures_lack_is_the_mean_of_the_others():
@@ -158,13 +191,17 @@ def test_markdown_has_as_many_cells_in_every_row():
     assert len({line.count("|") for line in lines}) == 1
 
 
-@pytest.mark.parametrize("records", [
-    run(),
-    [record()],
-    [record(), record(method="svd_lora", bpp=0.1)],
-    [record(quality=quality, bpp=quality / 10, score=1.0, top1=1.0, psnr=math.inf) for quality in (1, 2, 3)],
-    [record() | {"codec": "tic"}, record()],
-], ids=["full", "one record", "one rate point", "equal scores", "two codecs"])
+@pytest.mark.parametrize(
+    "records",
+    [
+        run(),
+        [record()],
+        [record(), record(method="svd_lora", bpp=0.1)],
+        [record(quality=quality, bpp=quality / 10, score=1.0, top1=1.0, psnr=math.inf) for quality in (1, 2, 3)],
+        [record() | {"codec": "tic"}, record()],
+    ],
+    ids=["full", "one record", "one rate point", "equal scores", "two codecs"],
+)
 def test_score_plot_draws_any_run(tmp_path, records):
     score_plot(summary(records), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
@@ -277,10 +314,13 @@ def test_the_command_compares_codecs_and_counts_what_it_skipped(tmp_path, capsys
     assert "broken.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["no-such-folder"], "is not a folder"),
-    ([".", "--out", "missing/out.json"], "cannot write"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["no-such-folder"], "is not a folder"),
+        ([".", "--out", "missing/out.json"], "cannot write"),
+    ],
+)
 def test_the_command_answers_bad_input_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")

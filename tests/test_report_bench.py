@@ -1,4 +1,5 @@
 """What a user relies on in the table of speeds: a row per claim, who is ours and who a peer, and the machine."""
+
 import json
 import os
 
@@ -12,13 +13,20 @@ from lora_comp.report.bench import read_speeds, three_digits
 from lora_comp.report.plots import speed_plot
 
 MACHINE = {
-    "machine": "x86_64", "cpu": {"brand_raw": "A $2 Processor", "count": 2, "flags": ["avx2", "avx512f", "sse2"]},
-    "torch": "2.9.0", "threads": 1}
+    "machine": "x86_64",
+    "cpu": {"brand_raw": "A $2 Processor", "count": 2, "flags": ["avx2", "avx512f", "sse2"]},
+    "torch": "2.9.0",
+    "threads": 1,
+}
 
 
 def benchmark(group, kind, median, fastest=None):
-    return {"group": group, "fullname": f"bench.py::test[{kind}]", "params": {"kind": kind} if kind else None,
-            "stats": {"median": median, "min": fastest or median}}
+    return {
+        "group": group,
+        "fullname": f"bench.py::test[{kind}]",
+        "params": {"kind": kind} if kind else None,
+        "stats": {"median": median, "min": fastest or median},
+    }
 
 
 RUN = [
@@ -34,9 +42,11 @@ RUN = [
 def write(tmp_path):
     def write(benchmarks=RUN, machine=MACHINE):
         path = tmp_path / "b.json"
-        path.write_text(json.dumps(
-            {"benchmarks": benchmarks, "machine_info": machine, "datetime": "2026-01-02T03:04:05+00:00"}))
+        path.write_text(
+            json.dumps({"benchmarks": benchmarks, "machine_info": machine, "datetime": "2026-01-02T03:04:05+00:00"})
+        )
         return path
+
     return write
 
 
@@ -52,7 +62,8 @@ def test_a_claim_is_a_row_with_every_peer_and_how_many_times_ours_it_takes(write
         "| rANS encoding | 0.801 ms | CompressAI 15.1 ms, constriction 12.6 ms | 18.9, 15.7 |",
         "| training step | 0.300 s | published 1.20 s | 4.00 |",
         "",
-        "Medians on A $2 Processor, AVX-512, 2 cores, torch 2.9.0, 1 thread, 2026-01-02."]
+        "Medians on A $2 Processor, AVX-512, 2 cores, torch 2.9.0, 1 thread, 2026-01-02.",
+    ]
 
 
 def test_a_gpu_is_named(write, capsys):
@@ -62,16 +73,21 @@ def test_a_gpu_is_named(write, capsys):
 
 def test_the_order_in_which_kinds_ran_does_not_matter(write):
     claims = [(claim.name, claim.ours, dict(claim.peers)) for claim in read_speeds(write(RUN[::-1])).claims]
-    assert sorted(claims) == [("rANS encoding", 0.000801, {"CompressAI": 0.0151, "constriction": 0.0126}),
-                              ("training step", 0.3, {"published": 1.2})]
+    assert sorted(claims) == [
+        ("rANS encoding", 0.000801, {"CompressAI": 0.0151, "constriction": 0.0126}),
+        ("training step", 0.3, {"published": 1.2}),
+    ]
 
 
-@pytest.mark.parametrize("ours, peer, cells", [
-    (2e-7, 4e-6, "0.200 us | torch 4.00 us | 20.0"),
-    (3.3e-8, 4e-8, "0.0330 us | torch 0.0400 us | 1.21"),
-    (0.5, 0.25, "500 ms | torch 250 ms | 0.500"),
-    (1.5, 1850, "1.50 s | torch 1,850 s | 1,230"),
-])
+@pytest.mark.parametrize(
+    "ours, peer, cells",
+    [
+        (2e-7, 4e-6, "0.200 us | torch 4.00 us | 20.0"),
+        (3.3e-8, 4e-8, "0.0330 us | torch 0.0400 us | 1.21"),
+        (0.5, 0.25, "500 ms | torch 250 ms | 0.500"),
+        (1.5, 1850, "1.50 s | torch 1,850 s | 1,230"),
+    ],
+)
 def test_a_row_has_the_unit_of_its_slowest(write, capsys, ours, peer, cells):
     lines = printed(capsys, write([benchmark("a", "ours", ours), benchmark("a", "torch", peer)]))
     assert lines[2] == f"| a | {cells} |"
@@ -116,8 +132,11 @@ def test_out_gets_the_table_and_a_plot(write, tmp_path, capsys):
 
 @pytest.mark.parametrize("ratios", [[1.0], [0.2, 0.9], [0.5, 1, 3, 1e5], [1.01] * 40])
 def test_the_plot_draws_any_ratios(write, tmp_path, ratios):
-    measured = [benchmark(f"claim $ {i}", kind, seconds)
-                for i, ratio in enumerate(ratios) for kind, seconds in (("ours", 1.0), ("a peer", ratio))]
+    measured = [
+        benchmark(f"claim $ {i}", kind, seconds)
+        for i, ratio in enumerate(ratios)
+        for kind, seconds in (("ours", 1.0), ("a peer", ratio))
+    ]
     speed_plot(read_speeds(write(measured)), tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as image:
         assert image.width > 1000
@@ -130,9 +149,19 @@ def refused(capsys, *arguments):
     return error
 
 
-@pytest.mark.parametrize("text", [
-    "not JSON", "[]", "{}", "3", '{"benchmarks": {}}', '{"benchmarks": [1], "machine_info": {}, "datetime": ""}',
-    json.dumps({"records": []}), json.dumps({"benchmarks": RUN})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not JSON",
+        "[]",
+        "{}",
+        "3",
+        '{"benchmarks": {}}',
+        '{"benchmarks": [1], "machine_info": {}, "datetime": ""}',
+        json.dumps({"records": []}),
+        json.dumps({"benchmarks": RUN}),
+    ],
+)
 def test_a_file_of_something_else_is_one_clear_line(tmp_path, capsys, text):
     (tmp_path / "b.json").write_text(text)
     assert "is not what pytest-benchmark writes" in refused(capsys, tmp_path / "b.json")

@@ -14,8 +14,12 @@ from lora_comp.errors import LoraCompError
 from lora_comp.networks import LibraryNetwork, SmallResNet, fold_batch_norms, load_network, save_network
 from lora_comp.tasks import load_task
 
-KINDS = [("human", {}), ("cls", {}), ("cls", {"network": "flowers"}),
-         ("cls", {"network": "timm/resnet18", "weights": None})]
+KINDS = [
+    ("human", {}),
+    ("cls", {}),
+    ("cls", {"network": "flowers"}),
+    ("cls", {"network": "timm/resnet18", "weights": None}),
+]
 
 
 @pytest.mark.parametrize("name, options", KINDS)
@@ -38,8 +42,10 @@ def test_any_task_takes_pictures_of_any_size(name, options, size):
     assert all(math.isfinite(value) for value in measured.values())
 
 
-@pytest.mark.parametrize("name, base, lambdas", [
-    ("human", 255 ** 2, (0.0018, 0.0035, 0.0067, 0.013)), ("cls", 1000, (0.0009, 0.0017, 0.0033, 0.006))])
+@pytest.mark.parametrize(
+    "name, base, lambdas",
+    [("human", 255**2, (0.0018, 0.0035, 0.0067, 0.013)), ("cls", 1000, (0.0009, 0.0017, 0.0033, 0.006))],
+)
 def test_weights_are_the_published_ones(name, base, lambdas):
     task = load_task(name)
     assert [task.weight(quality) for quality in (1, 2, 3, 4)] == [pytest.approx(base * x) for x in lambdas]
@@ -102,10 +108,19 @@ def test_random_networks_are_measured_in_units_of_their_own_features():
     assert float(large.loss(noisy, picture)) == pytest.approx(float(small.loss(noisy, picture)), rel=0.01)
 
 
-@pytest.mark.parametrize("name, count", [
-    ("torchvision/resnet18", 4), ("torchvision/vgg11", 4), ("torchvision/mobilenet_v3_small", 4),
-    ("torchvision/vit_b_32", 4), ("timm/convnext_atto", 4), ("timm/mobilenetv3_small_050", 4),
-    ("timm/vit_tiny_patch16_224", 4), ("timm/swin_tiny_patch4_window7_224", 4)])
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("torchvision/resnet18", 4),
+        ("torchvision/vgg11", 4),
+        ("torchvision/mobilenet_v3_small", 4),
+        ("torchvision/vit_b_32", 4),
+        ("timm/convnext_atto", 4),
+        ("timm/mobilenetv3_small_050", 4),
+        ("timm/vit_tiny_patch16_224", 4),
+        ("timm/swin_tiny_patch4_window7_224", 4),
+    ],
+)
 def test_library_networks_show_their_stages(name, count):
     network = load_network(name, weights=None)
     stages, logits = network.stages_and_logits(torch.rand(1, 3, 96, 64))
@@ -177,17 +192,20 @@ def test_a_library_networks_weights_load_from_a_file(tmp_path):
         assert torch.equal(load_network("timm/resnet18", tmp_path / name)(picture), network(picture))
 
 
-@pytest.mark.parametrize("call, message", [
-    (dict(name="sing"), "unknown task 'sing'; known are human, cls, det, seg"),
-    (dict(name="human", network="scenes"), "takes no options, not network"),
-    (dict(name="cls", net="scenes"), "takes network and weights, not net"),
-    (dict(name="cls", network="nowhere"), "unknown network 'nowhere'; known are flowers, scenes, timm"),
-    (dict(name="cls", network="timm/nowhere", weights=None), "timm has no model 'nowhere'"),
-    (dict(name="cls", network="torchvision/nowhere", weights=None), "torchvision has no classifier 'nowhere'"),
-    (dict(name="cls", network="timm/resnet18", weights="missing.pth"), "missing.pth do not exist"),
-    (dict(name="cls", network=__file__), "is not a network saved by lora_comp"),
-    (dict(name="cls", network="timm/resnet18", weights=__file__), "do not fit ResNet"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (dict(name="sing"), "unknown task 'sing'; known are human, cls, det, seg"),
+        (dict(name="human", network="scenes"), "takes no options, not network"),
+        (dict(name="cls", net="scenes"), "takes network and weights, not net"),
+        (dict(name="cls", network="nowhere"), "unknown network 'nowhere'; known are flowers, scenes, timm"),
+        (dict(name="cls", network="timm/nowhere", weights=None), "timm has no model 'nowhere'"),
+        (dict(name="cls", network="torchvision/nowhere", weights=None), "torchvision has no classifier 'nowhere'"),
+        (dict(name="cls", network="timm/resnet18", weights="missing.pth"), "missing.pth do not exist"),
+        (dict(name="cls", network=__file__), "is not a network saved by lora_comp"),
+        (dict(name="cls", network="timm/resnet18", weights=__file__), "do not fit ResNet"),
+    ],
+)
 def test_a_wrong_request_is_told_in_one_line(call, message):
     with pytest.raises(LoraCompError, match=message) as error:
         load_task(**call)

@@ -1,4 +1,5 @@
 """Training codecs and adapters: where they start, and that a stop costs nothing."""
+
 import csv
 import sys
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures")
     picture = lc.load_data("photos", limit=1)[0].image
     for i in range(4):
-        piece = (picture[:, 64 * i:64 * i + 192, :192].permute(1, 2, 0) * 255).byte().numpy()
+        piece = (picture[:, 64 * i : 64 * i + 192, :192].permute(1, 2, 0) * 255).byte().numpy()
         Image.fromarray(np.ascontiguousarray(piece)).save(path / f"{i}.png")
     return path
 
@@ -46,8 +47,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
         start.initialise(codec, data.batch(4, seed=0))
         if stop_after is not None:
             batch = data.batch
-            data.batch = lambda count, seed, share: (_ for _ in ()).throw(KeyboardInterrupt) if seed == stop_after \
-                else batch(count, seed, share)
+            data.batch = lambda count, seed, share: (
+                (_ for _ in ()).throw(KeyboardInterrupt) if seed == stop_after else batch(count, seed, share)
+            )
             with pytest.raises(KeyboardInterrupt):
                 codec_training.train(codec, tmp_path / name, data, 4, batch=2, lr=1e-3, steps=steps)
             data.batch = batch
@@ -96,27 +98,40 @@ def test_a_budget_is_in_steps_or_in_minutes(tmp_path):
 
 def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
     """From the command: the weights it writes are found again by their path, and by the file that they coded."""
-    words = ["what=adapter", "task.network=torchvision/resnet18", "task.weights=null", "quality=[2]", "steps=2",
-             "batch=1", f"pictures=[{folder}]", f"work={tmp_path / 'work'}", f"into={tmp_path}", "threads=1"]
+    words = [
+        "what=adapter",
+        "task.network=torchvision/resnet18",
+        "task.weights=null",
+        "quality=[2]",
+        "steps=2",
+        "batch=1",
+        f"pictures=[{folder}]",
+        f"work={tmp_path / 'work'}",
+        f"into={tmp_path}",
+        "threads=1",
+    ]
     assert main(words) == 0
-    path, = tmp_path.glob("*.safetensors")
+    (path,) = tmp_path.glob("*.safetensors")
     codec = lc.load_codec("tic-s", 2)
     image = lc.load_data("photos", limit=1)[0].image[:, :64, :64]
     method = load_method("svd_lora", codec, adapter=path)
     assert any(method.adapter.tensors[name].any() for name in method.adapter.tensors if name.endswith(".S"))
     adapted = method.prepare(codec)
-    data, = api.write(codec, adapted.codec, api.pad(image[None]), (64, 64), method, adapted.payloads())
+    (data,) = api.write(codec, adapted.codec, api.pad(image[None]), (64, 64), method, adapted.payloads())
     torch.testing.assert_close(lc.decode(data, adapter=path), lc.decode(data, codec, method))
     with pytest.raises(lc.BitstreamError, match="needs the adapter"):
         lc.decode(data)
 
 
-@pytest.mark.parametrize(("words", "line"), [
-    (["what=codec", "minutes=1"], "a codec needs pictures"),
-    (["what=codec", "steps=1", "minutes=1"], "give a budget"),
-    (["what=car"], "known are codec, adapter, network"),
-    (["what=codec", "steps=1", "pictures=[/nowhere]"], "no two pictures of at least 128x128"),
-])
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["what=codec", "minutes=1"], "a codec needs pictures"),
+        (["what=codec", "steps=1", "minutes=1"], "give a budget"),
+        (["what=car"], "known are codec, adapter, network"),
+        (["what=codec", "steps=1", "pictures=[/nowhere]"], "no two pictures of at least 128x128"),
+    ],
+)
 def test_a_training_that_cannot_start_says_why(capsys, words, line):
     assert main(words) == 2
     error = capsys.readouterr().err
@@ -127,12 +142,14 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     loop.fit(tmp_path, {}, lambda i, progress: {"loss": 1.0}, steps=2)
     assert [line for line in capsys.readouterr().out.splitlines() if "TensorBoard" in line] == [
-        "curve.csv has the curves; for TensorBoard's too: pip install 'lora_comp[train]'"]
+        "curve.csv has the curves; for TensorBoard's too: pip install 'lora_comp[train]'"
+    ]
 
 
 def test_tensorboard_has_the_value_of_every_step(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     loop.fit(tmp_path, {}, lambda i, progress: {"loss": 10.0 - i}, steps=3)
     events = EventAccumulator(str(tmp_path))
     events.Reload()

@@ -1,4 +1,5 @@
 """Several processes train as one does: with gloo on a CPU what NCCL does on GPUs."""
+
 import contextlib
 import csv
 import os
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures")
     photo = lc.load_data("photos", limit=1)[0].image
     for i in range(6):
-        piece = (photo[:, 32 * i:32 * i + 128, :128].permute(1, 2, 0) * 255).byte().numpy()
+        piece = (photo[:, 32 * i : 32 * i + 128, :128].permute(1, 2, 0) * 255).byte().numpy()
         Image.fromarray(np.ascontiguousarray(piece)).save(path / f"{i}.png")
     return path
 
@@ -41,8 +42,9 @@ def port() -> int:
 def train(rank, size, port, folder, work):
     """A training as one of `size` processes, without what differs by design (noise) or by rounding (bfloat16)."""
     if size > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port))
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
     torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
     patch.setattr(tic, "add_noise", lambda x: x)
@@ -84,10 +86,32 @@ def test_a_gpu_that_is_not_there_is_told(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_torchrun_trains_and_one_process_writes(folder, tmp_path):
-    words = ["what=codec", f"pictures=[{folder}]", "quality=[4]", "steps=2", "batch=2", "device=cpu",
-             f"work={tmp_path}", f"into={tmp_path}"]
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-                          str(port()), "-m", "lora_comp.train", *words], capture_output=True, text=True)
+    words = [
+        "what=codec",
+        f"pictures=[{folder}]",
+        "quality=[4]",
+        "steps=2",
+        "batch=2",
+        "device=cpu",
+        f"work={tmp_path}",
+        f"into={tmp_path}",
+    ]
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--master-port",
+            str(port()),
+            "-m",
+            "lora_comp.train",
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     _, card = read_weights(tmp_path / "tic-s-q4.safetensors", "the codec")
     assert card["steps"] == 2 and "2 processes" in card["hardware"]

@@ -1,4 +1,5 @@
 """The loop: it keeps each picture's best step, and a picture comes to the same in a batch as alone."""
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +46,7 @@ def whole(size, distortion):
 
 
 def run(adapted, x=X, size=(6, 5), weight=10.0, lr=0.04, **options):
-    target = x[..., :size[0], :size[1]]
+    target = x[..., : size[0], : size[1]]
     parts = whole(size, lambda y: (y - target).square().mean((1, 2, 3)))
     return ttft.fit(adapted, x, size, parts, weight, lr=lr, **options)
 
@@ -134,6 +135,7 @@ HALVED = [1] * 15 + [1 / 2] * 10 + [1 / 4] * 5 + [1 / 8] * 5 + [1 / 16] * 5  # a
 @pytest.mark.parametrize("published, expected", [(False, LINEAR), (True, HALVED)])
 def test_the_step_size_falls_linearly_or_is_halved_where_the_paper_says(published, expected):
     """Adam's first steps along a constant slope are as long as the step size."""
+
     class Slope(Toy):
         def analyse(self, x):
             return {"y_hat": x + 0 * self.colour, "likelihoods": {"y": torch.exp2(-100 * self.colour)}}
@@ -217,9 +219,10 @@ def test_the_file_carries_the_changes_and_the_step_that_refining_chose(fitted):
     ttft.refine(adapted, *arguments)
     k, step = deltas.decode(*adapted.payloads(), adapted.whole().shape[1])
     assert [k.tolist()] == adapted.whole().tolist()
-    assert [step] == (2.0 ** -adapted.exponent).tolist()
-    carried = torch.cat([m.value(n).flatten() - getattr(m, f"{n}_base").flatten() for m in low_rank(adapted)
-                         for n in m.travels])
+    assert [step] == (2.0**-adapted.exponent).tolist()
+    carried = torch.cat(
+        [m.value(n).flatten() - getattr(m, f"{n}_base").flatten() for m in low_rank(adapted) for n in m.travels]
+    )
     torch.testing.assert_close(carried, step * torch.from_numpy(k).float(), rtol=0, atol=1e-6)
 
 
@@ -230,8 +233,9 @@ def pictures(picture):
     return torch.stack([picture(), flat, picture(200, 300)[:, :64, -64:].flip(0)])
 
 
-@pytest.mark.parametrize("method, recipe", [
-    ("svd_lora", "latents"), ("svd_lora", "adapter"), ("svd_lora", "published"), ("lora", "adapter")])
+@pytest.mark.parametrize(
+    "method, recipe", [("svd_lora", "latents"), ("svd_lora", "adapter"), ("svd_lora", "published"), ("lora", "adapter")]
+)
 def test_a_picture_comes_to_the_same_in_a_batch_as_alone(codec, human, pictures, monkeypatch, method, recipe):
     monkeypatch.setattr(ttft, "half_pays", lambda device: False)
 
@@ -245,7 +249,7 @@ def test_a_picture_comes_to_the_same_in_a_batch_as_alone(codec, human, pictures,
 
     together = fitted(pictures)
     for i, values in enumerate(together[0].T.tolist()):
-        alone = fitted(pictures[i:i + 1])
+        alone = fitted(pictures[i : i + 1])
         np.testing.assert_allclose(values, alone[0][:, 0], rtol=1e-3)
         assert [after[i] for after in together[1:]] == pytest.approx([after[0] for after in alone[1:]], rel=1e-3)
     assert (together[0].amin(0) < together[0][0]).all()

@@ -24,9 +24,7 @@ auto fastest() {
 
 namespace {
 
-size_t window_rows(const WindowAttention& a) {
-  return a.batch * Windows{a.height, a.width, a.window, a.shift}.rows();
-}
+size_t window_rows(const WindowAttention& a) { return a.batch * Windows{a.height, a.width, a.window, a.shift}.rows(); }
 
 void check(const WindowAttention& a) {
   if (!window_attention_fits(a)) throw std::invalid_argument("windows of 4 or 8 and heads of up to 32, no others");

@@ -97,7 +97,7 @@ __device__ void softmax(Memory<T, kTokens, kDim>& m, const float* bias) {
 
 // blockIdx: window of a map, head, map. kHalves threads to a token.
 template <class T, int kSide, int kDim>
-__global__ void __launch_bounds__(kHalves* kSide* kSide) attend(Job job) {
+__global__ void __launch_bounds__(kHalves * kSide * kSide) attend(Job job) {
   constexpr int kTokens = kSide * kSide;
   using M = Memory<T, kTokens, kDim>;
   constexpr int kRow = M::kRow, kWeights = M::kWeights, kLogits = M::kLogits;
@@ -160,20 +160,27 @@ void run(const Job& job, size_t batch, uintptr_t stream) {
   constexpr int kTokens = kSide * kSide;
   const size_t rows = job.windows.rows(), columns = (job.windows.width + kSide - 1) / kSide;
   const dim3 grid(static_cast<unsigned>(rows * columns), job.heads, static_cast<unsigned>(batch));
-  cuda::launch("window_attention", attend<T, kSide, kDim>, grid, kHalves * kTokens,
-               sizeof(Memory<T, kTokens, kDim>), stream, job);
+  cuda::launch("window_attention", attend<T, kSide, kDim>, grid, kHalves * kTokens, sizeof(Memory<T, kTokens, kDim>),
+               stream, job);
 }
 
 template <class T>
 void run(const Job& job, size_t batch, uintptr_t stream) {
-  if (job.windows.window == 8) return job.dim <= 16 ? run<T, 8, 16>(job, batch, stream) : run<T, 8, 32>(job, batch, stream);
+  if (job.windows.window == 8)
+    return job.dim <= 16 ? run<T, 8, 16>(job, batch, stream) : run<T, 8, 32>(job, batch, stream);
   return job.dim <= 16 ? run<T, 4, 16>(job, batch, stream) : run<T, 4, 32>(job, batch, stream);
 }
 
 void run(const WindowAttention& a, const void* grad_out, void* to, float* grad_bias, bool bfloat16, uintptr_t stream) {
   if (!window_attention_fits(a)) throw std::invalid_argument("windows of 4 or 8 and heads of up to 32");
-  const Job job{a.qkv, a.bias, {a.height, a.width, a.window, a.shift}, static_cast<int>(a.heads),
-                static_cast<int>(a.dim), grad_out, to, grad_bias};
+  const Job job{a.qkv,
+                a.bias,
+                {a.height, a.width, a.window, a.shift},
+                static_cast<int>(a.heads),
+                static_cast<int>(a.dim),
+                grad_out,
+                to,
+                grad_bias};
   (bfloat16 ? run<__nv_bfloat16> : run<float>)(job, a.batch, stream);
 }
 

@@ -16,8 +16,7 @@ namespace {
 
 // c (rows, kColumns) = a b, where a(r, k) = a[r * row + k * inner_step] and b is (inner, kColumns).
 template <size_t kColumns>
-void multiply(const float* a, size_t row, size_t inner_step, const float* b, float* c, size_t rows,
-                     size_t inner) {
+void multiply(const float* a, size_t row, size_t inner_step, const float* b, float* c, size_t rows, size_t inner) {
   constexpr size_t kVectors = kColumns == kWidth ? 1 : 2;
   constexpr size_t kRows = 8 / kVectors;
   for (size_t r = 0; r < rows; r += kRows) {
@@ -44,7 +43,7 @@ struct alignas(64) Head {
 // Values of one head for all tokens of a window: zero outside the map and beyond `dim`.
 template <size_t kTokens, size_t kDim>
 void gather(const float* from, size_t stride, size_t dim, float scale, const Window<kTokens>& window,
-                   float (&to)[kTokens][kDim]) {
+            float (&to)[kTokens][kDim]) {
   std::memset(to, 0, sizeof to);
   for (size_t t = 0; t < kTokens; ++t)
     if (window.place[t] >= 0)
@@ -53,7 +52,7 @@ void gather(const float* from, size_t stride, size_t dim, float scale, const Win
 
 template <size_t kTokens, size_t kDim>
 void scatter(const float (&from)[kTokens][kDim], float* to, size_t stride, size_t dim, float scale,
-                    const Window<kTokens>& window) {
+             const Window<kTokens>& window) {
   for (size_t t = 0; t < kTokens; ++t)
     if (window.place[t] >= 0)
       for (size_t c = 0; c < dim; ++c) to[static_cast<size_t>(window.place[t]) * stride + c] = scale * from[t][c];
@@ -68,7 +67,7 @@ void transpose(const float (&from)[kTokens][kDim], float (&to)[kDim][kTokens]) {
 // Reads q, k, v and leaves exp(logit - the query's largest) in the map; `total` gets its sums over the keys.
 template <size_t kTokens, size_t kDim>
 void attend(const WindowAttention& a, const Window<kTokens>& window, size_t head, Head<kTokens, kDim>& h,
-                   float (&total)[kTokens]) {
+            float (&total)[kTokens]) {
   const size_t stride = 3 * a.heads * a.dim;
   const float* const q = static_cast<const float*>(a.qkv) + head * a.dim;
   gather(q, stride, a.dim, 1.0f / std::sqrt(static_cast<float>(a.dim)), window, h.q);
@@ -118,8 +117,8 @@ void forward_window(const WindowAttention& a, const Window<kTokens>& window, flo
 }
 
 template <size_t kTokens, size_t kDim>
-void backward_window(const WindowAttention& a, const Window<kTokens>& window, const float* grad_out,
-                            float* grad_qkv, float* grad_bias) {
+void backward_window(const WindowAttention& a, const Window<kTokens>& window, const float* grad_out, float* grad_qkv,
+                     float* grad_bias) {
   Head<kTokens, kDim> h;
   alignas(64) float total[kTokens], grad[kTokens][kDim], grad_transposed[kDim][kTokens], result[kTokens][kDim];
   alignas(64) float grad_map[kTokens][kTokens];
@@ -137,8 +136,7 @@ void backward_window(const WindowAttention& a, const Window<kTokens>& window, co
         at(h.map[j] + v) *= inverse;
         mean += at(h.map[j] + v) * at(grad_map[j] + v);
       }
-      for (size_t j = 0; j < kTokens; ++j)
-        at(grad_map[j] + v) = at(h.map[j] + v) * (at(grad_map[j] + v) - mean);
+      for (size_t j = 0; j < kTokens; ++j) at(grad_map[j] + v) = at(h.map[j] + v) * (at(grad_map[j] + v) - mean);
     }
     for (size_t j = 0; grad_bias && j < kTokens; ++j)
       for (size_t i = 0; i < kTokens; ++i) grad_bias[(head * kTokens + j) * kTokens + i] += grad_map[j][i];
@@ -166,8 +164,7 @@ void run_row(const Job& job, size_t row) {
 }
 
 inline void run_any(const Job& job, size_t row) {
-  if (job.a.window == 4)
-    return job.a.dim <= 16 ? run_row<16, 16>(job, row) : run_row<16, 32>(job, row);
+  if (job.a.window == 4) return job.a.dim <= 16 ? run_row<16, 16>(job, row) : run_row<16, 32>(job, row);
   return job.a.dim <= 16 ? run_row<64, 16>(job, row) : run_row<64, 32>(job, row);
 }
 

@@ -1,6 +1,6 @@
-// Self-attention in the windows of a feature map, cyclically shifted, with a relative position bias: the inner part of a
-// Swin block (Liu et al., ICCV 2021), from queries, keys and values to what the projection takes, in one pass over the
-// map. lora_comp/ops/window_attention.py says what it computes.
+// Self-attention in the windows of a feature map, cyclically shifted, with a relative position bias: the inner part of
+// a Swin block (Liu et al., ICCV 2021), from queries, keys and values to what the projection takes, in one pass over
+// the map. lora_comp/ops/window_attention.py says what it computes.
 #pragma once
 
 #include <cstddef>

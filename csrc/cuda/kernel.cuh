@@ -74,11 +74,11 @@ struct Layout<true> {
 };
 
 template <bool kTurned>
-using Left = nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, kTile, kTile, kTile, __nv_bfloat16,
-                                    typename Layout<kTurned>::type>;
+using Left =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, kTile, kTile, kTile, __nv_bfloat16, typename Layout<kTurned>::type>;
 template <bool kTurned>
-using Right = nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, kTile, kTile, kTile, __nv_bfloat16,
-                                     typename Layout<kTurned>::type>;
+using Right =
+    nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, kTile, kTile, kTile, __nv_bfloat16, typename Layout<kTurned>::type>;
 using Sums = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, kTile, kTile, kTile, float>;
 
 // Where the tile (i, j) of 16 x 16 starts.
@@ -103,8 +103,7 @@ __device__ void multiply(const __nv_bfloat16* a, int stride_a, const __nv_bfloat
       nvcuda::wmma::load_matrix_sync(right, tile(b, stride_b, kTurnedB, k, column), stride_b);
       nvcuda::wmma::mma_sync(sums, left, right, sums);
     }
-    nvcuda::wmma::store_matrix_sync(tile(c, stride_c, false, row, column), sums, stride_c,
-                                    nvcuda::wmma::mem_row_major);
+    nvcuda::wmma::store_matrix_sync(tile(c, stride_c, false, row, column), sums, stride_c, nvcuda::wmma::mem_row_major);
   }
 }
 

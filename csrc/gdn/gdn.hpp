@@ -7,7 +7,7 @@
 namespace lora_comp {
 
 struct Gdn {
-  size_t pixels, channels;  // channels: a multiple of 32
+  size_t pixels, channels;    // channels: a multiple of 32
   const float *beta, *gamma;  // (channels), above 0; (channels, channels), of output and input, none below 0
   bool inverse;
   bool bfloat16;  // the type of x, y and their gradients, else float32; then products are of bfloat16 on AMX

@@ -6,9 +6,7 @@ BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
 
 namespace lora_comp::gdn {
 
-void run_half(const Job& job, unsigned threads) {
-  run<Half, uint16_t>(job, threads);
-}
+void run_half(const Job& job, unsigned threads) { run<Half, uint16_t>(job, threads); }
 
 }  // namespace lora_comp::gdn
 END_TARGET

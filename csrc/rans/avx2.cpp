@@ -111,8 +111,8 @@ TARGET inline void encode_vector(__m256i& x, const uint32_t* bins, uint8_t*& p) 
   const __m256i one = _mm256_cmpgt_epi32(_mm256_srli_epi32(x, 16), last);
   const __m256i two = _mm256_cmpgt_epi32(_mm256_srli_epi32(x, 24), last);
   // The low 16 bits of a lane: its first byte below its second, as a decoder takes them.
-  const __m256i swapped = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(x, 8), _mm256_set1_epi32(0xff)),
-                                          _mm256_slli_epi32(x, 8));
+  const __m256i swapped =
+      _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(x, 8), _mm256_set1_epi32(0xff)), _mm256_slli_epi32(x, 8));
   const __m256i taken = select(two, swapped, x);
   const unsigned ones = mask_of(one), twos = mask_of(two);
   for (unsigned half = 2; half-- > 0;) {
@@ -148,9 +148,12 @@ TARGET size_t encode_groups(const uint32_t* bins, size_t n, Writer& out) {
 
 size_t encode(const uint32_t* bins, size_t n, Writer& out) {
   switch (out.lanes / kWidth) {
-    case 1: return encode_groups<1>(bins, n, out);
-    case 2: return encode_groups<2>(bins, n, out);
-    default: return encode_groups<4>(bins, n, out);
+    case 1:
+      return encode_groups<1>(bins, n, out);
+    case 2:
+      return encode_groups<2>(bins, n, out);
+    default:
+      return encode_groups<4>(bins, n, out);
   }
 }
 
@@ -232,9 +235,12 @@ TARGET size_t decode_groups(const Flat& flat, const int32_t* indexes, size_t beg
 size_t decode(const Flat& flat, const int32_t* indexes, size_t begin, size_t end, Reader& in, int32_t* symbols,
               Escaped& escaped) {
   switch (in.lanes / kWidth) {
-    case 1: return decode_groups<1>(flat, indexes, begin, end, in, symbols, escaped);
-    case 2: return decode_groups<2>(flat, indexes, begin, end, in, symbols, escaped);
-    default: return decode_groups<4>(flat, indexes, begin, end, in, symbols, escaped);
+    case 1:
+      return decode_groups<1>(flat, indexes, begin, end, in, symbols, escaped);
+    case 2:
+      return decode_groups<2>(flat, indexes, begin, end, in, symbols, escaped);
+    default:
+      return decode_groups<4>(flat, indexes, begin, end, in, symbols, escaped);
   }
 }
 

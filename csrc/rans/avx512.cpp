@@ -33,8 +33,7 @@ TARGET size_t find(const Flat& flat, const int32_t* symbols, const int32_t* inde
     const __m512i first = gather(tables, table);
     const __m512i escape = gather(tables + 1, table);
     const __m512i wanted = _mm512_sub_epi32(_mm512_loadu_si512(symbols + i), gather(tables + 2, table));
-    const __mmask16 outside =
-        _mm512_cmpge_epu32_mask(_mm512_sub_epi32(wanted, first), _mm512_sub_epi32(escape, first));
+    const __mmask16 outside = _mm512_cmpge_epu32_mask(_mm512_sub_epi32(wanted, first), _mm512_sub_epi32(escape, first));
     for (unsigned rest = outside; rest != 0; rest &= rest - 1) {
       const size_t at = i + static_cast<size_t>(__builtin_ctz(rest));
       put_escape(found.escapes, symbols[at], flat.tables[static_cast<size_t>(indexes[at])]);
@@ -44,8 +43,8 @@ TARGET size_t find(const Flat& flat, const int32_t* symbols, const int32_t* inde
     // 16 - bit length of the last 16 bits
     const __m512i last = _mm512_and_si512(bin, _mm512_set1_epi32(0xffff));
     const __m512i zeros = _mm512_sub_epi32(_mm512_lzcnt_epi32(last), _mm512_set1_epi32(16));
-    bits = _mm512_add_epi64(bits, _mm512_add_epi64(_mm512_and_si512(zeros, _mm512_set1_epi64(0xffffffff)),
-                                                   _mm512_srli_epi64(zeros, 32)));
+    bits = _mm512_add_epi64(
+        bits, _mm512_add_epi64(_mm512_and_si512(zeros, _mm512_set1_epi64(0xffffffff)), _mm512_srli_epi64(zeros, 32)));
   }
   found.bits += static_cast<uint64_t>(_mm512_reduce_add_epi64(bits));
   return whole;

@@ -1,8 +1,8 @@
 #include <limits>
 #include <vector>
 
-#include "kernels.hpp"
 #include "../parallel.hpp"
+#include "kernels.hpp"
 #include "stream.hpp"
 
 namespace lora_comp::rans {
@@ -70,8 +70,7 @@ void decode_block(const Kernel* kernel, const Flat& flat, Span block, const int3
   for (size_t lane = 0; lane < lanes; ++lane, in.p += 4)
     states[lane] = in.p[0] | static_cast<uint32_t>(in.p[1]) << 8 | static_cast<uint32_t>(in.p[2]) << 16 |
                    static_cast<uint32_t>(in.p[3]) << 24;
-  if (kernel && lanes >= kernel->min_lanes)
-    begin += kernel->decode(flat, indexes, begin, end, in, symbols, escaped);
+  if (kernel && lanes >= kernel->min_lanes) begin += kernel->decode(flat, indexes, begin, end, in, symbols, escaped);
   decode_rest(flat, indexes, begin, end, in, symbols, escaped);
   for (size_t lane = 0; lane < lanes; ++lane)
     if (states[lane] != kInitialState) throw StreamError("coded symbols are damaged: a lane ends in a wrong state");

@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
 #include "../parallel.hpp"
+#include "kernels.hpp"
 #include "stream.hpp"
 
 namespace lora_comp::rans {
@@ -13,9 +13,7 @@ namespace {
 constexpr size_t kSymbolsPerThread = 1u << 16;  // fewer are not worth a thread
 constexpr size_t kSlack = 32;                   // vector kernels write up to so many bytes below what they keep
 
-unsigned bit_length(uint32_t value) {
-  return value == 0 ? 0 : 32 - static_cast<unsigned>(__builtin_clz(value));
-}
+unsigned bit_length(uint32_t value) { return value == 0 ? 0 : 32 - static_cast<unsigned>(__builtin_clz(value)); }
 
 // Lanes and blocks cost bytes, so their number follows from a lower bound of the coded size, in bytes.
 struct Layout {

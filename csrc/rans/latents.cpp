@@ -12,8 +12,8 @@
 namespace lora_comp::rans {
 namespace {
 
-constexpr size_t kChunk = 1024;                        // symbols that stay in the first cache between the two loops
-constexpr double kRound = 6755399441055744.0;          // 1.5 * 2^52: adding it rounds to a whole number, half to even
+constexpr size_t kChunk = 1024;                // symbols that stay in the first cache between the two loops
+constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number, half to even
 
 // Scales to tables: the first 16 bits of a double tell the table to a step or two.
 class Chooser {

@@ -1,4 +1,5 @@
-// Interleaved range asymmetric numeral systems (Duda, arXiv:1311.2540, section 3.2) with tables of 16-bit probabilities.
+// Interleaved range asymmetric numeral systems (Duda, arXiv:1311.2540, section 3.2) with tables of 16-bit
+// probabilities.
 //
 // A lane is a state x in [2^24, 2^32), renormalised by bytes. Symbol i of a block belongs to lane i mod lanes, and a
 // lane takes its bytes right after its symbol: a decoder may run all lanes of a group at once, and blocks in threads.

@@ -11,9 +11,9 @@ namespace lora_comp::rans {
 constexpr uint32_t kInitialState = 1u << 24;
 constexpr uint32_t kTotal = 1u << 16;
 constexpr unsigned kMaxLog2Lanes = 5;
-constexpr uint64_t kBytesPerLane = 1u << 12;   // a lane costs up to 4 bytes, so 0.1 % at most
+constexpr uint64_t kBytesPerLane = 1u << 12;  // a lane costs up to 4 bytes, so 0.1 % at most
 constexpr uint64_t kBytesPerBlock = 1u << 18;
-constexpr size_t kMaxPosition = 1u << 28;      // of bins and buckets: a position and a shift share 32 bits
+constexpr size_t kMaxPosition = 1u << 28;  // of bins and buckets: a position and a shift share 32 bits
 
 inline void put_varint(std::string& out, uint64_t value) {
   for (; value >= 128; value >>= 7) out.push_back(static_cast<char>(value | 128));

@@ -65,12 +65,12 @@ struct Sums {
 struct Job {
   const LowRankLinear& a;
   const Packed& packed;
-  size_t shares;             // of an adapter's rows
-  void* y;                   // forward: written
-  float* projected;          // t; written by the forward pass
-  const void* grad_y;        // null: forward
+  size_t shares;       // of an adapter's rows
+  void* y;             // forward: written
+  float* projected;    // t; written by the forward pass
+  const void* grad_y;  // null: forward
   void* grad_x;
-  std::vector<Sums>* sums;   // one a share; those with a size are summed
+  std::vector<Sums>* sums;  // one a share; those with a size are summed
 };
 
 template <class Fit>
@@ -138,7 +138,7 @@ Kernels fastest() {
 size_t shares(const LowRankLinear& a) { return std::min<size_t>((a.n + kShare - 1) / kShare, 16); }
 
 // to (width, rank) = sums (padded rank, width) of all shares, in order, each times scale * s
-void finish(const LowRankLinear& a, const std::vector<Sums>& sums, std::vector<float> Sums::*which, size_t width,
+void finish(const LowRankLinear& a, const std::vector<Sums>& sums, std::vector<float> Sums::* which, size_t width,
             bool times_s, float* to) {
   for (size_t adapter = 0; to && adapter < a.batch; ++adapter, to += width * a.rank) {
     std::vector<float> total(low_rank_padded(a.rank) * width);

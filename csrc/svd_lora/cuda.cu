@@ -1,6 +1,6 @@
 // A linear layer with a low-rank update on a GPU. In bfloat16, up to a rank of 16, one kernel on tensor cores makes the
-// product and the update, forward and for the gradient of x; otherwise torch multiplies by the weight, and `update` adds
-// to what is there. All sums are float32, and each is added up in an order that depends on the shapes alone.
+// product and the update, forward and for the gradient of x; otherwise torch multiplies by the weight, and `update`
+// adds to what is there. All sums are float32, and each is added up in an order that depends on the shapes alone.
 #include "../cuda/kernel.cuh"
 #include "svd_lora.hpp"
 
@@ -168,11 +168,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) multiply(Job job) {
 
 constexpr int kColumns = 128, kRanks = 4;  // of a block that sums over rows
 
-// partial (batch, chunks, padded, width) = a^T t over each chunk of rows: a (batch, n, width). A thread has a column and
-// four ranks; blockIdx: columns, chunk, adapter and four.
+// partial (batch, chunks, padded, width) = a^T t over each chunk of rows: a (batch, n, width). A thread has a column
+// and four ranks; blockIdx: columns, chunk, adapter and four.
 template <class T>
-__global__ void __launch_bounds__(kColumns) sum_products(const T* a, const float* t, size_t n, size_t width, int padded,
-                                                         float* partial) {
+__global__ void __launch_bounds__(kColumns)
+    sum_products(const T* a, const float* t, size_t n, size_t width, int padded, float* partial) {
   __shared__ float chunk[kLowRankChunk][kRanks];
   const int fours = padded / kRanks, first = blockIdx.z % fours * kRanks;
   const size_t adapter = blockIdx.z / fours, column = static_cast<size_t>(blockIdx.x) * kColumns + threadIdx.x;
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kColumns) sum_products(const T* a, const float
   if (column >= width) return;
   float sums[kRanks] = {};
   const T* const start = a + (adapter * n + row) * width + column;
-LORA_COMP_UNROLL
+  LORA_COMP_UNROLL
   for (int r = 0; r < rows; ++r) {
     const float x = cuda::value(start[r * width]);
     for (int k = 0; k < kRanks; ++k) sums[k] += x * chunk[r][k];
@@ -200,15 +200,16 @@ __global__ void __launch_bounds__(kColumns) finish(const float* partial, const f
   const int k = blockIdx.y;
   if (column >= width) return;
   float sum = 0;
-  for (size_t chunk = 0; chunk < chunks; ++chunk) sum += partial[((adapter * chunks + chunk) * padded + k) * width + column];
+  for (size_t chunk = 0; chunk < chunks; ++chunk)
+    sum += partial[((adapter * chunks + chunk) * padded + k) * width + column];
   to[(adapter * width + column) * rank + k] = scale * s[adapter * rank + k] * sum;
 }
 
 constexpr int kSummed = 256;  // threads of a block that sums a column
 
 // to (batch, rank) = scale * the sum over the rows of t * grad_t. blockIdx: rank, adapter.
-__global__ void __launch_bounds__(kSummed) sum_rows(const float* t, const float* grad_t, float scale, size_t n, int rank,
-                                                    int padded, float* to) {
+__global__ void __launch_bounds__(kSummed)
+    sum_rows(const float* t, const float* grad_t, float scale, size_t n, int rank, int padded, float* to) {
   __shared__ float sums[kSummed / kWarp];
   const size_t adapter = blockIdx.y;
   const int k = blockIdx.x;
@@ -257,8 +258,21 @@ void check(const LowRankLinear& a) {
 
 void low_rank_linear_forward_cuda(const LowRankLinear& a, void* y, float* t, uintptr_t stream) {
   check(a);
-  const Job job{a.x, a.weight, a.bias, a.v, a.u, a.s, a.scale, a.batch, a.n, a.in, a.out, static_cast<int>(a.rank),
-                static_cast<int>(low_rank_padded(a.rank)), t, y};
+  const Job job{a.x,
+                a.weight,
+                a.bias,
+                a.v,
+                a.u,
+                a.s,
+                a.scale,
+                a.batch,
+                a.n,
+                a.in,
+                a.out,
+                static_cast<int>(a.rank),
+                static_cast<int>(low_rank_padded(a.rank)),
+                t,
+                y};
   run("low_rank_linear_forward", job, true, a.bfloat16, stream);
 }
 
@@ -267,16 +281,29 @@ void low_rank_linear_backward_cuda(const LowRankLinear& a, const void* grad_y, c
   check(a);
   constexpr const char* kName = "low_rank_linear_backward";
   float *const grad_t = space, *const partial = space + a.batch * a.n * low_rank_padded(a.rank);
-  Job job{grad_y, a.weight, nullptr, a.u, a.v, a.s, a.scale, a.batch, a.n, a.out, a.in, static_cast<int>(a.rank),
-          static_cast<int>(low_rank_padded(a.rank)), grad_t, grads.x};
+  Job job{grad_y,
+          a.weight,
+          nullptr,
+          a.u,
+          a.v,
+          a.s,
+          a.scale,
+          a.batch,
+          a.n,
+          a.out,
+          a.in,
+          static_cast<int>(a.rank),
+          static_cast<int>(low_rank_padded(a.rank)),
+          grad_t,
+          grads.x};
   if (!grads.x) job.weight = nullptr;  // the projection alone
   run(kName, job, false, a.bfloat16, stream);
   const auto sum_over_rows = a.bfloat16 ? sum<Half> : sum<float>;
   if (grads.u) sum_over_rows(kName, grad_y, t, a, a.out, partial, grads.u, stream);
   if (grads.v) sum_over_rows(kName, a.x, grad_t, a, a.in, partial, grads.v, stream);
   if (grads.s)
-    cuda::launch(kName, sum_rows, dim3(job.rank, static_cast<unsigned>(a.batch)), kSummed, 0, stream, t, grad_t, a.scale,
-                 a.n, job.rank, job.padded, grads.s);
+    cuda::launch(kName, sum_rows, dim3(job.rank, static_cast<unsigned>(a.batch)), kSummed, 0, stream, t, grad_t,
+                 a.scale, a.n, job.rank, job.padded, grads.s);
 }
 
 }  // namespace lora_comp

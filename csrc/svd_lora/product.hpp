@@ -118,8 +118,7 @@ INLINE void project(const Product& m, const float* a, size_t rows, float* t) {
       const typename Fit::Vector result = add_lanes<Fit>(sum);
       float values[Fit::kWidth];
       std::memcpy(values, &result, sizeof values);
-      for (size_t i = 0; i < count; ++i)
-        std::memcpy(t + (row + i) * m.rank + four, values + i * 4, 4 * sizeof(float));
+      for (size_t i = 0; i < count; ++i) std::memcpy(t + (row + i) * m.rank + four, values + i * 4, 4 * sizeof(float));
     }
   }
 }
@@ -128,8 +127,7 @@ template <size_t kRows, class Fit>
 using Tile = std::make_index_sequence<kRows * Fit::kVectors>;
 
 template <size_t kRows, class Fit>
-INLINE void multiply(const float* a, size_t inner, const float* b,
-                     typename Fit::Vector (&sum)[kRows * Fit::kVectors]) {
+INLINE void multiply(const float* a, size_t inner, const float* b, typename Fit::Vector (&sum)[kRows * Fit::kVectors]) {
 #pragma GCC unroll 2
   for (size_t k = 0; k < inner; ++k, ++a, b += Fit::kPanel)
     unrolled(Tile<kRows, Fit>(), [&](auto n) INLINED {
@@ -266,7 +264,12 @@ struct Packed {
   }
 
   Product of(size_t adapter) const {
-    return {inner, columns, rank, weight, start, project + adapter * rank * inner,
+    return {inner,
+            columns,
+            rank,
+            weight,
+            start,
+            project + adapter * rank * inner,
             expand + adapter * rank * padded_columns};
   }
 };

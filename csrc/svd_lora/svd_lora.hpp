@@ -8,10 +8,10 @@ namespace lora_comp {
 
 // Matrices are contiguous, row by row; x, y and their gradients are all float32 or all bfloat16, the rest is float32.
 struct LowRankLinear {
-  const void* x;         // (batch, n, in)
-  const void* weight;    // (out, in), of x's type; null: what is to be written holds its product already. The CPU
-                         // multiplies by it in float32 alone, a GPU in bfloat16 and up to a rank of 16
-  const void* bias;      // (out,) or null; goes with the weight
+  const void* x;           // (batch, n, in)
+  const void* weight;      // (out, in), of x's type; null: what is to be written holds its product already. The CPU
+                           // multiplies by it in float32 alone, a GPU in bfloat16 and up to a rank of 16
+  const void* bias;        // (out,) or null; goes with the weight
   const float *u, *s, *v;  // (batch, out, rank), (batch, rank), (batch, in, rank)
   size_t batch, n, in, out, rank;
   float scale;
@@ -20,7 +20,7 @@ struct LowRankLinear {
 
 // Null where not wanted.
 struct LowRankGradients {
-  void* x;             // (batch, n, in)
+  void* x;  // (batch, n, in)
   float *u, *s, *v;
 };
 
@@ -41,8 +41,8 @@ void low_rank_linear_forward(const LowRankLinear& a, void* y, float* t, unsigned
 void low_rank_linear_backward(const LowRankLinear& a, const void* grad_y, const float* t, const LowRankGradients& grads,
                               unsigned threads);
 
-// On a GPU: no empty batch or n. They enqueue on the stream and return, and throw std::runtime_error with CUDA's message
-// if a launch fails. `space` is theirs to write.
+// On a GPU: no empty batch or n. They enqueue on the stream and return, and throw std::runtime_error with CUDA's
+// message if a launch fails. `space` is theirs to write.
 void low_rank_linear_forward_cuda(const LowRankLinear& a, void* y, float* t, uintptr_t stream);
 void low_rank_linear_backward_cuda(const LowRankLinear& a, const void* grad_y, const float* t, float* space,
                                    const LowRankGradients& grads, uintptr_t stream);

@@ -6,9 +6,7 @@ BEGIN_TARGET("avx2,fma")
 
 namespace lora_comp::swin {
 
-void run_avx2(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
-  run_block<Full>(job, grad, threads);
-}
+void run_avx2(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run_block<Full>(job, grad, threads); }
 
 }  // namespace lora_comp::swin
 END_TARGET

@@ -6,9 +6,7 @@ BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma")
 
 namespace lora_comp::swin {
 
-void run_half(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
-  run_block<Half>(job, grad, threads);
-}
+void run_half(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run_block<Half>(job, grad, threads); }
 
 }  // namespace lora_comp::swin
 END_TARGET

@@ -14,8 +14,8 @@ struct alignas(64) Head {
   using Right = typename N::Right;
 
   Right query[kDeep / N::kPack * kTokens] = {}, key[kDeep / N::kPack * kTokens] = {},
-        value[kDeep / N::kPack * kTokens] = {};                  // deep
-  Left key_tokens[kTokens * kDeep], value_tokens[kTokens * kDeep];  // (tokens, deep)
+                                 value[kDeep / N::kPack * kTokens] = {};  // deep
+  Left key_tokens[kTokens * kDeep], value_tokens[kTokens * kDeep];        // (tokens, deep)
   Left query_rows[kHead * kTokens], key_rows[kHead * kTokens], value_rows[kHead * kTokens];
   Right keys[kTokens * kTokens / N::kPack];  // the map, its keys as the inner size
 
@@ -44,8 +44,8 @@ void map_transpose(const float* map, Head<N>& h) {
 
 // out (kHead, tokens) = values times the map's shares; leaves the map as it was computed.
 template <class N, class Right = typename N::Right>
-void attend(const float* q, const float* k, const float* v, const float* position,
-                   const Window<kTokens>& window, Head<N>& h, const Map& map, float* out) {
+void attend(const float* q, const float* k, const float* v, const float* position, const Window<kTokens>& window,
+            Head<N>& h, const Map& map, float* out) {
   const Right* const query = as_right<N>(q, kHead, h.query);
   static_assert(Head<N>::kDeep / N::kPack == kHead, "so many words hold the channels of a head");
   deep_transpose<N>(as_right<N>(k, kHead, h.key), h.key_tokens);

@@ -141,8 +141,8 @@ struct Half {
   }
 };
 
-// (rows, columns) words to (columns, rows), both multiples of kWidth, of one of the operands above: so a Right becomes a
-// Left of its transpose, and a Left a Right.
+// (rows, columns) words to (columns, rows), both multiples of kWidth, of one of the operands above: so a Right becomes
+// a Left of its transpose, and a Left a Right.
 template <class N>
 void transpose_words(const uint32_t* from, size_t rows, size_t columns, uint32_t* to) {
   for (size_t r = 0; r < rows; r += kWidth)

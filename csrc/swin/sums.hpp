@@ -25,7 +25,7 @@ struct LayerSums {
 };
 
 struct BlockSums {
-  LayerSums layers[4];  // qkv, proj, fc1, fc2
+  LayerSums layers[4];                   // qkv, proj, fc1, fc2
   Buffer<float> norm1, norm2, position;  // see `norm_grads`; (heads, keys, queries)
 
   template <class N>
@@ -51,8 +51,8 @@ struct BlockSums {
 // u += grad_y low^T, v += x low_back^T, s += sums over the tokens of low times low_back; all padded.
 //   low (ranks, tokens) = V^T x, low_back = U^T grad_y; x and grad_y (channels, tokens) as Left.
 template <class N>
-void low_rank_grads(const Linear<N>& layer, const typename N::Left* x, const typename N::Left* grad_y,
-                    const float* low, const float* low_back, LayerSums& sums) {
+void low_rank_grads(const Linear<N>& layer, const typename N::Left* x, const typename N::Left* grad_y, const float* low,
+                    const float* low_back, LayerSums& sums) {
   const size_t ranks = layer.forward.ranks, pairs = kTokens / N::kPack;
   for (size_t k = 0; k < layer.rank; ++k) {
     Vector sum = {};

@@ -16,7 +16,7 @@ struct Scratch {
   using Left = Buffer<typename N::Left>;
 
   Buffer<float> x, kept, attended, maps, low[4];
-  float *const qkv, *const middle, *const hidden;  // in `kept`
+  float *const qkv, *const middle, *const hidden;        // in `kept`
   Buffer<float> grad, grad_narrow, grad_wide, grad_low;  // the backward pass alone
   Right normed1, normed2, heads, active, grad_right;
   Left rows, grad_rows;
@@ -209,8 +209,7 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
     const Vector x = at(s.hidden + i);
     at(s.grad_wide.get() + i) *= active ? x : gelu_slope<N>(x, N::normal_share(x));
   }
-  back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2],
-       s.grad_narrow.get());
+  back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2], s.grad_narrow.get());
   if (sums.dense()) norm_grads(s.grad_narrow.get(), s.middle, second, p.dim, sums.norm2.get());
   normalise_back(s.grad_narrow.get(), s.middle, second, p.dim, p.norm2_weight, s.grad.get());
 

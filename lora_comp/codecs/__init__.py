@@ -1,4 +1,5 @@
 """The backbones by name, and how a frozen one is loaded."""
+
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -48,8 +49,10 @@ def load_codec(name: str, quality: int, weights: str | Path | None = "default") 
         raise LoraCompError(f"quality must be {QUALITIES[0]} to {QUALITIES[-1]}, not {quality}")
     path = codec_path(name, quality) if weights == "default" else Path(weights or "")
     if weights == "default" and not path.exists():
-        raise LoraCompError(f"no weights of {name} quality {quality} ship here: name a file of them "
-                            "(codec.weights=PATH), such as `lora-comp import` makes of a published checkpoint")
+        raise LoraCompError(
+            f"no weights of {name} quality {quality} ship here: name a file of them "
+            "(codec.weights=PATH), such as `lora-comp import` makes of a published checkpoint"
+        )
     state = None if weights is None else read_weights(path, f"codec {name} quality {quality}")[0]
     codec = build(name)
     if state is not None:

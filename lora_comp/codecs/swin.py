@@ -3,6 +3,7 @@
 Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021, as used by TIC
 (Lu et al., "Transformer-based Image Compression", DCC 2022), on maps of any size.
 """
+
 import torch
 from torch import Tensor, nn
 
@@ -84,8 +85,9 @@ class RSTB(nn.Module):
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool, mlp_ratio: float = 2.0):
         super().__init__()
-        self.blocks = nn.Sequential(*(
-            SwinBlock(dim, heads, window, window // 2 if shifts and i % 2 else 0, mlp_ratio) for i in range(depth)))
+        self.blocks = nn.Sequential(
+            *(SwinBlock(dim, heads, window, window // 2 if shifts and i % 2 else 0, mlp_ratio) for i in range(depth))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ Lu et al., "Transformer-based Image Compression", DCC 2022; the variant without 
     x (B, 3, H, W) --g_a--> y (B, M, H/16, W/16) --h_a--> z (B, N, H/64, W/64)
     z_hat = round(z) --h_s--> scales, means          y_hat = round(y - means) + means --g_s--> x_hat (B, 3, H, W)
 """
+
 from collections.abc import Sequence
 
 import torch
@@ -57,7 +58,11 @@ class TIC(nn.Module):
     hash: bytes
 
     def __init__(
-        self, N: int = 128, M: int = 192, depths: Sequence[int] = (2, 4, 6, 2), heads: Sequence[int] = (8, 8, 8, 16),
+        self,
+        N: int = 128,
+        M: int = 192,
+        depths: Sequence[int] = (2, 4, 6, 2),
+        heads: Sequence[int] = (8, 8, 8, 16),
         hyper_heads: int = 16,
     ):
         super().__init__()
@@ -70,15 +75,23 @@ class TIC(nn.Module):
             return RSTB(dims[i], depths[i], heads[i], window=8, shifts=True)
 
         self.g_a = nn.Sequential(
-            conv(3, N, 5), stage(0), conv(N, N, 3), stage(1), conv(N, N, 3), stage(2), conv(N, M, 3), stage(3))
+            conv(3, N, 5), stage(0), conv(N, N, 3), stage(1), conv(N, N, 3), stage(2), conv(N, M, 3), stage(3)
+        )
         self.g_s = nn.Sequential(
-            stage(3), deconv(M, N, 3), stage(2), deconv(N, N, 3), stage(1), deconv(N, N, 3), stage(0, inverse=True),
-            deconv(N, 3, 5))
+            stage(3),
+            deconv(M, N, 3),
+            stage(2),
+            deconv(N, N, 3),
+            stage(1),
+            deconv(N, N, 3),
+            stage(0, inverse=True),
+            deconv(N, 3, 5),
+        )
         hyper = dict(dim=N, depth=2, heads=hyper_heads, window=4)
-        self.h_a = nn.Sequential(
-            conv(M, N, 3), RSTB(**hyper, shifts=True), conv(N, N, 3), RSTB(**hyper, shifts=False))
+        self.h_a = nn.Sequential(conv(M, N, 3), RSTB(**hyper, shifts=True), conv(N, N, 3), RSTB(**hyper, shifts=False))
         self.h_s = nn.Sequential(
-            RSTB(**hyper, shifts=False), deconv(N, N, 3), RSTB(**hyper, shifts=True), deconv(N, 2 * M, 3))
+            RSTB(**hyper, shifts=False), deconv(N, N, 3), RSTB(**hyper, shifts=True), deconv(N, 2 * M, 3)
+        )
         self.entropy_bottleneck = EntropyBottleneck(N)
         self.apply(init_weights)
 
@@ -110,7 +123,12 @@ class TIC(nn.Module):
             "z": bottleneck_likelihood(self.entropy_bottleneck, add_noise(z) if noisy else z_hat),
         }
         return {
-            "y": y, "z": z, "y_hat": y_hat, "z_hat": z_hat, "scales": scales, "means": means,
+            "y": y,
+            "z": z,
+            "y_hat": y_hat,
+            "z_hat": z_hat,
+            "scales": scales,
+            "means": means,
             "likelihoods": likelihoods,
         }
 

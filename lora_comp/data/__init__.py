@@ -11,8 +11,20 @@ from lora_comp.data.sample import Sample
 from lora_comp.data.scenes import Scenes
 from lora_comp.errors import LoraCompError
 
-__all__ = ["Cityscapes", "Coco", "Dataset", "Folder", "ImageNet", "Photos", "Sample", "Scenes", "Voc", "load_data",
-           "read_image", "write_image"]
+__all__ = [
+    "Cityscapes",
+    "Coco",
+    "Dataset",
+    "Folder",
+    "ImageNet",
+    "Photos",
+    "Sample",
+    "Scenes",
+    "Voc",
+    "load_data",
+    "read_image",
+    "write_image",
+]
 
 
 class Dataset(Protocol):
@@ -27,13 +39,19 @@ class Dataset(Protocol):
 
 
 _DATASETS: dict[str, Callable[..., Dataset]] = {
-    "scenes": Scenes, "photos": Photos, "folder": Folder, "imagenet": ImageNet, "coco": Coco, "voc": Voc,
+    "scenes": Scenes,
+    "photos": Photos,
+    "folder": Folder,
+    "imagenet": ImageNet,
+    "coco": Coco,
+    "voc": Voc,
     "cityscapes": Cityscapes,
 }
 
 
-def load_data(name: str, path: str | os.PathLike | None = None, split: str = "val", limit: int | None = None,
-              **options) -> Dataset:
+def load_data(
+    name: str, path: str | os.PathLike | None = None, split: str = "val", limit: int | None = None, **options
+) -> Dataset:
     """A data set by name: "scenes", "photos", or one that needs `path`: "folder", "imagenet", "coco", "voc" or
     "cityscapes".
 

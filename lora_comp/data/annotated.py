@@ -21,8 +21,27 @@ from lora_comp.data.sample import Sample
 from lora_comp.errors import ImageError, LoraCompError
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 def _picture(path: Path, annotations: object) -> Tensor:
@@ -51,8 +70,9 @@ class Coco:
         root, self.name = Path(path), Path(path).name
         found = [*root.glob("instances.json"), *sorted(root.glob(f"annotations/instances_{split}*.json"))]
         if not found:
-            raise LoraCompError(f"{root} has no COCO annotations: it needs instances.json or "
-                                f"annotations/instances_{split}2017.json")
+            raise LoraCompError(
+                f"{root} has no COCO annotations: it needs instances.json or annotations/instances_{split}2017.json"
+            )
         self.annotations = found[0]
         self.coco = _read_annotations(self.annotations)
         categories = sorted(self.coco.getCatIds())
@@ -74,19 +94,23 @@ class Coco:
         image = _picture(self.root / facts["file_name"], self.annotations)
         height, width = image.shape[1:]
         if (facts["height"], facts["width"]) != (height, width):
-            raise ImageError(f"{self.root / facts['file_name']} is {width}x{height}, but {self.annotations} says "
-                             f"{facts['width']}x{facts['height']}")
+            raise ImageError(
+                f"{self.root / facts['file_name']} is {width}x{height}, but {self.annotations} says "
+                f"{facts['width']}x{facts['height']}"
+            )
         objects = self.coco.loadAnns(self.coco.getAnnIds(facts["id"]))
         boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)  # x, y, width, height
         masked = all(one.get("segmentation") for one in objects)
         masks = [torch.from_numpy(self.coco.annToMask(one)).bool() for one in objects] if masked else []
         return Sample(
-            facts["file_name"], image,
+            facts["file_name"],
+            image,
             boxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
             labels=torch.tensor([self.labels[one["category_id"]] for one in objects], dtype=torch.int64),
             masks=torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool),
             crowd=torch.tensor([bool(one.get("iscrowd")) for one in objects], dtype=torch.bool),
-            annotated=True)
+            annotated=True,
+        )
 
 
 def _read_annotations(path: Path) -> COCO:
@@ -107,6 +131,7 @@ class Voc:
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import VOCDetection
+
         years = sorted(folder.name.removeprefix("VOC") for folder in Path(path).glob("VOCdevkit/VOC20*"))
         try:
             self.read = VOCDetection(path, years[-1] if years else "2012", split)
@@ -120,6 +145,7 @@ class Voc:
 
     def __getitem__(self, index: int) -> Sample:
         from xml.etree.ElementTree import parse
+
         at = self.indexes[index]
         picture, annotations = Path(self.read.images[at]), self.read.annotations[at]
         image = _picture(picture, annotations)
@@ -127,9 +153,13 @@ class Voc:
         corners = [[float(one["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")] for one in objects]
         boxes = torch.tensor(corners).reshape(-1, 4)  # counted from 1, both edges inclusive
         return Sample(
-            picture.name, image, boxes=boxes - torch.tensor([1.0, 1.0, 0.0, 0.0]),
+            picture.name,
+            image,
+            boxes=boxes - torch.tensor([1.0, 1.0, 0.0, 0.0]),
             labels=torch.tensor([self.classes.index(one["name"]) for one in objects], dtype=torch.int64),
-            crowd=torch.tensor([one.get("difficult") == "1" for one in objects], dtype=torch.bool), annotated=True)
+            crowd=torch.tensor([one.get("difficult") == "1" for one in objects], dtype=torch.bool),
+            annotated=True,
+        )
 
 
 class Cityscapes:
@@ -138,6 +168,7 @@ class Cityscapes:
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import Cityscapes as Reader
+
         try:
             self.read = Reader(path, split, mode="fine", target_type="instance")
         except (RuntimeError, ValueError, OSError) as error:
@@ -157,9 +188,17 @@ class Cityscapes:
         image = _picture(picture, annotations)
         ids = np.asarray(Image.open(annotations)).astype(np.int64)  # a class, or 1000 class + number of the object
         shown = [i for i in np.unique(ids).tolist() if (i // 1000 if i >= 1000 else i) in self.labels]
-        masks = torch.from_numpy(np.stack([ids == i for i in shown])) if shown else torch.zeros(
-            0, *image.shape[1:], dtype=torch.bool)
+        masks = (
+            torch.from_numpy(np.stack([ids == i for i in shown]))
+            if shown
+            else torch.zeros(0, *image.shape[1:], dtype=torch.bool)
+        )
         return Sample(
-            picture.name, image, boxes=_boxes_of(masks), masks=masks,
+            picture.name,
+            image,
+            boxes=_boxes_of(masks),
+            masks=masks,
             labels=torch.tensor([self.labels[i // 1000 if i >= 1000 else i] for i in shown], dtype=torch.int64),
-            crowd=torch.tensor([i < 1000 for i in shown], dtype=torch.bool), annotated=True)
+            crowd=torch.tensor([i < 1000 for i in shown], dtype=torch.bool),
+            annotated=True,
+        )

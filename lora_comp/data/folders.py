@@ -14,8 +14,21 @@ from lora_comp.errors import LoraCompError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 
 # In scikit-image's wheel, so they load without a network; `shepp_logan`, `retina` and the like are no photographs.
-PHOTOS = ("astronaut", "brick", "camera", "chelsea", "clock", "coffee", "coins", "grass", "gravel",
-          "hubble_deep_field", "moon", "rocket", "stereo_motorcycle")
+PHOTOS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "clock",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "moon",
+    "rocket",
+    "stereo_motorcycle",
+)
 
 
 def photograph(name: str) -> np.ndarray:
@@ -33,8 +46,9 @@ def spread(items: list, limit: int | None) -> list:
 
 
 def _pictures_under(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*")
-                  if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
 
 
 class Folder:
@@ -57,8 +71,10 @@ class Folder:
         by_class = {name: paths for name, paths in by_class.items() if paths}
         loose = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
         if loose and by_class:
-            raise LoraCompError(f"{root} holds pictures both beside and inside sub-folders; sub-folders are classes, "
-                                "so move the loose pictures into one")
+            raise LoraCompError(
+                f"{root} holds pictures both beside and inside sub-folders; sub-folders are classes, "
+                "so move the loose pictures into one"
+            )
         self.classes = list(by_class)
         files: list[tuple[Path, int | None]] = [(path, None) for path in loose]
         files += [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]

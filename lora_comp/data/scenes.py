@@ -57,8 +57,9 @@ def _crop(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
     return part.astype(np.float32) / 255
 
 
-def _place(rng: np.random.RandomState, kind: int, centre: np.ndarray, radius: float, height: int,
-           width: int) -> _Object:
+def _place(
+    rng: np.random.RandomState, kind: int, centre: np.ndarray, radius: float, height: int, width: int
+) -> _Object:
     """An object of a kind, turned and slightly squeezed at random; what lies outside the picture is cut off."""
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
     cos, sin = np.cos(angle) * radius, np.sin(angle) * radius
@@ -78,7 +79,7 @@ def _arrange(rng: np.random.RandomState, label: int, height: int, width: int) ->
     radius = side * rng.uniform(0.14, 0.32)
     size = np.array([width, height])
     centre = rng.uniform(1.15 * radius, size - 1.15 * radius)
-    others = rng.permutation([kind for kind in range(len(KINDS)) if kind != label])[:rng.randint(MAX_LESSER + 1)]
+    others = rng.permutation([kind for kind in range(len(KINDS)) if kind != label])[: rng.randint(MAX_LESSER + 1)]
     objects = []
     for kind in others:
         spot = rng.uniform(0.05, 0.95, size=(6, 2)) * size
@@ -126,7 +127,7 @@ def _finish(rng: np.random.RandomState, picture: np.ndarray) -> np.ndarray:
     """Uneven coloured light, blur and noise; float32 (H, W, 3) to uint8."""
     height, width, _ = picture.shape
     slope = rng.uniform(-0.3, 0.3, size=2)
-    light = (1 + slope[0] * np.linspace(-1, 1, height)[:, None] + slope[1] * np.linspace(-1, 1, width))
+    light = 1 + slope[0] * np.linspace(-1, 1, height)[:, None] + slope[1] * np.linspace(-1, 1, width)
     tint = rng.uniform(0.7, 1.15) * rng.uniform(0.9, 1.1, size=3)
     picture = picture * light[..., None].astype(np.float32) * tint.astype(np.float32)
     picture = np.clip(picture * 255, 0, 255).astype(np.uint8)

@@ -2,8 +2,20 @@
 
 import numpy as np
 
-KINDS = ("disc", "ring", "square", "triangle", "star", "cross", "crescent", "heart", "arrow", "hexagon", "gear",
-         "spiral")
+KINDS = (
+    "disc",
+    "ring",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "crescent",
+    "heart",
+    "arrow",
+    "hexagon",
+    "gear",
+    "spiral",
+)
 
 
 def _arc(radius: float, start: float, end: float, count: int, centre: float = 0.0) -> np.ndarray:
@@ -37,9 +49,26 @@ def _outlines() -> dict[str, list[np.ndarray]]:
     full = 2 * np.pi
     tip = np.arccos(0.375)  # where the crescent's two circles meet
     inner_tip = np.arctan2(np.sin(tip), np.cos(tip) - 0.5)
-    cross = np.array([[a, b] for a, b in [(1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3), (-1, -.3),
-                                          (-.3, -.3), (-.3, -1), (.3, -1), (.3, -.3), (1, -.3)]])
-    arrow = np.array([[1, 0], [.15, .8], [.15, .3], [-1, .3], [-1, -.3], [.15, -.3], [.15, -.8]])
+    cross = np.array(
+        [
+            [a, b]
+            for a, b in [
+                (1, 0.3),
+                (0.3, 0.3),
+                (0.3, 1),
+                (-0.3, 1),
+                (-0.3, 0.3),
+                (-1, 0.3),
+                (-1, -0.3),
+                (-0.3, -0.3),
+                (-0.3, -1),
+                (0.3, -1),
+                (0.3, -0.3),
+                (1, -0.3),
+            ]
+        ]
+    )
+    arrow = np.array([[1, 0], [0.15, 0.8], [0.15, 0.3], [-1, 0.3], [-1, -0.3], [0.15, -0.3], [0.15, -0.8]])
     return {
         "disc": [_arc(0.9, 0, full, 48)],
         "ring": [_arc(0.95, 0, full, 48), _arc(0.55, full, 0, 32)],
@@ -47,9 +76,14 @@ def _outlines() -> dict[str, list[np.ndarray]]:
         "triangle": [_spokes([1.1], 3)],
         "star": [_spokes([1.1, 0.45], 5)],
         "cross": [cross],
-        "crescent": [np.concatenate([_arc(1, tip, full - tip, 40),
-                                     _arc(np.hypot(np.sin(tip), np.cos(tip) - 0.5), full - inner_tip, inner_tip, 40,
-                                          centre=0.5)])],
+        "crescent": [
+            np.concatenate(
+                [
+                    _arc(1, tip, full - tip, 40),
+                    _arc(np.hypot(np.sin(tip), np.cos(tip) - 0.5), full - inner_tip, inner_tip, 40, centre=0.5),
+                ]
+            )
+        ],
         "heart": [_heart()],
         "arrow": [arrow],
         "hexagon": [_spokes([1.0], 6)],
@@ -79,6 +113,9 @@ def coverage(outlines: list[np.ndarray], height: int, width: int, rows: int = 4)
     column = np.floor(x).astype(np.int64)
     right = x - column
     cell = (line // rows) * (width + 2) + column
-    change = np.bincount(np.concatenate([cell, cell + 1]), np.concatenate([sign * (1 - right), sign * right]),
-                         minlength=height * (width + 2)).reshape(height, width + 2)
+    change = np.bincount(
+        np.concatenate([cell, cell + 1]),
+        np.concatenate([sign * (1 - right), sign * right]),
+        minlength=height * (width + 2),
+    ).reshape(height, width + 2)
     return np.clip(np.abs(np.cumsum(change, axis=1)[:, :width]), 0, 1).astype(np.float32)

@@ -33,7 +33,10 @@ _MODULES = {
 
 
 def load_detector(
-    name: str | os.PathLike, weights: str | os.PathLike | None = "default", masks: bool = False, seed: int = 0,
+    name: str | os.PathLike,
+    weights: str | os.PathLike | None = "default",
+    masks: bool = False,
+    seed: int = 0,
 ) -> Any:
     """A frozen detector in evaluation mode, or with `masks` one that also segments.
 
@@ -50,6 +53,8 @@ def load_detector(
         load = import_module(_MODULES[library if known else ""]).load
         network = load(kind if known else name, weights, masks)
     if masks and not network.has_masks:
-        raise LoraCompError(f"the detector {str(name)!r} has no masks; task=seg needs one that segments, as scenes or "
-                            "torchvision/maskrcnn_resnet50_fpn")
+        raise LoraCompError(
+            f"the detector {str(name)!r} has no masks; task=seg needs one that segments, as scenes or "
+            "torchvision/maskrcnn_resnet50_fpn"
+        )
     return network.eval().requires_grad_(False)

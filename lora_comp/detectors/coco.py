@@ -34,5 +34,7 @@ def check_sides(x: Tensor, longest: int, name: str) -> None:
     """LoraCompError where pictures (B, 3, H, W), made to fit into `longest`, would have no pixel across."""
     short, long = sorted(x.shape[2:])
     if short * longest < long:
-        raise LoraCompError(f"{name} cannot take a picture of {x.shape[2]}x{x.shape[3]}: it makes the longer side "
-                            f"{longest}, and nothing is left of the shorter one")
+        raise LoraCompError(
+            f"{name} cannot take a picture of {x.shape[2]}x{x.shape[3]}: it makes the longer side "
+            f"{longest}, and nothing is left of the shorter one"
+        )

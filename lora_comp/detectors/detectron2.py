@@ -22,8 +22,10 @@ try:
     from detectron2.utils.file_io import PathManager
 except ImportError as error:
     line = " ".join(str(error).split())[:200]
-    raise LoraCompError(f"detectron2 cannot be imported ({line}): pip install 'setuptools<81' wheel, then pip install "
-                        "--no-build-isolation git+https://github.com/facebookresearch/detectron2") from error
+    raise LoraCompError(
+        f"detectron2 cannot be imported ({line}): pip install 'setuptools<81' wheel, then pip install "
+        "--no-build-isolation git+https://github.com/facebookresearch/detectron2"
+    ) from error
 
 # Its configuration lies beside the library, not in it. The name is that of its folder on detectron2's server.
 POINT_REND = "PointRend/InstanceSegmentation/pointrend_rcnn_R_50_FPN_3x_coco"
@@ -107,18 +109,29 @@ def _configuration(name: str) -> CfgNode:
         try:
             from detectron2.projects.point_rend import add_pointrend_config
         except ImportError as error:
-            raise LoraCompError(f"PointRend cannot be imported ({error}): pip install opencv-python-headless"
-                                ) from error
+            raise LoraCompError(
+                f"PointRend cannot be imported ({error}): pip install opencv-python-headless"
+            ) from error
         add_pointrend_config(config)
         config.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"))
-        config.merge_from_list(["MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "",
-                                "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", True])
+        config.merge_from_list(
+            [
+                "MODEL.ROI_MASK_HEAD.NAME",
+                "PointRendMaskHead",
+                "MODEL.ROI_MASK_HEAD.POOLER_TYPE",
+                "",
+                "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON",
+                True,
+            ]
+        )
         return config
     try:
         config.merge_from_file(model_zoo.get_config_file(f"{name}.yaml"))
     except RuntimeError as error:
-        raise LoraCompError(f"detectron2's model zoo has no {name!r}; it has what lies in its folder configs, as "
-                            f"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x, and {POINT_REND}") from error
+        raise LoraCompError(
+            f"detectron2's model zoo has no {name!r}; it has what lies in its folder configs, as "
+            f"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x, and {POINT_REND}"
+        ) from error
     return config
 
 

@@ -57,7 +57,8 @@ class Detr(nn.Module):
     def detect(self, x: Tensor) -> list[dict[str, Tensor]]:
         """What each of the 100 queries found, as published scores count them."""
         found = self.processor.post_process_object_detection(
-            self.model(**self._prepare(to_bytes(x))), threshold=0.0, target_sizes=[tuple(x.shape[2:])] * len(x))
+            self.model(**self._prepare(to_bytes(x))), threshold=0.0, target_sizes=[tuple(x.shape[2:])] * len(x)
+        )
         return [in_classes(one, self.table) for one in found]
 
 
@@ -67,8 +68,12 @@ def _from_file(config: DetrConfig, path: str | os.PathLike) -> DetrForObjectDete
     try:
         with fitting(path, "DETR"):
             model, facts = DetrForObjectDetection.from_pretrained(
-                None, config=config, state_dict=read_weights(path), ignore_mismatched_sizes=True,
-                output_loading_info=True)
+                None,
+                config=config,
+                state_dict=read_weights(path),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
             lacking = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in facts[kind]]
             if lacking:
                 raise ValueError(f"{len(lacking)} tensors are missing or of another size, as {min(lacking)}")

@@ -47,9 +47,16 @@ class _MaskPredictor(MaskRCNNPredictor):
 def _box_head(channels: int, width: int) -> nn.Sequential:
     """(n, channels, 7, 7) to (n, width)."""
     return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
-        nn.Conv2d(channels, 96, 3, 2, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU(),
-        nn.Flatten(), nn.Linear(96 * 4 * 4, width), nn.ReLU())
+        nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, 96, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(96),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(96 * 4 * 4, width),
+        nn.ReLU(),
+    )
 
 
 class _Pyramid(nn.Module):
@@ -74,9 +81,15 @@ class SmallRCNN(nn.Module):
     kind = "small_rcnn"
     published_scale = None
 
-    def __init__(self, classes: list[str], name: str = "small", masks: bool = False,
-                 widths: tuple[int, ...] = (24, 48, 96, 128), depths: tuple[int, ...] = (1, 1, 2, 1),
-                 channels: int = 48):
+    def __init__(
+        self,
+        classes: list[str],
+        name: str = "small",
+        masks: bool = False,
+        widths: tuple[int, ...] = (24, 48, 96, 128),
+        depths: tuple[int, ...] = (1, 1, 2, 1),
+        channels: int = 48,
+    ):
         super().__init__()
         self.name, self.classes, self.has_masks = name, list(classes), masks
         self.widths, self.depths, self.channels = tuple(widths), tuple(depths), channels
@@ -87,10 +100,16 @@ class SmallRCNN(nn.Module):
             "rpn_anchor_generator": AnchorGenerator(ANCHORS, ((1.0,),) * len(ANCHORS)),
             "rpn_head": _ProposalHead(channels, len(ANCHORS[0])),
             "box_roi_pool": MultiScaleRoIAlign(LEVELS, 7, 2, canonical_scale=CANONICAL),
-            "box_head": _box_head(channels, 256), "box_predictor": _BoxPredictor(256, count),
-            "rpn_pre_nms_top_n_train": 300, "rpn_pre_nms_top_n_test": 200, "rpn_post_nms_top_n_train": 200,
-            "rpn_post_nms_top_n_test": 100, "rpn_batch_size_per_image": 64, "box_batch_size_per_image": 48,
-            "box_positive_fraction": 0.33, "box_detections_per_img": 50,
+            "box_head": _box_head(channels, 256),
+            "box_predictor": _BoxPredictor(256, count),
+            "rpn_pre_nms_top_n_train": 300,
+            "rpn_pre_nms_top_n_test": 200,
+            "rpn_post_nms_top_n_train": 200,
+            "rpn_post_nms_top_n_test": 100,
+            "rpn_batch_size_per_image": 64,
+            "box_batch_size_per_image": 48,
+            "box_positive_fraction": 0.33,
+            "box_detections_per_img": 50,
         }
         if masks:
             parts |= {
@@ -103,8 +122,15 @@ class SmallRCNN(nn.Module):
 
     def core(self) -> dict:
         """What a file tells of the detector besides its weights."""
-        return {"name": self.name, "classes": self.classes, "masks": self.has_masks, "widths": self.widths,
-                "depths": self.depths, "channels": self.channels, "stage_variance": self.stage_variance}
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "masks": self.has_masks,
+            "widths": self.widths,
+            "depths": self.depths,
+            "channels": self.channels,
+            "stage_variance": self.stage_variance,
+        }
 
     def _maps(self, x: Tensor) -> tuple[ImageList, dict[str, Tensor]]:
         height, width = x.shape[2:]
@@ -159,6 +185,8 @@ def load(name: str | os.PathLike, weights: str | os.PathLike | None = "default",
     elif Path(name).is_file():
         path = Path(name)
     else:
-        raise LoraCompError(f"unknown detector {str(name)!r}; known are scenes, torchvision/NAME, detectron2/CONFIG, "
-                            "transformers/NAME and the path of a file of ours")
+        raise LoraCompError(
+            f"unknown detector {str(name)!r}; known are scenes, torchvision/NAME, detectron2/CONFIG, "
+            "transformers/NAME and the path of a file of ours"
+        )
     return read_network(path, _make, SmallRCNN.kind, "detector")

@@ -13,8 +13,12 @@ from lora_comp.errors import LoraCompError
 from lora_comp.networks import no_weights, own_weights
 
 # The published COCO_V1 files of these were trained without the epsilon of batch norms.
-_WITHOUT_EPS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn",
-                "retinanet_resnet50_fpn")
+_WITHOUT_EPS = (
+    "fasterrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+)
 
 
 class TorchvisionDetector(nn.Module):

@@ -13,6 +13,7 @@ A payload other than the one that its changes are coded to is damaged.
 Many: a byte for the exponent; a byte for the prior, an index into `tables.DECAYS`, of p(k) = (1 - rho) / (1 + rho)
 rho^|k|; the rANS bytes of all k.
 """
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,11 +130,17 @@ def _scales(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """`Scale` before each value, in units of 1, of magnitudes (..., n): fast + slow, and excess."""
     changed = magnitude > 0
     start = Scale()
-    forget = torch.stack([torch.full_like(magnitude, 3 / 4), torch.full_like(magnitude, 15 / 16),
-                          torch.where(changed, 7 / 8, 1.0).double()])
+    forget = torch.stack(
+        [
+            torch.full_like(magnitude, 3 / 4),
+            torch.full_like(magnitude, 15 / 16),
+            torch.where(changed, 7 / 8, 1.0).double(),
+        ]
+    )
     add = torch.stack([magnitude / 4, magnitude / 16, torch.where(changed, magnitude - 1, 0) / 8])
-    first = torch.stack([torch.full_like(magnitude[..., :1], value / ONE)
-                         for value in (start.fast, start.slow, start.excess)])
+    first = torch.stack(
+        [torch.full_like(magnitude[..., :1], value / ONE) for value in (start.fast, start.slow, start.excess)]
+    )
     add = torch.cat([first, add[..., :-1]], -1)  # s[i] = forget[i - 1] s[i - 1] + add[i], and now by doubling:
     forget = torch.cat([torch.zeros_like(first), forget[..., :-1]], -1)
     reach = 1
@@ -153,8 +160,8 @@ def _prices(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
     """`price` of each magnitude, a whole number, at these scales."""
     share = likely.clamp(4 / 5 / 63, 4 / 5 * 31)
     shift = _shift(excess)
-    further = (excess * 2.0 ** -shift).clamp_min(1 / 10)
-    steps = ((magnitude - 1) * 2.0 ** -shift).floor()
+    further = (excess * 2.0**-shift).clamp_min(1 / 10)
+    steps = ((magnitude - 1) * 2.0**-shift).floor()
     length = (steps - (UNARY - 1)).clamp_min(1).frexp().exponent - 1
     end = torch.where(steps < UNARY, (1 + further).log2(), 5.0 + length)
     more = steps.clamp_max(UNARY) * ((1 + further) / further).log2() + end + shift
@@ -175,7 +182,7 @@ def cheapest(choices: list[dict[int, float]], before: list[int]) -> list[int]:
         for k, distortion in choice.items():
             then = scale.copy()
             costs[k] = distortion
-            for value in (k, *before[i + 1:i + 1 + LOOK_AHEAD]):
+            for value in (k, *before[i + 1 : i + 1 + LOOK_AHEAD]):
                 costs[k] += price(value, then)
                 then.add(abs(value))
         chosen.append(min(costs, key=costs.__getitem__))
@@ -267,7 +274,7 @@ def decoded_adaptively(payload: bytes, count: int) -> tuple[np.ndarray, float]:
     changes = np.array(k, np.int32)
     if exponent not in EXPONENTS or encode(changes, exponent) != payload:
         raise BitstreamError(DAMAGED)
-    return changes, 2.0 ** -exponent
+    return changes, 2.0**-exponent
 
 
 def coded_with_one_prior(k: np.ndarray, exponent: int) -> bytes:

@@ -13,6 +13,7 @@ MARGIN to a bound could fall on either side of it, so the encoder lists such a l
 decoder takes that one. All others are farther from every bound than any two machines are apart. One latent in 60
 million is listed. A checksum over all symbols catches whatever else may go wrong.
 """
+
 import copy
 import zlib
 from dataclasses import dataclass
@@ -63,8 +64,15 @@ class LatentCoder:
         means, scales = self.predict(z_symbols)
         y_symbols = np.empty(means.shape, np.int32)
         coded, hints = _C.encode_latents(
-            y[0].detach().float().cpu().contiguous().numpy(), means, scales, BETWEEN, *gaussian_tables(), MARGIN,
-            y_symbols, torch.get_num_threads())
+            y[0].detach().float().cpu().contiguous().numpy(),
+            means,
+            scales,
+            BETWEEN,
+            *gaussian_tables(),
+            MARGIN,
+            y_symbols,
+            torch.get_num_threads(),
+        )
         coded_z = rans.encode(z_symbols, self.channels(z_symbols.shape), *self.z_tables)
         return CodedLatents(coded_z, coded, checksum(z_symbols, y_symbols), np.array(hints, HINT).tobytes())
 
@@ -82,8 +90,9 @@ class LatentCoder:
         z_symbols = rans.decode(coded.z, self.channels((self.N, height, width)), *self.z_tables)
         means, scales = self.predict(z_symbols)
         y_symbols, y_hat = np.empty(means.shape, np.int32), np.empty(means.shape, np.float32)
-        _C.decode_latents(coded.y, means, scales, BETWEEN, *gaussian_tables(), hints, y_symbols, y_hat,
-                          torch.get_num_threads())
+        _C.decode_latents(
+            coded.y, means, scales, BETWEEN, *gaussian_tables(), hints, y_symbols, y_hat, torch.get_num_threads()
+        )
         if checksum(z_symbols, y_symbols) != coded.symbols_crc:
             raise BitstreamError("the decoded latents differ from the encoded ones: the file is damaged")
         return torch.from_numpy(y_hat)[None]

@@ -1,4 +1,5 @@
 """The probability models of y and z, as likelihoods of tensors; how they become a file is told in latents.py."""
+
 import math
 import warnings
 
@@ -37,7 +38,7 @@ class _LowerBound(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return grad * ((x >= ctx.bound) | (grad < 0)), None
 
 

@@ -4,6 +4,7 @@ A table is a row of cumulative frequencies from 0 to 65536; its last bin is the 
 made in float64 on the CPU, and their bytes are part of a codec's hash: a machine whose library rounds one entry
 another way refuses a file instead of decoding garbage.
 """
+
 import math
 from functools import cache
 from typing import NamedTuple
@@ -17,7 +18,7 @@ TOTAL = 1 << 16
 SCALES = np.exp(np.linspace(math.log(SCALE_MIN), math.log(256), 64))  # standard deviations of y's tables
 BETWEEN = np.sqrt(SCALES[1:] * SCALES[:-1])  # the nearest table costs a quarter of what the next larger one does
 DECAYS = 2.0 ** np.linspace(-2, 8, 32)  # mean absolute values of the tables of adapter deltas, in steps
-TAIL = 2.0 ** -17  # a value less likely than this is left to the escape
+TAIL = 2.0**-17  # a value less likely than this is left to the escape
 
 
 class Tables(NamedTuple):
@@ -32,7 +33,7 @@ def quantise(mass: np.ndarray) -> np.ndarray:
     """Probabilities, the escape's last, to cumulative frequencies: float64 (n,) to int32 (n + 1,), none of them 0."""
     frequency = np.maximum(1, np.rint(mass / mass.sum() * TOTAL)).astype(np.int64)
     while excess := int(frequency.sum()) - TOTAL:
-        largest = np.argsort(-frequency, kind="stable")[:abs(excess)]
+        largest = np.argsort(-frequency, kind="stable")[: abs(excess)]
         frequency[largest] -= np.sign(excess) * (frequency[largest] > 1)
     return np.concatenate([[0], np.cumsum(frequency)]).astype(np.int32)
 
@@ -40,7 +41,7 @@ def quantise(mass: np.ndarray) -> np.ndarray:
 def stack(rows: list[np.ndarray], offsets: list[int]) -> Tables:
     cdfs = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, cdf in zip(cdfs, rows, strict=True):
-        row[:len(cdf)] = cdf
+        row[: len(cdf)] = cdf
     return Tables(cdfs, np.array([len(r) for r in rows], np.int32), np.array(offsets, np.int32))
 
 
@@ -63,7 +64,7 @@ def laplace_tables() -> Tables:
     for decay in DECAYS:
         ratio = geometric_ratio(decay)
         value = np.arange(int(24 * (decay + 1)))
-        rows.append(symmetric((1 - ratio) / (1 + ratio) * ratio ** value))
+        rows.append(symmetric((1 - ratio) / (1 + ratio) * ratio**value))
         halves.append(-(len(rows[-1]) - 3) // 2)
     return stack(rows, halves)
 
@@ -76,15 +77,21 @@ def geometric_ratio(decay: float) -> float:
 def symmetric(mass: np.ndarray) -> np.ndarray:
     """The table of a symmetric distribution from its masses at 0, 1, 2, ...; at least -1, 0 and 1 are in it."""
     half = max(2, int((mass >= TAIL).sum()))
-    both = np.concatenate([mass[half - 1:0:-1], mass[:half]])
+    both = np.concatenate([mass[half - 1 : 0 : -1], mass[:half]])
     return quantise(np.append(both, max(1 - both.sum(), 0.0)))
 
 
 def bottleneck_tables(model: EntropyBottleneck) -> Tables:
     """A table for each channel of z, around that channel's median."""
     double = EntropyBottleneck(model.channels).double()
-    double.load_state_dict({k: v.double() for k, v in model.state_dict().items()
-                            if not k.startswith(("_offset", "_quantized_cdf", "_cdf_length"))}, strict=False)
+    double.load_state_dict(
+        {
+            k: v.double()
+            for k, v in model.state_dict().items()
+            if not k.startswith(("_offset", "_quantized_cdf", "_cdf_length"))
+        },
+        strict=False,
+    )
     medians = double.quantiles[:, 0, 1].detach()
     reach = np.arange(-64, 65)
     samples = medians[:, None, None] + medians.new_tensor(reach)[None, None]
@@ -93,7 +100,7 @@ def bottleneck_tables(model: EntropyBottleneck) -> Tables:
     for row in mass:
         inside = np.flatnonzero(row >= TAIL)
         first, last = (min(inside[0], 63), max(inside[-1], 65)) if len(inside) else (63, 65)
-        kept = row[first:last + 1]
+        kept = row[first : last + 1]
         rows.append(quantise(np.append(kept, max(1 - kept.sum(), 0.0))))
         offsets.append(int(reach[first]))
     return stack(rows, offsets)

@@ -25,7 +25,9 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def load_foreign(
-    network: str | os.PathLike, weights: str | os.PathLike | None = "default", layers: Sequence[str] | None = None,
+    network: str | os.PathLike,
+    weights: str | os.PathLike | None = "default",
+    layers: Sequence[str] | None = None,
     settings: Mapping | str | os.PathLike | None = None,
 ) -> "ForeignNetwork":
     """A frozen network and the tensors in it to match.
@@ -93,8 +95,10 @@ class ForeignNetwork(nn.Module):
                 self.prepare.wanted = replace(self.prepare.wanted, size=size)
             return size, probe
         told = "x".join(map(str, named or (SIDES[0],) * 2))
-        raise LoraCompError(f"{self.name} does not run on a picture of {told}: {first_line(refused[0])}; if it takes "
-                            "another size, tell it: task.input.size=[HEIGHT,WIDTH]")
+        raise LoraCompError(
+            f"{self.name} does not run on a picture of {told}: {first_line(refused[0])}; if it takes "
+            "another size, tell it: task.input.size=[HEIGHT,WIDTH]"
+        )
 
     def _known(self, probe: Probe, layers: Sequence[str]) -> list[str]:
         """The layers asked for, in order of computation."""
@@ -103,8 +107,9 @@ class ForeignNetwork(nn.Module):
             if name not in found:
                 close = difflib.get_close_matches(str(name), found, 4, 0) or list(found)[:4]
                 why = "has no gradient to the picture" if name in probe.tensors else "is unknown"
-                raise LoraCompError(f"the layer {name!r} of {self.name} {why}; there are {len(found)}, such as "
-                                    f"{', '.join(close)}")
+                raise LoraCompError(
+                    f"the layer {name!r} of {self.name} {why}; there are {len(found)}, such as {', '.join(close)}"
+                )
         return [name for name in found if name in layers]
 
     @torch.no_grad()
@@ -121,8 +126,10 @@ class ForeignNetwork(nn.Module):
             together = self.taps.kept(self.prepare(torch.cat([one, two])))
         except Exception:
             return False
-        return all(len(both) == 2 and torch.allclose(both[1:], alone, atol=1e-2 * float(alone.std()))
-                   for both, alone in zip(together, self.taps.kept(self.prepare(two)), strict=True))
+        return all(
+            len(both) == 2 and torch.allclose(both[1:], alone, atol=1e-2 * float(alone.std()))
+            for both, alone in zip(together, self.taps.kept(self.prepare(two)), strict=True)
+        )
 
     @property
     def stage_modules(self) -> dict[str, nn.Module]:
@@ -168,5 +175,14 @@ class ForeignNetwork(nn.Module):
 
 def photos(size: tuple[int, int]) -> Tensor:
     """Photographs to measure a network on: (4, 3, H, W)."""
-    return torch.cat([F.interpolate(torch.from_numpy(photograph(name)).permute(2, 0, 1)[None].float() / 255, size,
-                                    mode="bilinear", antialias=True) for name in PHOTOS])
+    return torch.cat(
+        [
+            F.interpolate(
+                torch.from_numpy(photograph(name)).permute(2, 0, 1)[None].float() / 255,
+                size,
+                mode="bilinear",
+                antialias=True,
+            )
+            for name in PHOTOS
+        ]
+    )

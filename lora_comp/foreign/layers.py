@@ -20,9 +20,16 @@ _PRODUCTS = ("Convolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Linear")  # autogr
 
 def usable(probe: Probe) -> dict[str, Tensor]:
     """The tensors that can be matched: of the one picture (1, ...), with a gradient, their numbers not all the same."""
-    return {name: t for name, t in probe.tensors.items()
-            if t.requires_grad and t.ndim > 1 and len(t) == 1 and t.numel() > 1
-            and torch.isfinite(t).all() and t.detach().float().var() > 1e-20}
+    return {
+        name: t
+        for name, t in probe.tensors.items()
+        if t.requires_grad
+        and t.ndim > 1
+        and len(t) == 1
+        and t.numel() > 1
+        and torch.isfinite(t).all()
+        and t.detach().float().var() > 1e-20
+    }
 
 
 def pick(probe: Probe, size: tuple[int, int]) -> list[str]:
@@ -75,8 +82,11 @@ def _resolutions(inner: Mapping[str, Tensor], size: tuple[int, int]) -> set[str]
 
 
 def _sums(inner: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in inner.items()
-            if tensor.grad_fn is not None and tensor.grad_fn.name().startswith("Add")}
+    return {
+        name: tensor
+        for name, tensor in inner.items()
+        if tensor.grad_fn is not None and tensor.grad_fn.name().startswith("Add")
+    }
 
 
 def _is_transformer(inner: Mapping[str, Tensor]) -> bool:
@@ -93,6 +103,6 @@ def _evenly(inner: Mapping[str, Tensor]) -> set[str]:
         sums, shapes = dict(inner), Counter(tensor.shape for tensor in inner.values())
     if not shapes:
         return set()
-    (shape, _), = shapes.most_common(1)
+    ((shape, _),) = shapes.most_common(1)
     alike = [name for name, tensor in sums.items() if tensor.shape == shape]
     return {alike[math.ceil(len(alike) * quarter / STAGES) - 1] for quarter in range(1, STAGES + 1)}

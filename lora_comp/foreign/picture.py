@@ -43,7 +43,8 @@ def read_input(given: Mapping | str | os.PathLike | None, own: Input) -> Input:
     if unknown := sorted(set(map(str, given or {})) - set(known)):
         raise LoraCompError(f"a network's input is told by {', '.join(known)}, not {', '.join(unknown)}")
     told: dict[str, Any] = {
-        str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None}
+        str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None
+    }
     return replace(own, **told)
 
 

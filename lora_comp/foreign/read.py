@@ -16,8 +16,10 @@ from lora_comp.foreign.taps import Graph, Modules, Script
 from lora_comp.networks import library_model, load_network
 
 SCRIPTS, EXPORTED = (".pt", ".ts", ".pth", ".torchscript", ".jit"), (".pt2",)
-KINDS = ("an ONNX (.onnx), TorchScript (.pt, .ts) or torch.export (.pt2) file, timm/NAME, torchvision/NAME, "
-         "module:function, or a network that ships here")
+KINDS = (
+    "an ONNX (.onnx), TorchScript (.pt, .ts) or torch.export (.pt2) file, timm/NAME, torchvision/NAME, "
+    "module:function, or a network that ships here"
+)
 
 
 @dataclass
@@ -97,7 +99,8 @@ def _read_script(path: Path) -> Found:
         if "constants.pkl" in str(error) or "PytorchStreamReader" in str(error):
             raise LoraCompError(
                 f"{path} is not a TorchScript file: torch.jit.save writes one. Of a checkpoint, which holds weights "
-                "alone, give the network that it is for, as module:function") from None
+                "alone, give the network that it is for, as module:function"
+            ) from None
         raise LoraCompError(f"{path} cannot be used: {first_line(error)}") from None
 
 
@@ -107,8 +110,11 @@ def _read_export(path: Path) -> Found:
     except Exception as error:  # zip, pickle and schema readers raise nearly anything on a file that is something else
         raise LoraCompError(f"{path} is not a torch.export file: {first_line(error)}") from None
     module = program.module()
-    inputs = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"
-              and node.name in program.graph_signature.user_inputs]
+    inputs = [
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    ]
     if len(inputs) != 1 or len(inputs[0]) != 4 or inputs[0][1] != 3:
         raise LoraCompError(f"{path} does not take one picture (B, 3, H, W), but {[list(shape) for shape in inputs]}")
     batch, _, height, width = inputs[0]

@@ -152,7 +152,7 @@ class Graph(nn.Module):
 
 
 def _operator(node: Any) -> str:
-    """"relu_" of a node aten::relu_ of a TorchScript graph; "" of one that computes nothing."""
+    """ "relu_" of a node aten::relu_ of a TorchScript graph; "" of one that computes nothing."""
     library, _, name = node.kind().partition("::")
     return name if library != "prim" else ""
 
@@ -188,9 +188,14 @@ class Script(nn.Module):
         """Nodes of the graph that make tensors which no later node overwrites, by name: their place in it."""
         nodes = list(self.frozen.graph.nodes())
         overwritten = {next(node.inputs()).debugName() for node in nodes if _operator(node).endswith("_")}
-        return {f"{_operator(node).rstrip('_')}_{place}": place for place, node in enumerate(nodes)
-                if _operator(node) and node.outputsSize() == 1 and node.output().debugName() not in overwritten
-                and node.output().type().isSubtypeOf(torch._C.TensorType.get())}
+        return {
+            f"{_operator(node).rstrip('_')}_{place}": place
+            for place, node in enumerate(nodes)
+            if _operator(node)
+            and node.outputsSize() == 1
+            and node.output().debugName() not in overwritten
+            and node.output().type().isSubtypeOf(torch._C.TensorType.get())
+        }
 
     def _cut(self, places: Sequence[int]) -> Callable[[Tensor], tuple]:
         """A function from a picture to the answer, and what the nodes at these places make."""

@@ -3,6 +3,7 @@
 A method has `name`, `adapter` (with the `identity` that files carry), `prepare(codec)` for the encoder and
 `restore(codec, payload)` for the decoder. The method "none" is the plain codec: None in place of an object.
 """
+
 from pathlib import Path
 
 from lora_comp.codecs import Codec
@@ -16,8 +17,15 @@ STARTS = {"svd_lora": ("svd_lora",), "lora": ("lora", "svd_lora")}  # the method
 
 
 def load_method(
-    name: str, codec: Codec, task: str | None = None, adapter: str | Path | None = "auto", rank: int = 4,
-    alpha: int = 8, mlp: bool = False, seed: int = 0, exponent: int = 5,
+    name: str,
+    codec: Codec,
+    task: str | None = None,
+    adapter: str | Path | None = "auto",
+    rank: int = 4,
+    alpha: int = 8,
+    mlp: bool = False,
+    seed: int = 0,
+    exponent: int = 5,
 ) -> LowRank | None:
     """A method by name, with its adapter for this codec.
 
@@ -37,8 +45,11 @@ def load_method(
         raise LoraCompError(f"exponent must be {EXPONENTS[0]} to {EXPONENTS[-1]}, not {exponent}")
     found = None
     if adapter == "auto":
-        paths = [adapter_path(codec.name, codec.quality, kind, part)
-                 for part in (task or "").split("+") for kind in STARTS[name]]
+        paths = [
+            adapter_path(codec.name, codec.quality, kind, part)
+            for part in (task or "").split("+")
+            for kind in STARTS[name]
+        ]
         found = next((read_adapter(path, codec, name) for path in paths if path.exists()), None)
     elif adapter is not None:
         shipped = [adapter_path(codec.name, codec.quality, kind, str(adapter)) for kind in STARTS[name]]
@@ -78,12 +89,18 @@ def method_of_file(name: str, identity: bytes, codec: Codec, adapter: str | Path
         raise BitstreamError(f"the file names an adapter that cannot be: {error}") from None
     if made is not None:
         return LowRank(name, made)
-    shipped = [path for kind in STARTS[name]
-               for path in sorted((ROOT / "adapters").glob(f"{codec.name}-q{codec.quality}-{kind}-*.safetensors"))]
-    candidates = ([load_adapter(Path(adapter), codec, name)] if adapter else
-                  [read_adapter(path, codec, name) for path in shipped])
+    shipped = [
+        path
+        for kind in STARTS[name]
+        for path in sorted((ROOT / "adapters").glob(f"{codec.name}-q{codec.quality}-{kind}-*.safetensors"))
+    ]
+    candidates = (
+        [load_adapter(Path(adapter), codec, name)] if adapter else [read_adapter(path, codec, name) for path in shipped]
+    )
     for found in candidates:
         if found is not None and found.identity == identity:
             return LowRank(name, found)
-    raise BitstreamError(f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality}, which "
-                         "is not at hand: name the file it was encoded with as adapter=PATH")
+    raise BitstreamError(
+        f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality}, which "
+        "is not at hand: name the file it was encoded with as adapter=PATH"
+    )

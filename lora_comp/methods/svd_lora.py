@@ -5,6 +5,7 @@ g_a and g_s becomes W + (alpha / r) U diag(S) V^T (`ops.svd_lora`). Before shipp
 task. For each picture the encoder trains all of its own and only S of the decoder; the file carries the decoder's
 change of S. Plain LoRA (Hu et al., ICLR 2022) keeps S at 1, and its U and V travel.
 """
+
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,7 @@ def seeded(codec: Codec, method: str, rank: int = 4, alpha: int = 8, mlp: bool =
     rng, tensors = np.random.Generator(np.random.PCG64(seed)), {}
 
     def signs(rows: int) -> Tensor:
-        return torch.from_numpy((2 * rng.integers(0, 2, (rows, rank)) - 1).astype(np.float32) / np.float32(rows ** 0.5))
+        return torch.from_numpy((2 * rng.integers(0, 2, (rows, rank)) - 1).astype(np.float32) / np.float32(rows**0.5))
 
     for name, layer in layers(codec, mlp).items():
         u, v = signs(layer.out_features), signs(layer.in_features)
@@ -208,7 +209,7 @@ class Adapted(nn.Module):
     def set_exponent(self, exponent: np.ndarray) -> None:
         self.exponent = exponent
         for layer in self.decoder_layers():
-            layer.step = torch.from_numpy(2.0 ** -exponent).to(layer.step)
+            layer.step = torch.from_numpy(2.0**-exponent).to(layer.step)
 
     @torch.no_grad()
     def place(self, k: np.ndarray, exponent: np.ndarray) -> None:
@@ -219,7 +220,7 @@ class Adapted(nn.Module):
             for name in layer.travels:
                 value, base = getattr(layer, name), getattr(layer, f"{name}_base")
                 count = value[0].numel()
-                value.copy_(base + layer.step_of(name) * steps[:, at:at + count].to(value).view_as(value))
+                value.copy_(base + layer.step_of(name) * steps[:, at : at + count].to(value).view_as(value))
                 at += count
 
     def propose(self, slopes: np.ndarray, exponent: np.ndarray, damping: np.ndarray) -> np.ndarray:
@@ -290,7 +291,7 @@ class LowRank:
         at = 0
         for t in travelling:
             size = tensors[t].numel()
-            tensors[t] = tensors[t] + step * torch.from_numpy(changes[at:at + size]).float().view_as(tensors[t])
+            tensors[t] = tensors[t] + step * torch.from_numpy(changes[at : at + size]).float().view_as(tensors[t])
             at += size
         for name in names:
             weight = g_s.get_parameter(name.removeprefix("g_s.") + ".weight")

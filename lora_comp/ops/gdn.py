@@ -1,4 +1,5 @@
 """Divisive normalisation and its inverse (Balle et al., "End-to-end Optimized Image Compression", ICLR 2017, eq. 3)."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +32,12 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
     kind = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))  # as a convolution would
-    fused = (kind == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % FUSED_CHANNELS == 0
-             and beta.dtype == gamma.dtype == torch.float32)
+    fused = (
+        kind == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.shape[1] % FUSED_CHANNELS == 0
+        and beta.dtype == gamma.dtype == torch.float32
+    )
     return _fused(x, beta, gamma, inverse) if fused else plain_gdn(x, beta, gamma, inverse)
 
 
@@ -45,8 +50,16 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 def _fused(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
     x, beta, gamma = x.contiguous(memory_format=torch.channels_last), beta.contiguous(), gamma.contiguous()
     y = torch.empty_like(x, memory_format=torch.channels_last)
-    _C.gdn_forward(x.data_ptr(), y.data_ptr(), beta.data_ptr(), gamma.data_ptr(), _sizes(x), inverse,
-                   x.dtype == torch.bfloat16, torch.get_num_threads())
+    _C.gdn_forward(
+        x.data_ptr(),
+        y.data_ptr(),
+        beta.data_ptr(),
+        gamma.data_ptr(),
+        _sizes(x),
+        inverse,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
     return y
 
 
@@ -63,8 +76,18 @@ def _backward(x: Tensor, grad: Tensor, beta: Tensor, gamma: Tensor, inverse: boo
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     grads = [torch.zeros_like(t) if trained else t.new_empty(0) for t in (beta, gamma)]
     addresses = (grads[0].data_ptr(), grads[1].data_ptr()) if trained else (0, 0)
-    _C.gdn_backward(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), beta.data_ptr(), gamma.data_ptr(), addresses,
-                    _sizes(x), inverse, x.dtype == torch.bfloat16, torch.get_num_threads())
+    _C.gdn_backward(
+        x.data_ptr(),
+        grad.data_ptr(),
+        grad_x.data_ptr(),
+        beta.data_ptr(),
+        gamma.data_ptr(),
+        addresses,
+        _sizes(x),
+        inverse,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
     return [grad_x, *grads]
 
 

@@ -1,4 +1,5 @@
 """The low-rank update of a linear layer: W + scale U diag(s) V^T (LoRA_comp, CVPR 2025, eq. 3)."""
+
 import math
 from collections.abc import Callable
 
@@ -13,7 +14,13 @@ TENSOR_CORE_RANK = 16  # up to which the CUDA kernel multiplies by W too
 
 
 def plain_svd_lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    scale: float,
 ) -> Tensor:
     """The definition of `svd_lora_linear`, in torch."""
     y = F.linear(x, weight, bias)
@@ -25,7 +32,13 @@ def plain_svd_lora_linear(
 
 
 def svd_lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    scale: float,
 ) -> Tensor:
     """y = x W^T + scale ((x V) * s) U^T + b, with gradients of x, U, s and V and never a dense one of the weight.
 
@@ -68,7 +81,12 @@ def merge(weight: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float) -> Tens
 
 
 def _sizes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
 ) -> tuple[int, int, int, int, int]:
     """batch, n, in, out and rank, if the shapes fit each other."""
     if weight.dim() != 2:
@@ -109,7 +127,12 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _inputs(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
 ) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple]:
     """Addresses of all six and the sizes, whether the kernel multiplies by the weight too, and what lies there."""
     sizes = _sizes(x, weight, bias, u, s, v)
@@ -122,7 +145,13 @@ def _inputs(
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """y, and t = x V for the gradients."""
     addresses, sizes, whole, (x, weight, bias, u, _, _) = _inputs(x, weight, bias, u, s, v)
@@ -135,7 +164,14 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, t: Tensor, scale: float,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    t: Tensor,
+    scale: float,
     wanted: list[bool],
 ) -> list[Tensor | None]:
     """Gradients of x, u, s and v, or None where not wanted."""
@@ -157,14 +193,27 @@ _KINDS = ("cpu", "cuda")
 
 @torch.library.custom_op("lora_comp::svd_lora_linear", mutates_args=(), device_types=_KINDS)
 def _operator(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor, scale: float,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     return _forward(x, weight, bias, u, s, v, scale)
 
 
 @torch.library.custom_op("lora_comp::svd_lora_linear_backward", mutates_args=(), device_types=_KINDS)
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, t: Tensor, scale: float,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    t: Tensor,
+    scale: float,
     wanted: list[bool],
 ) -> list[Tensor]:
     """Empty where not wanted."""

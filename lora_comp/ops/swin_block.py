@@ -1,4 +1,5 @@
 """A whole Swin block (Liu et al., "Swin Transformer", ICCV 2021, eq. 3), its linear layers with low-rank updates."""
+
 import math
 from typing import NamedTuple, TypeAlias
 
@@ -11,7 +12,7 @@ from lora_comp.ops.svd_lora import svd_lora_linear
 from lora_comp.ops.window_attention import window_attention
 
 FUSED_WINDOW, FUSED_HEAD, FUSED_RANK = 8, 16, 256  # what the CPU kernel knows: its window, the largest head and rank
-MOST_KEPT = 64 * 2 ** 20  # bytes of one block
+MOST_KEPT = 64 * 2**20  # bytes of one block
 Arguments: TypeAlias = tuple[list[int], list[int], list[int], bool, tuple[int, ...]]  # as in _C.pyi
 HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 
@@ -89,8 +90,12 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
         return plain_swin_block(x, parts, window, shift)
     half = HALF and torch.is_autocast_enabled("cpu")
     tensors = x.float(), parts.dense(), parts.low_rank()
-    keeps = not half and 4 * math.prod(_kept_shape(x, tensors[1])) <= MOST_KEPT and torch.is_grad_enabled() and (
-        any(t.requires_grad for t in (x, *tensors[1], *tensors[2])))
+    keeps = (
+        not half
+        and 4 * math.prod(_kept_shape(x, tensors[1])) <= MOST_KEPT
+        and torch.is_grad_enabled()
+        and (any(t.requires_grad for t in (x, *tensors[1], *tensors[2])))
+    )
     return _fused(*tensors, window, shift, half, keeps)[0]
 
 
@@ -104,8 +109,15 @@ def _fits(x: Tensor, parts: Parts, window: int) -> bool:
     pictures = {tuple(layer.s.shape[:-1]) for layer in parts.layers if layer.s is not None}
     if pictures not in (set(), {()}, {(x.shape[0],)}):  # all layers share an adapter, or all have one for each picture
         return False
-    return (window == FUSED_WINDOW and channels % 32 == 0 and hidden % 32 == 0 and heads % 2 == 0
-            and channels % heads == 0 and channels // heads <= FUSED_HEAD and max(ranks, default=0) <= FUSED_RANK)
+    return (
+        window == FUSED_WINDOW
+        and channels % 32 == 0
+        and hidden % 32 == 0
+        and heads % 2 == 0
+        and channels % heads == 0
+        and channels // heads <= FUSED_HEAD
+        and max(ranks, default=0) <= FUSED_RANK
+    )
 
 
 def _arguments(x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int) -> Arguments:
@@ -120,19 +132,30 @@ def _kept_shape(x: Tensor, dense: list[Tensor]) -> tuple[int, ...]:
     """Of qkv, with heads padded to 16, the sum after proj and the hidden layer of every window, tokens last."""
     b, height, width, channels = x.shape
     products = 3 * FUSED_HEAD * len(dense[4]) + channels + len(dense[10])
-    return b, -(-height // FUSED_WINDOW), -(-width // FUSED_WINDOW), products, FUSED_WINDOW ** 2
+    return b, -(-height // FUSED_WINDOW), -(-width // FUSED_WINDOW), products, FUSED_WINDOW**2
 
 
 @torch.library.custom_op("lora_comp::swin_block", mutates_args=(), device_types="cpu")
 def _fused(
-    x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int, half: bool, keeps: bool,
+    x: Tensor,
+    dense: list[Tensor],
+    low_rank: list[Tensor],
+    window: int,
+    shift: int,
+    half: bool,
+    keeps: bool,
 ) -> tuple[Tensor, Tensor]:
     """y, and what the backward pass is spared; without elements where nothing is kept."""
     x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     y, kept = torch.empty_like(x), x.new_empty(_kept_shape(x, dense) if keeps else 0)
     _C.swin_block_forward(
-        x.data_ptr(), y.data_ptr(), kept.data_ptr(), *_arguments(x, dense, low_rank, window, shift), half,
-        torch.get_num_threads())
+        x.data_ptr(),
+        y.data_ptr(),
+        kept.data_ptr(),
+        *_arguments(x, dense, low_rank, window, shift),
+        half,
+        torch.get_num_threads(),
+    )
     return y, kept
 
 
@@ -143,8 +166,17 @@ def _(x, dense, low_rank, window, shift, half, keeps):
 
 @torch.library.custom_op("lora_comp::swin_block_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    x: Tensor, grad: Tensor, kept: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int,
-    half: bool, wants_x: bool, wants_dense: bool, wanted: list[bool],
+    x: Tensor,
+    grad: Tensor,
+    kept: Tensor,
+    dense: list[Tensor],
+    low_rank: list[Tensor],
+    window: int,
+    shift: int,
+    half: bool,
+    wants_x: bool,
+    wants_dense: bool,
+    wanted: list[bool],
 ) -> list[Tensor]:
     """The gradients of x, dense and low_rank, without elements where not wanted: `wanted` is of each of low_rank."""
     x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
@@ -153,9 +185,16 @@ def _backward(
     dense_grads = [torch.zeros_like(t) if wants_dense else t.new_empty(0) for t in dense]
     grads = [torch.zeros_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
     _C.swin_block_backward(
-        x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), kept.data_ptr(),
-        *_arguments(x, dense, low_rank, window, shift), [t.data_ptr() for t in dense_grads],
-        [t.data_ptr() for t in grads], half, torch.get_num_threads())
+        x.data_ptr(),
+        grad.data_ptr(),
+        grad_x.data_ptr(),
+        kept.data_ptr(),
+        *_arguments(x, dense, low_rank, window, shift),
+        [t.data_ptr() for t in dense_grads],
+        [t.data_ptr() for t in grads],
+        half,
+        torch.get_num_threads(),
+    )
     for i, s in enumerate(low_rank[1::3]):  # the kernel leaves out the factor s of these two
         for k in (3 * i, 3 * i + 2):
             if wanted[k]:
@@ -178,12 +217,13 @@ def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple:
     x, kept, *rest = ctx.saved_tensors
-    dense, low_rank = rest[:ctx.count], rest[ctx.count:]
+    dense, low_rank = rest[: ctx.count], rest[ctx.count :]
     wants_x, own, wanted, *_ = ctx.needs_input_grad
     grad_x, *grads = _backward(
-        x, grad, kept, dense, low_rank, ctx.window, ctx.shift, ctx.half, wants_x, any(own), wanted)
+        x, grad, kept, dense, low_rank, ctx.window, ctx.shift, ctx.half, wants_x, any(own), wanted
+    )
     grads = [g if wants else None for g, wants in zip(grads, [*own, *wanted], strict=True)]
-    return grad_x if wants_x else None, grads[:ctx.count], grads[ctx.count:], None, None, None, None
+    return grad_x if wants_x else None, grads[: ctx.count], grads[ctx.count :], None, None, None, None
 
 
 _fused.register_autograd(_differentiate, setup_context=_keep)

@@ -1,4 +1,5 @@
 """Self-attention in the shifted windows of a feature map (Liu et al., "Swin Transformer", ICCV 2021, eq. 4)."""
+
 from functools import lru_cache
 
 import torch
@@ -33,6 +34,7 @@ def regions(height: int, width: int, window: int, shift: int, device: torch.devi
     After the cyclic shift the last window of a row holds two strips that are no neighbours in the picture, and the
     padding of a map that is no multiple of the window belongs to nobody.
     """
+
     def axis(size: int) -> Tensor:
         padded = -(-size // window) * window
         number = torch.zeros(padded, dtype=torch.int32)
@@ -83,8 +85,13 @@ def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tens
         (B, H, W, heads * dim), of qkv's dtype.
     """
     known = qkv.is_cpu or (qkv.is_cuda and _C.has_cuda)
-    fused = (known and qkv.dtype in (torch.float32, torch.bfloat16) and qkv.numel() > 0
-             and window in FUSED_WINDOWS and qkv.shape[5] <= FUSED_DIM)
+    fused = (
+        known
+        and qkv.dtype in (torch.float32, torch.bfloat16)
+        and qkv.numel() > 0
+        and window in FUSED_WINDOWS
+        and qkv.shape[5] <= FUSED_DIM
+    )
     if not fused:
         return plain_window_attention(qkv, bias, window, shift)
     return _fused(qkv.float() if qkv.is_cpu else qkv, bias.float(), window, shift).flatten(3).to(qkv.dtype)
@@ -113,8 +120,16 @@ def _backward(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, 
     qkv, bias, grad = qkv.contiguous(), bias.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     grad_bias = torch.zeros_like(bias) if wants_bias else bias.new_empty(0)
-    run(_C.window_attention_backward, qkv, qkv.data_ptr(), bias.data_ptr(), grad.data_ptr(), grad_qkv.data_ptr(),
-        grad_bias.data_ptr() if wants_bias else 0, _sizes(qkv, window, shift))
+    run(
+        _C.window_attention_backward,
+        qkv,
+        qkv.data_ptr(),
+        bias.data_ptr(),
+        grad.data_ptr(),
+        grad_qkv.data_ptr(),
+        grad_bias.data_ptr() if wants_bias else 0,
+        _sizes(qkv, window, shift),
+    )
     return [grad_qkv, grad_bias]
 
 

@@ -121,7 +121,8 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
         raise LoraCompError(f"cannot write {out}: there is no folder {out.parent}")
     data = load_data("folder", path=folder)
     through: dict[tuple[str, int], Coder] = {
-        (name, setting): partial(measure, name, setting) for name in classic_codecs() for setting in settings(name)}
+        (name, setting): partial(measure, name, setting) for name in classic_codecs() for setting in settings(name)
+    }
     if codec:
         through |= {(codec, quality): _ours(codec, quality) for quality in QUALITIES}
     records, skipped = [], 0
@@ -136,14 +137,17 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
             size, quality = code(sample.image)
             bpp = 8 * size / sample.image[0].numel()
             records.append(
-                {"codec": name, "setting": setting, "image": sample.name, "bytes": size, "bpp": bpp, "psnr": quality})
+                {"codec": name, "setting": setting, "image": sample.name, "bytes": size, "bpp": bpp, "psnr": quality}
+            )
     if not records:
         raise LoraCompError(f"none of the {skipped} pictures in {folder} can be read")
     curves = _curves(records)
     points = {name: [(row["bpp"], row["psnr"]) for row in rows] for name, rows in curves.items()}
     anchors = {name: curve for name, curve in points.items() if name != codec}
     report = {
-        "pictures": len(data) - skipped, "skipped": skipped, "curves": curves,
+        "pictures": len(data) - skipped,
+        "skipped": skipped,
+        "curves": curves,
         "bd_rate": {test: {name: bd_rate(anchors[name], curve) for name in anchors} for test, curve in points.items()},
         "gain_db": gains(points[codec], anchors) if codec else [],
         "records": records,
@@ -156,11 +160,13 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
 
 def _ours(name: str, quality: int) -> Coder:
     import lora_comp as lc
+
     codec = lc.load_codec(name, quality=quality)
 
     def code(picture: Tensor) -> tuple[int, float]:
         data = lc.encode(picture, codec, None, method="none").data
         return len(data), psnr(to_bytes(picture), to_bytes(lc.decode(data)))
+
     return code
 
 
@@ -178,16 +184,35 @@ def _curves(records: list[dict]) -> dict[str, list[dict]]:
 
 def _print(report: dict, codec: str | None) -> None:
     anchors = list(next(iter(report["bd_rate"].values())))
-    table = Table("codec", "setting", "bpp", "PSNR dB", *[f"dB over {name}" for name in anchors if codec],
-                  title=f"means over {report['pictures']} pictures", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(
+        "codec",
+        "setting",
+        "bpp",
+        "PSNR dB",
+        *[f"dB over {name}" for name in anchors if codec],
+        title=f"means over {report['pictures']} pictures",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
     for name, rows in report["curves"].items():
         for i, row in enumerate(rows):
             above = [_signed(report["gain_db"][i][anchor], 2) for anchor in anchors] if name == codec else []
-            table.add_row(name, str(row["setting"]), f"{row['bpp']:.3f}", f"{row['psnr']:.2f}", *above,
-                          end_section=row is rows[-1])
+            table.add_row(
+                name,
+                str(row["setting"]),
+                f"{row['bpp']:.3f}",
+                f"{row['psnr']:.2f}",
+                *above,
+                end_section=row is rows[-1],
+            )
     console.print(table)
-    differences = Table("BD-rate", *[f"over {name}" for name in anchors], title="rate at equal PSNR, percent",
-                        box=box.SIMPLE_HEAD, padding=0)
+    differences = Table(
+        "BD-rate",
+        *[f"over {name}" for name in anchors],
+        title="rate at equal PSNR, percent",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
     for name, values in report["bd_rate"].items():
         differences.add_row(name, *[_signed(values[anchor], 1) for anchor in anchors])
     console.print(differences)

@@ -2,6 +2,7 @@
 
 A claim is one group of benchmarks that have a parameter `kind`, "ours" or the name of a peer.
 """
+
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ _VECTORS = (("avx512f", "AVX-512"), ("avx2", "AVX2"))
 
 class Claim(NamedTuple):
     """What was timed, and seconds: medians over the rounds of ours and of each peer, in the order they ran."""
+
     name: str
     ours: float
     peers: Mapping[str, float]
@@ -31,6 +33,7 @@ class Claim(NamedTuple):
 
 class Speeds(NamedTuple):
     """The claims of a file, the groups that lack ours or any peer, and the machine with the date in words."""
+
     claims: list[Claim]
     left_out: list[str]
     machine: str
@@ -52,9 +55,14 @@ def read_speeds(path: Path) -> Speeds:
     if not compared:
         raise LoraCompError(f"{path} has no group of benchmarks with kind={OURS} beside a peer")
     claims = [
-        Claim(name, kinds[OURS][0], {kind: median for kind, (median, _) in kinds.items() if kind != OURS},
-              noisy=any(median > NOISY * fastest for median, fastest in kinds.values()))
-        for name, kinds in compared.items()]
+        Claim(
+            name,
+            kinds[OURS][0],
+            {kind: median for kind, (median, _) in kinds.items() if kind != OURS},
+            noisy=any(median > NOISY * fastest for median, fastest in kinds.values()),
+        )
+        for name, kinds in compared.items()
+    ]
     return Speeds(claims, [name for name in groups if name not in compared], machine)
 
 
@@ -80,10 +88,17 @@ def machine_line(info: Mapping, date: str) -> str:
     cpu = info.get("cpu", {})
     vectors = [name for flag, name in _VECTORS if flag in cpu.get("flags", ())][:1]
     cores, gpu, torch, threads = cpu.get("count"), info.get("gpu"), info.get("torch"), info.get("threads")
-    return ", ".join([
-        cpu.get("brand_raw") or info.get("processor") or info.get("machine") or "an unknown processor", *vectors,
-        *([counted(cores, "core")] if cores else []), *([gpu] if gpu else []), *([f"torch {torch}"] if torch else []),
-        *([counted(threads, "thread")] if threads else []), date[:10]])
+    return ", ".join(
+        [
+            cpu.get("brand_raw") or info.get("processor") or info.get("machine") or "an unknown processor",
+            *vectors,
+            *([counted(cores, "core")] if cores else []),
+            *([gpu] if gpu else []),
+            *([f"torch {torch}"] if torch else []),
+            *([counted(threads, "thread")] if threads else []),
+            date[:10],
+        ]
+    )
 
 
 def counted(number: int, noun: str) -> str:
@@ -96,8 +111,14 @@ def speed_table(speeds: Speeds) -> str:
     for claim in speeds.claims:
         scale, unit = _unit(max(claim.ours, *claim.peers.values()))
         peers = ", ".join(f"{peer} {three_digits(seconds / scale)} {unit}" for peer, seconds in claim.peers.items())
-        rows.append((claim.name, f"{three_digits(claim.ours / scale)} {unit}", peers,
-                     ", ".join(map(three_digits, claim.ratios.values()))))
+        rows.append(
+            (
+                claim.name,
+                f"{three_digits(claim.ours / scale)} {unit}",
+                peers,
+                ", ".join(map(three_digits, claim.ratios.values())),
+            )
+        )
     notes = [f"Medians on {speeds.machine}."]
     if noisy := [claim.name for claim in speeds.claims if claim.noisy]:
         notes.append(f"Disturbed, a median over {NOISY} times the fastest round: {'; '.join(noisy)}.")

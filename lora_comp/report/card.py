@@ -1,4 +1,5 @@
 """The cards of what ships: the data, steps, hours and hardware that made it, and what it reaches."""
+
 from collections.abc import Sequence
 
 from lora_comp.zoo import codec_path, read_weights
@@ -10,8 +11,10 @@ def codec_scores(name: str, report: dict, folder: str) -> dict:
 
     "curve" names each rate point's weights by their SHA-256, so that figures of earlier weights are never shown.
     """
-    curve = [{**row, "gain_db": gain, "sha256": digest(codec_path(name, row["setting"]))}
-             for row, gain in zip(report["curves"][name], report["gain_db"], strict=True)]
+    curve = [
+        {**row, "gain_db": gain, "sha256": digest(codec_path(name, row["setting"]))}
+        for row, gain in zip(report["curves"][name], report["gain_db"], strict=True)
+    ]
     against = {anchor: rate for anchor, rate in report["bd_rate"][name].items() if anchor != name}
     return {"codec": name, "folder": folder, "pictures": report["pictures"], "curve": curve, "bd_rate": against}
 
@@ -23,24 +26,42 @@ def codec_card(scores: dict) -> str:
     cards = [read_weights(path, path.stem)[1] for path in paths]
     anchors = list(rows[0]["gain_db"])
     lines = [
-        f"# {name}", "",
+        f"# {name}",
+        "",
         "Weights in float16; trained by `python -m lora_comp.train what=codec`, lower qualities from a checkpoint of "
-        "the highest.", "",
+        "the highest.",
+        "",
     ]
     lines += table(
         ["quality", "lambda", "steps", "hours", "hardware", "trained on"],
-        [[c["quality"], c["lambda"], c["steps"], hours(c), c["hardware"], ", ".join(c["data"])] for c in cards])
-    lines += ["", f"Means over the {scores['pictures']} pictures of {scores['folder']}, every byte of a file that was "
-              "decoded; dB: PSNR above another codec at equal bpp.", ""]
+        [[c["quality"], c["lambda"], c["steps"], hours(c), c["hardware"], ", ".join(c["data"])] for c in cards],
+    )
+    lines += [
+        "",
+        f"Means over the {scores['pictures']} pictures of {scores['folder']}, every byte of a file that was "
+        "decoded; dB: PSNR above another codec at equal bpp.",
+        "",
+    ]
     lines += table(
         ["quality", "bpp", "PSNR dB", *(f"dB over {a}" for a in anchors)],
-        [[r["setting"], f"{r['bpp']:.3f}", f"{r['psnr']:.2f}", *(signed(r["gain_db"][a]) for a in anchors)]
-         for r in rows])
-    lines += ["", "BD-rate: " + ", ".join(f"{rate:+.1f} % against {a}" for a, rate in scores["bd_rate"].items()
-                                          if rate is not None) + "."]
+        [
+            [r["setting"], f"{r['bpp']:.3f}", f"{r['psnr']:.2f}", *(signed(r["gain_db"][a]) for a in anchors)]
+            for r in rows
+        ],
+    )
+    lines += [
+        "",
+        "BD-rate: "
+        + ", ".join(f"{rate:+.1f} % against {a}" for a, rate in scores["bd_rate"].items() if rate is not None)
+        + ".",
+    ]
     behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
-    lines += ["", f"Quality {', '.join(map(str, behind))} falls short of JPEG at equal bpp." if behind
-              else "Every rate point beats JPEG (Pillow, 4:2:0) at equal bpp."]
+    lines += [
+        "",
+        f"Quality {', '.join(map(str, behind))} falls short of JPEG at equal bpp."
+        if behind
+        else "Every rate point beats JPEG (Pillow, 4:2:0) at equal bpp.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -59,23 +80,51 @@ def signed(value: float | None) -> str:
 
 def network_card(facts: dict) -> str:
     """Markdown from the .json that lies beside a network's weights."""
-    told = {("hours" if key == "minutes" else key): (hours(facts) if key == "minutes" else value)
-            for key, value in facts.items() if key not in ("name", "classes", "masks", "stage_variance")}
+    told = {
+        ("hours" if key == "minutes" else key): (hours(facts) if key == "minutes" else value)
+        for key, value in facts.items()
+        if key not in ("name", "classes", "masks", "stage_variance")
+    }
     what = {None: "A classifier", False: "A detector", True: "An instance segmenter"}[facts.get("masks")]
-    return "\n".join([
-        f"# {facts['name']}", "", f"{what} of {len(facts['classes'])} classes ({', '.join(facts['classes'])}); "
-        "float16, made by `python -m lora_comp.train what=network`.", "",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in told.items())]) + "\n"
+    return (
+        "\n".join(
+            [
+                f"# {facts['name']}",
+                "",
+                f"{what} of {len(facts['classes'])} classes ({', '.join(facts['classes'])}); "
+                "float16, made by `python -m lora_comp.train what=network`.",
+                "",
+                *(f"- {key.replace('_', ' ')}: {value}" for key, value in told.items()),
+            ]
+        )
+        + "\n"
+    )
 
 
 def adapters_card(cards: Sequence[dict]) -> str:
     """Markdown from the metadata of all adapters; a dash where an older training did not note what it reached."""
     names = ("task", "codec", "quality", "method", "rank", "alpha", "steps")
     reached = ("bpp", "distortion")
-    rows = [[*(card[name] for name in names), hours(card), card["hardware"], ", ".join(card["data"]),
-             *(f"{card[name]:.4g}" if name in card else "-" for name in reached)] for card in cards]
-    return "\n".join([
-        "# Adapters", "",
-        "Pre-trained for a task, all of U, S and V; made by `python -m lora_comp.train what=adapter`. bpp and "
-        "distortion of the task: running means at the end of the training.", "",
-        *table([*names, "hours", "hardware", "trained on", *reached], rows)]) + "\n"
+    rows = [
+        [
+            *(card[name] for name in names),
+            hours(card),
+            card["hardware"],
+            ", ".join(card["data"]),
+            *(f"{card[name]:.4g}" if name in card else "-" for name in reached),
+        ]
+        for card in cards
+    ]
+    return (
+        "\n".join(
+            [
+                "# Adapters",
+                "",
+                "Pre-trained for a task, all of U, S and V; made by `python -m lora_comp.train what=adapter`. bpp and "
+                "distortion of the task: running means at the end of the training.",
+                "",
+                *table([*names, "hours", "hardware", "trained on", *reached], rows),
+            ]
+        )
+        + "\n"
+    )

@@ -33,8 +33,15 @@ def _avif(picture: Image.Image, quality: int) -> bytes:
 def _jpeg2000(picture: Image.Image, ratio: int) -> bytes:
     resolutions = min(6, min(picture.size).bit_length())  # OpenJPEG refuses more than the picture can be halved
     return _save(
-        picture, "JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True, mct=1,
-        num_resolutions=resolutions, no_jp2=True)  # mct: Pillow codes RGB without a colour transform unless told
+        picture,
+        "JPEG2000",
+        quality_mode="rates",
+        quality_layers=[ratio],
+        irreversible=True,
+        mct=1,
+        num_resolutions=resolutions,
+        no_jp2=True,
+    )  # mct: Pillow codes RGB without a colour transform unless told
 
 
 def _save(picture: Image.Image, kind: str, **options) -> bytes:

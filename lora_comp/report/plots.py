@@ -23,8 +23,13 @@ from lora_comp.report.summary import PLAIN, lower_is_better, score_name
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LABELS = {
-    "psnr": "PSNR (dB)", "ms_ssim": "MS-SSIM", "top1": "top-1 accuracy", "agreement": "agreement with the original",
-    "feature_distance": "feature distance", "score": "score"}
+    "psnr": "PSNR (dB)",
+    "ms_ssim": "MS-SSIM",
+    "top1": "top-1 accuracy",
+    "agreement": "agreement with the original",
+    "feature_distance": "feature distance",
+    "score": "score",
+}
 _TINT = "#555555"
 
 
@@ -35,8 +40,14 @@ def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
     Raises LoraCompError when the file cannot be written.
     """
     score = score_name(rows)
-    second = next((name for name in ("feature_distance", "ms_ssim", "psnr")
-                   if name != score and any(name in row for row in rows)), None)
+    second = next(
+        (
+            name
+            for name in ("feature_distance", "ms_ssim", "psnr")
+            if name != score and any(name in row for row in rows)
+        ),
+        None,
+    )
     panels = [("score", score)] + ([(second, second)] if second else [])
     figure = Figure(figsize=(5.2 * len(panels), 4.1), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     for i, (key, name) in enumerate(panels):
@@ -62,8 +73,16 @@ def _lines(axes: Axes, rows: Sequence[dict], key: str) -> None:
             lines[name].append((row["bpp"], row[key]))
     for i, (name, points) in enumerate(lines.items()):
         if points:
-            axes.plot(*zip(*sorted(points), strict=True), label=name, color=_COLOURS[i % 7], marker=_MARKERS[i % 7],
-                      markersize=6, linewidth=1.8, markeredgecolor="white", markeredgewidth=0.7)
+            axes.plot(
+                *zip(*sorted(points), strict=True),
+                label=name,
+                color=_COLOURS[i % 7],
+                marker=_MARKERS[i % 7],
+                markersize=6,
+                linewidth=1.8,
+                markeredgecolor="white",
+                markeredgewidth=0.7,
+            )
     values = [value for points in lines.values() for _, value in points]
     if values and max(values) - min(values) < 1e-3 * max(1e-9, *map(abs, values)):
         middle = (max(values) + min(values)) / 2  # equal scores would be drawn on a scale of rounding errors
@@ -84,8 +103,14 @@ def caption(record: dict, answer: str | None = None) -> str:
     return f"{record['bytes']:,} bytes, {record['bpp']:.3f} bpp\nPSNR {record['psnr']:.2f} dB\n{last}"
 
 
-def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Sequence[str],
-                 path: str | os.PathLike, boxes: Sequence[Sequence[Sequence[float]]] = ((), (), ())) -> None:
+def side_by_side(
+    original: Tensor,
+    plain: Tensor,
+    adapted: Tensor,
+    captions: Sequence[str],
+    path: str | os.PathLike,
+    boxes: Sequence[Sequence[Sequence[float]]] = ((), (), ()),
+) -> None:
     """Original, plain and adapted beside each other, and under the coded ones where they differ from the original.
 
     original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture. boxes: x, y,
@@ -96,8 +121,9 @@ def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Seq
     if len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3 or len(captions) != 3:
         raise ValueError(f"three pictures (3, H, W) of one size and three captions are needed, not {shapes}")
     _, height, width = shapes[0]
-    pictures = [picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-                for picture in (original, plain, adapted)]  # (H, W, 3) each
+    pictures = [
+        picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy() for picture in (original, plain, adapted)
+    ]  # (H, W, 3) each
     errors = [255 * np.abs(picture - pictures[0]).mean(axis=2) for picture in pictures[1:]]  # (H, W) each
     brightest = max(1.0, float(np.quantile(errors, 0.995)))  # one scale for both, or they could not be compared
     titles = ("original", "plain codec", "adapted")
@@ -109,8 +135,12 @@ def side_by_side(original: Tensor, plain: Tensor, adapted: Tensor, captions: Seq
         for x, y, *size in boxes[i]:
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, fill=False, edgecolor=_COLOURS[4], linewidth=2))
     for i, error in enumerate(errors, start=1):
-        layout.show(error / brightest, *((i, 1) if stacked else (1, i)), f"error, {titles[i]}",
-                    f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more")
+        layout.show(
+            error / brightest,
+            *((i, 1) if stacked else (1, i)),
+            f"error, {titles[i]}",
+            f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more",
+        )
     _save(layout.figure, path, dpi=layout.dpi)
 
 
@@ -150,8 +180,16 @@ class _Sheet:
         self.figure.text(left / width, 1 - (top - 8) / height, title, fontsize=11, fontweight="bold", va="bottom")
         letters = (self.step - self.gap) // 8  # of 10 points at 100 dots an inch, on average
         lines = [textwrap.shorten(line, letters, placeholder="...") for line in caption.splitlines()]
-        self.figure.text(left / width, 1 - (top + self.cell[0] + 8) / height, "\n".join(lines), fontsize=10, va="top",
-                         color=_TINT, linespacing=1.25, parse_math=False)
+        self.figure.text(
+            left / width,
+            1 - (top + self.cell[0] + 8) / height,
+            "\n".join(lines),
+            fontsize=10,
+            va="top",
+            color=_TINT,
+            linespacing=1.25,
+            parse_math=False,
+        )
         return axes
 
 
@@ -163,17 +201,25 @@ def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
     bars = [(claim, peer, ratio) for claim in speeds.claims for peer, ratio in claim.ratios.items()]
     peers = list(dict.fromkeys(peer for _, peer, _ in bars))
     lowest, highest = min(1.0, *(ratio for *_, ratio in bars)), max(1.0, *(ratio for *_, ratio in bars))
-    figure = Figure(figsize=(9, 1.2 + 0.25 * (len(bars) + 0.6 * len(speeds.claims))),
-                    layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    figure = Figure(
+        figsize=(9, 1.2 + 0.25 * (len(bars) + 0.6 * len(speeds.claims))),
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
+    )
     axes = figure.add_subplot()
     ticks, place = [], 0.0
     for claim in speeds.claims:
         ticks.append(place + (len(claim.ratios) - 1) / 2)
         for peer, ratio in claim.ratios.items():
             axes.barh(place, ratio - 1, left=1, height=0.84, color=_COLOURS[peers.index(peer) % 7])
-            axes.annotate(f"{three_digits(ratio)}× {peer}", (max(ratio, 1), place), xytext=(5, 0),
-                          textcoords="offset points", va="center", parse_math=False,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+            axes.annotate(
+                f"{three_digits(ratio)}× {peer}",
+                (max(ratio, 1), place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                parse_math=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
             place += 1
         place += 0.6  # the bars of a claim touch, claims stand apart
     axes.set_yticks(ticks, [textwrap.fill(claim.name, 40) for claim in speeds.claims], parse_math=False)

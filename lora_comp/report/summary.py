@@ -16,9 +16,25 @@ PLAIN = "none"
 GROUP = ("task", "codec", "method", "quality")
 # What a record tells that is no figure of merit of the task, in table order where it is shown at all.
 _BOOKKEEPING = (
-    "image", "height", "width", "count", *GROUP, "bytes", "bpp", "psnr", "score", "loss_before", "loss_after",
-    "seconds_encode", "seconds_decode", "label",
-    "file", "bytes_adapter", "adapted", "threads")
+    "image",
+    "height",
+    "width",
+    "count",
+    *GROUP,
+    "bytes",
+    "bpp",
+    "psnr",
+    "score",
+    "loss_before",
+    "loss_after",
+    "seconds_encode",
+    "seconds_decode",
+    "label",
+    "file",
+    "bytes_adapter",
+    "adapted",
+    "threads",
+)
 DETAILS = ("AP75", "AP_small", "AP_medium", "AP_large")
 OF_A_PART = ("_top1", "_agreement", "_mAP", "_psnr")  # the scores of one of several tasks, under its name
 
@@ -75,7 +91,8 @@ def bd_rates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
             sign = -1 if lower_is_better(name) else 1
             anchor, test = (
                 [(row["bpp"], sign * row[name]) for row in rows if row["method"] == which and name in row]
-                for which in (PLAIN, method))
+                for which in (PLAIN, method)
+            )
             rate = bd_rate(anchor, test)
             if method != PLAIN and not math.isnan(rate):
                 found.setdefault(method, {})[name] = rate
@@ -130,8 +147,11 @@ def bd_rate_lines(rows: Sequence[dict]) -> list[str]:
         own = [row for row in rows if (row["task"], row["codec"]) == (task, codec)]
         score = _words(score_name(own))
         for method, rates in bd_rates(own).items():
-            told = {("score" if score == "score" else f"score ({score})") if name == "score" else _words(name): rate
-                    for name, rate in rates.items() if not (name == "psnr" and score == "PSNR")}
+            told = {
+                ("score" if score == "score" else f"score ({score})") if name == "score" else _words(name): rate
+                for name, rate in rates.items()
+                if not (name == "psnr" and score == "PSNR")
+            }
             figures = ", ".join(f"{rate:+.1f} % at equal {name}" for name, rate in told.items())
             lines.append(f"BD-rate of {method} against the plain {codec}, task {task}: {figures}")
     return lines
@@ -146,8 +166,13 @@ def table(rows: Sequence[dict]) -> Table:
     """The rows for the terminal, with the BD-rates under them."""
     headings, lines = _cells(rows, brief=True)
     shown = Table(
-        title=f"means over {_pictures(rows)}", caption="\n".join(bd_rate_lines(rows)) or None, caption_justify="left",
-        box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        title=f"means over {_pictures(rows)}",
+        caption="\n".join(bd_rate_lines(rows)) or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
     for i, heading in enumerate(headings):
         longest = max(map(len, (*heading.split(), *(cells[i] for cells in lines))))
         shown.add_column(heading, justify="left" if i == 1 else "right", min_width=longest)

@@ -2,6 +2,7 @@
 
 weight x distortion + bpp, the objective of `ttft`, over many pictures; see "Pre-training" in LoRA_comp, CVPR 2025.
 """
+
 from pathlib import Path
 
 import torch
@@ -15,8 +16,18 @@ from lora_comp.ttft import half_pays
 
 
 def train(
-    codec: Codec, method: str, task, batches, folder: Path, *, lr: float, rank: int = 4, alpha: int = 8,
-    steps: int | None = None, minutes: float | None = None, seed: int = 0,
+    codec: Codec,
+    method: str,
+    task,
+    batches,
+    folder: Path,
+    *,
+    lr: float,
+    rank: int = 4,
+    alpha: int = 8,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
 ) -> tuple[dict[str, Tensor], dict]:
     """Train an adapter for a frozen codec, where it lies, and a task there; see `loop.fit` for the budget and `folder`.
 
@@ -51,7 +62,13 @@ def train(
         optimizer.step()
         return parallel.mean({"loss": loss.item(), "bpp": bpp.item(), "distortion": distortion.item()})
 
-    row = loop.fit(folder, {"adapter": nn.ParameterDict({n.replace(".", "/"): p for n, p in trained.items()}),
-                            "optimizer": optimizer}, step, steps=steps, minutes=minutes, seed=seed,
-                   title=f"{task.key} quality {codec.quality}")
+    row = loop.fit(
+        folder,
+        {"adapter": nn.ParameterDict({n.replace(".", "/"): p for n, p in trained.items()}), "optimizer": optimizer},
+        step,
+        steps=steps,
+        minutes=minutes,
+        seed=seed,
+        title=f"{task.key} quality {codec.quality}",
+    )
     return {n: p.detach() for n, p in trained.items()}, row

@@ -1,4 +1,5 @@
 """Rate-distortion training of a codec: bpp + lambda 255^2 MSE (Balle et al., ICLR 2018)."""
+
 import math
 from pathlib import Path
 
@@ -20,8 +21,16 @@ def bits(likelihoods: dict[str, Tensor]) -> Tensor:
 
 
 def train(
-    codec: Codec, folder: Path, data: Crops, quality: int, *, batch: int, lr: float, seed: int = 0,
-    steps: int | None = None, minutes: float | None = None,
+    codec: Codec,
+    folder: Path,
+    data: Crops,
+    quality: int,
+    *,
+    batch: int,
+    lr: float,
+    seed: int = 0,
+    steps: int | None = None,
+    minutes: float | None = None,
 ) -> dict:
     """Train `codec` in place for one rate point, where it lies; see `loop.fit` for the budget and what `folder` gets.
 
@@ -65,7 +74,8 @@ def train(
 
     codec.train()
     parts = {"codec": codec, "optimizer": optimizer, "quantiles": quantiles}
-    row = loop.fit(folder, parts, step, steps=steps, minutes=minutes, seed=seed, validate=validate,
-                   title=f"quality {quality}")
+    row = loop.fit(
+        folder, parts, step, steps=steps, minutes=minutes, seed=seed, validate=validate, title=f"quality {quality}"
+    )
     codec.eval()
     return row

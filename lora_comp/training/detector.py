@@ -82,8 +82,11 @@ def scores(network: SmallRCNN, data) -> dict[str, float]:
         pictures.append({"truth": truth_of(sample), "found": found})
     network.train()
     kinds = {"": "bbox", "mask ": "segm"} if network.has_masks else {"": "bbox"}
-    return {before + name: average_precision(pictures, kind)[name] for before, kind in kinds.items()
-            for name in ("mAP", "AP50")}
+    return {
+        before + name: average_precision(pictures, kind)[name]
+        for before, kind in kinds.items()
+        for name in ("mAP", "AP50")
+    }
 
 
 def begin_from(network: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -92,8 +95,18 @@ def begin_from(network: nn.Module, weights: dict[str, Tensor]) -> None:
     network.load_state_dict(own | {k: w for k, w in weights.items() if k in own and own[k].shape == w.shape})
 
 
-def train_detector(network: SmallRCNN, batches: ObjectBatches, unseen: dict, measured_on, out: str | os.PathLike,
-                   work: str | os.PathLike, steps: int, rate: float, seed: int = 0, **facts) -> dict:
+def train_detector(
+    network: SmallRCNN,
+    batches: ObjectBatches,
+    unseen: dict,
+    measured_on,
+    out: str | os.PathLike,
+    work: str | os.PathLike,
+    steps: int,
+    rate: float,
+    seed: int = 0,
+    **facts,
+) -> dict:
     """Train a SmallRCNN from the weights it has and write it to `out` with its facts.
 
     unseen: annotated data sets by what the names of their scores end in, "" first. measured_on: data set for the
@@ -120,8 +133,15 @@ def train_detector(network: SmallRCNN, batches: ObjectBatches, unseen: dict, mea
         optimiser.step()
         return {"loss": float(loss.detach())} | {k.removeprefix("loss_"): float(v.detach()) for k, v in losses.items()}
 
-    last = fit(Path(work), {"network": network, "optimiser": optimiser}, step, steps=steps, seed=seed,
-               validate=lambda: scores(network, shown), title=network.name)
+    last = fit(
+        Path(work),
+        {"network": network, "optimiser": optimiser},
+        step,
+        steps=steps,
+        seed=seed,
+        validate=lambda: scores(network, shown),
+        title=network.name,
+    )
     network.stage_variance = stage_variance(network, measured_on)
     facts |= {"steps": steps, "minutes": round(last["minutes"], 1)}
     for suffix, data in unseen.items():
@@ -145,6 +165,15 @@ def train_scenes_detector(masks: bool, out: Path, work: str | os.PathLike, steps
         start = "the classifier of scenes"
     unseen = {"": Scenes("val", 500), " test": Scenes("test", 300), " test odd sizes": Scenes("test", 300, "odd")}
     return train_detector(
-        network, ObjectBatches(steps, int(masks)), unseen, Scenes("train", 64, seed=2), out, work, steps,
-        RATES[masks], started_from=start, trained_on="generated scenes, split train, sides 160 to 288",
-        scored_on="500 scenes of 256x256, split val; 300 of split test; 300 of split test, sides 161 to 351")
+        network,
+        ObjectBatches(steps, int(masks)),
+        unseen,
+        Scenes("train", 64, seed=2),
+        out,
+        work,
+        steps,
+        RATES[masks],
+        started_from=start,
+        trained_on="generated scenes, split train, sides 160 to 288",
+        scored_on="500 scenes of 256x256, split val; 300 of split test; 300 of split test, sides 161 to 351",
+    )

@@ -3,6 +3,7 @@
 Exact, because nothing random outlives a step: step i draws its data and its noise from a generator seeded by
 (seed, i), so the state is the weights, the optimiser, the running means of the metrics and i.
 """
+
 import csv
 import math
 import os
@@ -69,8 +70,11 @@ class Record:
         line = {"steps": self.done, "minutes": seconds / 60, **self.mean}
         if parallel.rank() > 0:
             return line
-        save_atomically(self.folder / "checkpoint.pt", {k: p.state_dict() for k, p in self.parts.items()} | {
-            "steps": self.done, "seconds": seconds, "mean": self.mean})
+        save_atomically(
+            self.folder / "checkpoint.pt",
+            {k: p.state_dict() for k, p in self.parts.items()}
+            | {"steps": self.done, "seconds": seconds, "mean": self.mean},
+        )
         reached = validate() if validate else {}
         self._draw(reached)
         line |= reached
@@ -93,8 +97,14 @@ class Record:
 
 
 def fit(
-    folder: Path, parts: dict, step: Callable[[int, float], dict[str, float]], *, steps: int | None = None,
-    minutes: float | None = None, seed: int = 0, validate: Callable[[], dict[str, float]] | None = None,
+    folder: Path,
+    parts: dict,
+    step: Callable[[int, float], dict[str, float]],
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    validate: Callable[[], dict[str, float]] | None = None,
     title: str = "train",
 ) -> dict:
     """Run `step` until the budget is spent, from where the checkpoint in `folder` left off.
@@ -122,8 +132,14 @@ def fit(
         spent = record.done / steps if steps else (time.monotonic() - start) / (60 * (minutes or 0))
         return parallel.of_first(spent)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn() if steps else TextColumn(""),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn() if steps else TextColumn(""),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+    )
     with Progress(*columns, disable=parallel.rank() > 0) as bar:
         shown = bar.add_task(title, total=steps or 1.0, completed=record.done, metrics="")
         try:

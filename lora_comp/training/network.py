@@ -80,11 +80,15 @@ class FolderBatches(Dataset):
         torch.manual_seed(self.seed * 1_000_003 + step)
         mixed = step < MIXED * self.steps
         side = CELL * round((96 + 64 * step / self.steps) / CELL) if mixed else 176
-        change = v2.Compose([
-            v2.RandomResizedCrop(side, (0.2, 1.0), antialias=True), v2.RandomHorizontalFlip(),
-            v2.TrivialAugmentWide() if mixed else nn.Identity(), v2.ToDtype(torch.float32, scale=True),
-        ])
-        indexes = order[first * PICTURES:(first + 1) * PICTURES].tolist()
+        change = v2.Compose(
+            [
+                v2.RandomResizedCrop(side, (0.2, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.TrivialAugmentWide() if mixed else nn.Identity(),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+        indexes = order[first * PICTURES : (first + 1) * PICTURES].tolist()
         images, labels = torch.stack([change(self.read(i)) for i in indexes]), self.labels[indexes]
         return *(self.mix(images, labels) if mixed else (images, labels)), None
 
@@ -117,25 +121,48 @@ def in_turn(batches: Dataset, steps: int) -> Callable[[int], tuple]:
         nonlocal queue
         if queue is None:  # the first step of this run, which is not 0 after a stop
             # A generator of its own, so that starting it takes no numbers from the step's.
-            queue = iter(DataLoader(batches, batch_size=None, sampler=range(index, steps), num_workers=1,
-                                    prefetch_factor=4, generator=torch.Generator()))
+            queue = iter(
+                DataLoader(
+                    batches,
+                    batch_size=None,
+                    sampler=range(index, steps),
+                    num_workers=1,
+                    prefetch_factor=4,
+                    generator=torch.Generator(),
+                )
+            )
         return next(queue)
+
     return batch
 
 
 def adamw(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.AdamW:
     """AdamW that decays weights, and no biases and no scales of norms."""
     parameters = list(parameters)
-    return torch.optim.AdamW([{"params": [p for p in parameters if p.ndim > 1], "weight_decay": DECAY},
-                              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}], lr=rate)
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": DECAY},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=rate,
+    )
 
 
 def hardware() -> str:
     return f"{torch.get_num_threads()} thread(s) of a {platform.machine()} processor"
 
 
-def train_network(name: str, batches: SceneBatches | FolderBatches, val, measured_on, out: str | os.PathLike,
-                  work: str | os.PathLike, steps: int, seed: int = 0, **facts) -> dict:
+def train_network(
+    name: str,
+    batches: SceneBatches | FolderBatches,
+    val,
+    measured_on,
+    out: str | os.PathLike,
+    work: str | os.PathLike,
+    steps: int,
+    seed: int = 0,
+    **facts,
+) -> dict:
     """Train a SmallResNet and write it to `out` with its facts.
 
     val: labelled data set for the score. measured_on: data set for the variance of the stages, none of it of `val`.
@@ -165,12 +192,23 @@ def train_network(name: str, batches: SceneBatches | FolderBatches, val, measure
         right = (logits.argmax(1) == named).float().mean()
         return {"loss": float(loss.detach()), "right": float(right)}
 
-    last = fit(Path(work), {"network": network, "where": where, "optimiser": optimiser}, step, steps=steps, seed=seed,
-               validate=lambda: {"val": top1(network, shown)}, title=name)
+    last = fit(
+        Path(work),
+        {"network": network, "where": where, "optimiser": optimiser},
+        step,
+        steps=steps,
+        seed=seed,
+        validate=lambda: {"val": top1(network, shown)},
+        title=name,
+    )
     network.stage_variance = stage_variance(network, measured_on)
-    facts |= {"steps": steps, "minutes": round(last["minutes"], 1), "top1": round(top1(network, val), 4),
-              "parameters": sum(p.numel() for p in network.parameters()),
-              "hardware": hardware()}
+    facts |= {
+        "steps": steps,
+        "minutes": round(last["minutes"], 1),
+        "top1": round(top1(network, val), 4),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "hardware": hardware(),
+    }
     save_network(network, out, **facts)
     return facts
 
@@ -178,14 +216,30 @@ def train_network(name: str, batches: SceneBatches | FolderBatches, val, measure
 def train_scenes(out: str | os.PathLike, work: str | os.PathLike, steps: int) -> dict:
     """The network "scenes": twelve kinds of object, trained on generated scenes, scored on 500 that it never saw."""
     measured_on = Scenes("train", 64, seed=1)
-    return train_network("scenes", SceneBatches(steps, 0), Scenes("val", 500), measured_on, out, work, steps,
-                         trained_on="generated scenes, split train, sides 96 to 272",
-                         scored_on="500 scenes, split val")
+    return train_network(
+        "scenes",
+        SceneBatches(steps, 0),
+        Scenes("val", 500),
+        measured_on,
+        out,
+        work,
+        steps,
+        trained_on="generated scenes, split train, sides 96 to 272",
+        scored_on="500 scenes, split val",
+    )
 
 
 def train_flowers(folder: str | os.PathLike, out: str | os.PathLike, work: str | os.PathLike, steps: int) -> dict:
     """The network "flowers": five kinds, trained on FOLDER/train, scored on FOLDER/val."""
     train, val = Folder(folder, "train"), load_data("folder", folder, "val")
-    return train_network("flowers", FolderBatches(train, steps, 0), val, Folder(folder, "train", limit=64), out, work,
-                         steps, trained_on=f"{len(train)} photographs of flowers, split train",
-                         scored_on=f"{len(val)} photographs, split val")
+    return train_network(
+        "flowers",
+        FolderBatches(train, steps, 0),
+        val,
+        Folder(folder, "train", limit=64),
+        out,
+        work,
+        steps,
+        trained_on=f"{len(train)} photographs of flowers, split train",
+        scored_on=f"{len(val)} photographs, split val",
+    )

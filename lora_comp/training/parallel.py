@@ -5,6 +5,7 @@
 Every process holds the whole model and takes its share of each batch; gradients are averaged, so that a step is the
 one that a single process takes with the whole batch. The first process keeps the clock, the checkpoint and the curves.
 """
+
 import os
 from collections.abc import Iterable
 
@@ -88,8 +89,11 @@ def alike(module: nn.Module) -> None:
 
 
 def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" \
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if distributed.get_backend() == "nccl"
         else torch.device("cpu")
+    )
 
 
 def finish() -> None:

@@ -1,4 +1,5 @@
 """Training pictures: which of a data set's are read, and crops of them drawn from a seed."""
+
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,8 +84,10 @@ class Crops:
             self.sizes = {path: self.sizes[path] for path in self.kept}
         skipped = f"skipped {len(paths) - small - len(self.sizes)} that cannot be read and {small} that are smaller"
         if len(self.sizes) < 2:
-            raise LoraCompError(f"there are no two pictures of at least {size}x{size} to train on under "
-                                f"{', '.join(map(str, folders))}; {skipped}")
+            raise LoraCompError(
+                f"there are no two pictures of at least {size}x{size} to train on under "
+                f"{', '.join(map(str, folders))}; {skipped}"
+            )
         large = list(self.sizes)
         self.validation, self.training = large[::held_out], [p for i, p in enumerate(large) if i % held_out]
         if parallel.rank() == 0:
@@ -117,7 +120,7 @@ class Crops:
         if picture is None:
             print(f"skipped {path}, which cannot be read")
             return None
-        crop = picture[top:top + self.size, left:left + self.size]
+        crop = picture[top : top + self.size, left : left + self.size]
         return crop[:, ::-1] if mirrored else crop
 
     def held_out(self, count: int) -> Tensor:

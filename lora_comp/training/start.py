@@ -4,6 +4,7 @@ The convolutions of g_a begin as a hierarchical Karhunen-Loeve transform: each t
 leading principal components, and g_s begins as its transpose. What a hyperprior predicts begins as the mean and the
 deviation of each channel. A codec that starts here has after 200 steps what takes one from random weights thousands.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def components(x: Tensor, count: int) -> Tensor:
     """The leading principal components of the 2x2 patches of x (B, C, H, W): (k, C, 2, 2), k = min(count, 4 C)."""
     patches = F.pixel_unshuffle(x, 2).permute(0, 2, 3, 1).flatten(0, 2).double()  # (B H W / 4, 4 C)
     _, vectors = torch.linalg.eigh(patches.T @ patches)
-    leading = vectors.flip(1).T[:min(count, vectors.shape[0])]
+    leading = vectors.flip(1).T[: min(count, vectors.shape[0])]
     return leading.view(-1, x.shape[1], 2, 2).float()
 
 
@@ -47,7 +48,7 @@ def initialise(codec: Codec, pictures: Tensor) -> None:
     stages = [m for m in codec.g_a if hasattr(m, "blocks")]
     convs[0].weight *= GAIN
     set_bias(convs[0], -mean * convs[0].weight.sum((1, 2, 3)))
-    for deconv in deconvs[:-len(stages) - 1:-1]:  # a residual stage before each of these doubles, in g_a and in g_s
+    for deconv in deconvs[: -len(stages) - 1 : -1]:  # a residual stage before each of these doubles, in g_a and in g_s
         deconv.weight /= 4
     deconvs[0].weight /= GAIN
     set_bias(deconvs[0], mean)

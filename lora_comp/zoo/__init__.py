@@ -2,6 +2,7 @@
 
 What there is, with sizes, checksums and scores, and where published checkpoints come from: `zoo.registry`.
 """
+
 import json
 from collections.abc import Mapping
 from pathlib import Path

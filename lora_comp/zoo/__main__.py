@@ -1,9 +1,10 @@
 """lora-comp zoo: the weights that ship, and where published checkpoints come from.
 
-    python -m lora_comp.zoo              a table
-    python -m lora_comp.zoo fetch NAME   a published checkpoint into the cache
-    python -m lora_comp.zoo --write      registry.json anew, after weights in the package have changed
+python -m lora_comp.zoo              a table
+python -m lora_comp.zoo fetch NAME   a published checkpoint into the cache
+python -m lora_comp.zoo --write      registry.json anew, after weights in the package have changed
 """
+
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -38,8 +39,13 @@ def show(console: Console) -> None:
     ours = Table("name", "kind", "MB", "scores", "SHA-256", title="ships here", box=box.SIMPLE_HEAD)
     for entry in registry.shipped():
         scores = ", ".join(f"{value:.4g}{UNITS.get(key, ' ' + key)}" for key, value in entry.scores.items())
-        ours.add_row(entry.name, entry.kind, f"{entry.bytes / 1e6:.2f}", scores or "-",
-                     entry.sha256[:12] if entry.whole else "damaged")
+        ours.add_row(
+            entry.name,
+            entry.kind,
+            f"{entry.bytes / 1e6:.2f}",
+            scores or "-",
+            entry.sha256[:12] if entry.whole else "damaged",
+        )
     console.print(ours)
     theirs = Table(box=box.SIMPLE_HEAD, title="published by others")
     theirs.add_column("name", no_wrap=True)

@@ -2,6 +2,7 @@
 
 They are written in float32, so that they compute what the checkpoint did.
 """
+
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -38,8 +39,12 @@ def bring(path: Path, system: str, quality: int, into: Path) -> list[str]:
         return [f"{codec_file}: use it with {words}"]
     adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
     codec_hash = load_codec("tic", quality, codec_file).hash.hex()
-    zoo.write_weights(adapter_file, adapter, card | {
-        "codec_hash": codec_hash, "method": "svd_lora", "rank": RANK, "alpha": ALPHA}, torch.float32)
+    zoo.write_weights(
+        adapter_file,
+        adapter,
+        card | {"codec_hash": codec_hash, "method": "svd_lora", "rank": RANK, "alpha": ALPHA},
+        torch.float32,
+    )
     return [f"{codec_file}: use it with {words}", f"{adapter_file}: and with method.adapter={adapter_file}"]
 
 
@@ -52,14 +57,25 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             members = archive.namelist()
         if not any(name.endswith("data.pkl") for name in members):
             inside = [name for name in members if name.endswith((".pth", ".pt", ".tar"))]
-            raise LoraCompError(f"{path} is an archive: unpack it and import one of its {len(inside)} checkpoints"
-                                + (f", such as {inside[0]}" if inside else ""))
+            raise LoraCompError(
+                f"{path} is an archive: unpack it and import one of its {len(inside)} checkpoints"
+                + (f", such as {inside[0]}" if inside else "")
+            )
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError,
-            TypeError) as error:
-        raise LoraCompError(f"{path} is not a checkpoint of tensors that torch.load can read safely "
-                            f"({type(error).__name__})") from None
+    except (
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise LoraCompError(
+            f"{path} is not a checkpoint of tensors that torch.load can read safely ({type(error).__name__})"
+        ) from None
     state = stored.get("state_dict", stored) if isinstance(stored, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise LoraCompError(f"{path} holds no tensors by name, at its top or under 'state_dict'")

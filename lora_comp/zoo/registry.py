@@ -4,6 +4,7 @@
 it. published.json names what others published, as their own READMEs do, with the SHA-256 or its first digits where they
 tell them; null where they do not, or where nothing was published.
 """
+
 import hashlib
 import http.client
 import json
@@ -94,8 +95,9 @@ def _told(path: Path, sha256: str) -> tuple[dict, dict[str, float]]:
 def write() -> None:
     """Make registry.json anew, after weights in the package have changed."""
     files = sorted(zoo.ROOT.rglob("*.safetensors"))
-    facts = {path.relative_to(zoo.ROOT).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
-             for path in files}
+    facts = {
+        path.relative_to(zoo.ROOT).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files
+    }
     write_file(zoo.ROOT / "registry.json", (json.dumps(facts, indent=1) + "\n").encode())
 
 
@@ -146,11 +148,15 @@ def download(name: str) -> Path:
 
 def _fetch(url: str, path: Path, sha256: str | None) -> None:
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     seen = hashlib.sha256()
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer, open(unfinished, "wb") as file, Progress(
-                TextColumn("{task.description}"), DownloadColumn(), TimeRemainingColumn(), transient=True) as bar:
+        with (
+            urllib.request.urlopen(url, timeout=30) as answer,
+            open(unfinished, "wb") as file,
+            Progress(TextColumn("{task.description}"), DownloadColumn(), TimeRemainingColumn(), transient=True) as bar,
+        ):
             size = int(answer.headers.get("Content-Length") or 0)
             shown = bar.add_task(path.name, total=size or None)
             while chunk := answer.read(CHUNK):
@@ -160,12 +166,14 @@ def _fetch(url: str, path: Path, sha256: str | None) -> None:
             if size and file.tell() != size:
                 raise OSError(f"it broke off after {file.tell()} of {size} bytes")
         if sha256 and not seen.hexdigest().startswith(sha256):
-            raise LoraCompError(f"what {url} gave is not the published file: its SHA-256 is {seen.hexdigest()}, "
-                                f"not {sha256}")
+            raise LoraCompError(
+                f"what {url} gave is not the published file: its SHA-256 is {seen.hexdigest()}, not {sha256}"
+            )
         os.replace(unfinished, path)
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
-        raise LoraCompError(f"cannot fetch {url} ({reason}); where there is no network, bring the file to "
-                            f"{path}") from None
+        raise LoraCompError(
+            f"cannot fetch {url} ({reason}); where there is no network, bring the file to {path}"
+        ) from None
     finally:
         unfinished.unlink(missing_ok=True)

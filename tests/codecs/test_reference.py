@@ -1,4 +1,5 @@
 """Published checkpoints give in our modules what the published code computed (see shared/golden)."""
+
 import importlib.util
 import json
 

@@ -1,4 +1,5 @@
 """Window attention on maps of any size."""
+
 import pytest
 import torch
 from hypothesis import given, settings

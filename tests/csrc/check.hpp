@@ -4,12 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define CHECK(...)                                                                \
-  do {                                                                            \
-    if (!(__VA_ARGS__)) {                                                         \
+#define CHECK(...)                                                                   \
+  do {                                                                               \
+    if (!(__VA_ARGS__)) {                                                            \
       std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #__VA_ARGS__); \
-      std::abort();                                                               \
-    }                                                                             \
+      std::abort();                                                                  \
+    }                                                                                \
   } while (false)
 
 // The expression throws exactly this.

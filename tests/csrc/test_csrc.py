@@ -1,4 +1,5 @@
 """csrc by itself, under AddressSanitizer and UndefinedBehaviorSanitizer: unit tests, fuzz targets over the corpus."""
+
 import shutil
 import subprocess
 from pathlib import Path

@@ -77,10 +77,19 @@ struct Problem {
   Floats x, weight, b, u, s, v, grad_y;
 
   Problem(size_t batch, size_t n, size_t in, size_t out, size_t rank, bool bias)
-      : batch(batch), n(n), in(in), out(out), rank(rank), bias(bias), x(rounded(generator.values(batch * n * in))),
-        weight(rounded(generator.values(out * in))), b(rounded(generator.values(out))),
-        u(generator.values(batch * out * rank)), s(generator.values(batch * rank)),
-        v(generator.values(batch * in * rank)), grad_y(rounded(generator.values(batch * n * out))) {}
+      : batch(batch),
+        n(n),
+        in(in),
+        out(out),
+        rank(rank),
+        bias(bias),
+        x(rounded(generator.values(batch * n * in))),
+        weight(rounded(generator.values(out * in))),
+        b(rounded(generator.values(out))),
+        u(generator.values(batch * out * rank)),
+        s(generator.values(batch * rank)),
+        v(generator.values(batch * in * rank)),
+        grad_y(rounded(generator.values(batch * n * out))) {}
 
   LowRankLinear layer(const void* x, const void* weight, const void* b, bool bfloat16) const {
     return {x, weight, bias ? b : nullptr, u.data(), s.data(), v.data(), batch, n, in, out, rank, 2.0f, bfloat16};
@@ -133,7 +142,8 @@ void test_low_rank_linear(const Problem& p) {
   near(found.s, expected.s, 10 * kHalf);
   near(found.v, expected.v, kHalf);
   Floats alone(p.s.size());  // all that a decoder's layer asks for
-  low_rank_linear_backward_cuda(whole, grad_y.data(), same_t.data(), space.data(), {nullptr, nullptr, alone.data(), nullptr}, 0);
+  low_rank_linear_backward_cuda(whole, grad_y.data(), same_t.data(), space.data(),
+                                {nullptr, nullptr, alone.data(), nullptr}, 0);
   near(alone, expected.s, 10 * kHalf);
 }
 

@@ -106,14 +106,15 @@ void test_damage_is_refused_or_gives_the_same_symbols_everywhere() {
   }
 }
 
-// Heads that declare more blocks, escapes or lanes than the bytes can hold: refused before anything of that size is had.
+// Heads that declare more blocks, escapes or lanes than the bytes can hold: refused before anything of that size is
+// had.
 void test_heads_that_lie() {
   const Arrays arrays(table_set(0));
   const Tables tables = arrays.tables();
   const std::vector<int32_t> indexes(1000);
-  for (const std::string& head : {
-           std::string("\xf0\xff\xff\xff\x7f"), std::string("\x06"), std::string("\x07"), std::string("\x10\xff\xff\xff\xff\x7f"),
-           std::string("\x08\xff\xff\xff\xff\x7f"), std::string("\x80\x80\x80\x80\x80\x01"), std::string("\x05")}) {
+  for (const std::string& head : {std::string("\xf0\xff\xff\xff\x7f"), std::string("\x06"), std::string("\x07"),
+                                  std::string("\x10\xff\xff\xff\xff\x7f"), std::string("\x08\xff\xff\xff\xff\x7f"),
+                                  std::string("\x80\x80\x80\x80\x80\x01"), std::string("\x05")}) {
     CHECK_THROWS(StreamError, decoded(head, indexes, tables));
     CHECK_THROWS(StreamError, decoded(head + std::string(64, '\x01'), indexes, tables));
     CHECK_THROWS(StreamError, decoded(head + std::string(64, '\xff'), indexes, tables));

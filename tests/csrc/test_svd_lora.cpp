@@ -44,14 +44,23 @@ struct Problem {
   std::vector<float> x, weight, b, u, s, v, grad_y;
 
   Problem(size_t batch, size_t n, size_t in, size_t out, size_t rank, bool bias)
-      : batch(batch), n(n), in(in), out(out), rank(rank), bias(bias),
-        x(generator.values(batch * n * in)), weight(generator.values(out * in)), b(generator.values(out)),
-        u(generator.values(batch * out * rank)), s(generator.values(batch * rank)),
-        v(generator.values(batch * in * rank)), grad_y(generator.values(batch * n * out)) {}
+      : batch(batch),
+        n(n),
+        in(in),
+        out(out),
+        rank(rank),
+        bias(bias),
+        x(generator.values(batch * n * in)),
+        weight(generator.values(out * in)),
+        b(generator.values(out)),
+        u(generator.values(batch * out * rank)),
+        s(generator.values(batch * rank)),
+        v(generator.values(batch * in * rank)),
+        grad_y(generator.values(batch * n * out)) {}
 
   LowRankLinear layer() const {
     return {x.data(), weight.data(), bias ? b.data() : nullptr, u.data(), s.data(), v.data(), batch, n, in, out, rank,
-            2.0f, false};
+            2.0f,     false};
   }
 
   // W + 2 U diag(s) V^T of an adapter
@@ -60,8 +69,8 @@ struct Problem {
     for (size_t o = 0; o < out; ++o)
       for (size_t i = 0; i < in; ++i)
         for (size_t k = 0; k < rank; ++k)
-          w[o * in + i] += 2.0 * u[(adapter * out + o) * rank + k] * s[adapter * rank + k] *
-                           v[(adapter * in + i) * rank + k];
+          w[o * in + i] +=
+              2.0 * u[(adapter * out + o) * rank + k] * s[adapter * rank + k] * v[(adapter * in + i) * rank + k];
     return w;
   }
 };

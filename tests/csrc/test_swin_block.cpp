@@ -1,5 +1,6 @@
-// Maps, shifts, heads and ranks of every size stay within their arrays, threads and what is kept change nothing, and the
-// kernels of all instruction sets agree. What they compute, tests/ops/test_swin_block.py holds against its definition.
+// Maps, shifts, heads and ranks of every size stay within their arrays, threads and what is kept change nothing, and
+// the kernels of all instruction sets agree. What they compute, tests/ops/test_swin_block.py holds against its
+// definition.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -49,14 +50,15 @@ struct Layer {
 };
 
 // y, and all gradients.
-Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads, size_t rank,
-            bool own, bool dense, unsigned threads, bool keeps = false) {
+Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads,
+            size_t rank, bool own, bool dense, unsigned threads, bool keeps = false) {
   const size_t pictures = own ? batch : 1, size = batch * height * width * dim;
   Layer qkv(dim, 3 * dim, rank, pictures, 1), proj(dim, dim, rank, pictures, 2);
   Layer fc1(dim, 2 * dim, 0, pictures, 3), fc2(2 * dim, dim, rank / 2, pictures, 4);
   const std::vector<float> norm = random_floats(dim, 5), position = random_floats(heads * 64 * 64, 6);
-  const SwinBlock block{batch, {height, width, 8, shift}, dim, heads, norm.data(), norm.data(), norm.data(),
-                        norm.data(), position.data(), qkv.view, proj.view, fc1.view, fc2.view, own};
+  const SwinBlock block{
+      batch,       {height, width, 8, shift}, dim,      heads,     norm.data(), norm.data(), norm.data(),
+      norm.data(), position.data(),           qkv.view, proj.view, fc1.view,    fc2.view,    own};
   const std::vector<float> x = random_floats(size, 7), grad_y = random_floats(size, 8);
   std::vector<float> y(size), grad_x(size), grad_norm(4 * dim), grad_position(position.size());
   const size_t windows = batch * block.windows.rows() * block.windows.columns();

@@ -1,4 +1,5 @@
 """Pictures whose objects are annotated, in the layouts that people have."""
+
 import json
 
 import numpy as np
@@ -18,12 +19,30 @@ def save(path, height=20, width=30):
 def coco(root, pictures="val2017", file="annotations/instances_val2017.json"):
     """Two pictures: one of a dog (a polygon) and a crowd of cats (runs), one of nothing."""
     annotations = [
-        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [2, 3, 10, 5], "area": 50, "iscrowd": 0,
-         "segmentation": [[2, 3, 12, 3, 12, 8, 2, 8]]},
-        {"id": 2, "image_id": 7, "category_id": 17, "bbox": [0, 0, 1, 20], "area": 20, "iscrowd": 1,
-         "segmentation": {"size": [20, 30], "counts": [0, 20, 580]}}]
-    content = {"images": [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (7, 9)],
-               "annotations": annotations, "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]}
+        {
+            "id": 1,
+            "image_id": 7,
+            "category_id": 18,
+            "bbox": [2, 3, 10, 5],
+            "area": 50,
+            "iscrowd": 0,
+            "segmentation": [[2, 3, 12, 3, 12, 8, 2, 8]],
+        },
+        {
+            "id": 2,
+            "image_id": 7,
+            "category_id": 17,
+            "bbox": [0, 0, 1, 20],
+            "area": 20,
+            "iscrowd": 1,
+            "segmentation": {"size": [20, 30], "counts": [0, 20, 580]},
+        },
+    ]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30} for i in (7, 9)],
+        "annotations": annotations,
+        "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
+    }
     for i in (7, 9):
         save(root / pictures / f"{i}.png")
     (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +50,14 @@ def coco(root, pictures="val2017", file="annotations/instances_val2017.json"):
     return root
 
 
-@pytest.mark.parametrize("pictures, file", [
-    ("val2017", "annotations/instances_val2017.json"), ("images/val2017", "annotations/instances_val2017.json"),
-    ("images", "instances.json")])
+@pytest.mark.parametrize(
+    "pictures, file",
+    [
+        ("val2017", "annotations/instances_val2017.json"),
+        ("images/val2017", "annotations/instances_val2017.json"),
+        ("images", "instances.json"),
+    ],
+)
 def test_coco_as_it_unpacks_and_as_people_make_it(tmp_path, pictures, file):
     data = load_data("coco", coco(tmp_path, pictures, file))
     assert (len(data), data.classes) == (2, ["cat", "dog"])  # by rising id
@@ -58,9 +82,14 @@ def test_annotations_of_another_size_are_not_of_this_picture(tmp_path):
         load_data("coco", tmp_path)[0]
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "cannot be read as COCO annotations"), ("[]", "cannot be read as COCO annotations"),
-    ('{"images": []}', "has no annotations and no categories")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "cannot be read as COCO annotations"),
+        ("[]", "cannot be read as COCO annotations"),
+        ('{"images": []}', "has no annotations and no categories"),
+    ],
+)
 def test_a_file_of_something_else_is_told_in_one_line(tmp_path, content, message):
     (tmp_path / "instances.json").write_text(content)
     with pytest.raises(LoraCompError, match=message) as error:
@@ -69,8 +98,11 @@ def test_a_file_of_something_else_is_told_in_one_line(tmp_path, content, message
 
 
 def test_what_is_not_there_is_told_in_one_line(tmp_path):
-    for name, words in (("coco", "has no COCO annotations"), ("voc", "is not Pascal VOC's layout"),
-                        ("cityscapes", "is not Cityscapes' layout")):
+    for name, words in (
+        ("coco", "has no COCO annotations"),
+        ("voc", "is not Pascal VOC's layout"),
+        ("cityscapes", "is not Cityscapes' layout"),
+    ):
         with pytest.raises(LoraCompError, match=words) as error:
             load_data(name, tmp_path)
         assert "\n" not in str(error.value)
@@ -86,11 +118,19 @@ def test_pascal_voc(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2007"
     save(root / "JPEGImages" / "0001.jpg")
     for folder, name, text in (
-            ("ImageSets/Main", "val.txt", "0001\n"),
-            ("Annotations", "0001.xml", "<annotation>" + "".join(
+        ("ImageSets/Main", "val.txt", "0001\n"),
+        (
+            "Annotations",
+            "0001.xml",
+            "<annotation>"
+            + "".join(
                 f"<object><name>{kind}</name><difficult>{hard}</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>"
-                f"<xmax>10</xmax><ymax>20</ymax></bndbox></object>" for kind, hard in (("cat", 0), ("dog", 1)))
-             + "</annotation>")):
+                f"<xmax>10</xmax><ymax>20</ymax></bndbox></object>"
+                for kind, hard in (("cat", 0), ("dog", 1))
+            )
+            + "</annotation>",
+        ),
+    ):
         (root / folder).mkdir(parents=True)
         (root / folder / name).write_text(text)
     [sample] = [load_data("voc", tmp_path)[0]]

@@ -18,7 +18,10 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path):
     data = load_data("folder", fill(tmp_path, "dog/1.png", "cat/1.png", "cat/2.jpg"))
     assert data.classes == ["cat", "dog"]
     assert [(data[i].name, data[i].label) for i in range(len(data))] == [
-        ("cat/1.png", 0), ("cat/2.jpg", 0), ("dog/1.png", 1)]
+        ("cat/1.png", 0),
+        ("cat/2.jpg", 0),
+        ("dog/1.png", 1),
+    ]
     assert data[0].image.shape == (3, 4, 6)
 
 
@@ -28,7 +31,9 @@ def test_plain_folder_has_no_labels_and_ignores_other_files(tmp_path):
     data = load_data("folder", tmp_path)
     assert data.classes == []
     assert [(data[i].name, data[i].label, len(data[i].boxes), data[i].masks.shape) for i in range(2)] == [
-        ("a.PNG", None, 0, (0, 4, 6)), ("b.png", None, 0, (0, 4, 6))]
+        ("a.PNG", None, 0, (0, 4, 6)),
+        ("b.png", None, 0, (0, 4, 6)),
+    ]
 
 
 def test_split_picks_a_sub_folder_where_there_is_one(tmp_path):
@@ -58,13 +63,16 @@ def test_an_unreadable_picture_leaves_the_others_readable(tmp_path):
     assert data[2].name == "c.png"
 
 
-@pytest.mark.parametrize("name, files, message", [
-    ("folder", None, "is not a folder"),
-    ("folder", [], "holds no pictures"),
-    ("folder", ["a.png", "cat/b.png"], "beside and inside"),
-    ("imagenet", ["n01440764/a.png"], "no folder 'val'"),
-    ("imagenet", ["val/a.png"], "no class folders"),
-])
+@pytest.mark.parametrize(
+    "name, files, message",
+    [
+        ("folder", None, "is not a folder"),
+        ("folder", [], "holds no pictures"),
+        ("folder", ["a.png", "cat/b.png"], "beside and inside"),
+        ("imagenet", ["n01440764/a.png"], "no folder 'val'"),
+        ("imagenet", ["val/a.png"], "no class folders"),
+    ],
+)
 def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, message):
     folder = tmp_path / "pictures"
     if files is not None:
@@ -76,14 +84,17 @@ def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, me
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("call, message", [
-    (dict(name="cifar"), "unknown data set 'cifar'; known are scenes, photos, folder, imagenet"),
-    (dict(name="folder"), "needs the path"),
-    (dict(name="photos", path="here"), "takes no path"),
-    (dict(name="photos", size=64), "takes no size"),
-    (dict(name="scenes", colour="red"), "takes size and seed, not colour"),
-    (dict(name="scenes", limit=0), "at least 1"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (dict(name="cifar"), "unknown data set 'cifar'; known are scenes, photos, folder, imagenet"),
+        (dict(name="folder"), "needs the path"),
+        (dict(name="photos", path="here"), "takes no path"),
+        (dict(name="photos", size=64), "takes no size"),
+        (dict(name="scenes", colour="red"), "takes size and seed, not colour"),
+        (dict(name="scenes", limit=0), "at least 1"),
+    ],
+)
 def test_a_wrong_request_is_told_in_one_line(call, message):
     with pytest.raises(LoraCompError, match=message):
         load_data(**call)

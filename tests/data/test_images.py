@@ -34,8 +34,10 @@ def test_colour_is_float32_in_zero_to_one_channels_first(tmp_path):
 
 
 def test_one_pixel(tmp_path):
-    assert read_image(saved(tmp_path / "a.png", np.full((1, 1, 3), 51, np.uint8))).flatten().tolist() == [
-        pytest.approx(0.2)] * 3
+    assert (
+        read_image(saved(tmp_path / "a.png", np.full((1, 1, 3), 51, np.uint8))).flatten().tolist()
+        == [pytest.approx(0.2)] * 3
+    )
 
 
 def test_grey_and_palette_become_rgb(tmp_path):
@@ -53,14 +55,16 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
 
 def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
     """Written by hand, since Pillow writes no such file."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
     rows = b"\0" + np.array([65535, 32768, 0], ">u2").tobytes()
     header = (1).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
     path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(
-        b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
     assert read_image(path).flatten().tolist() == pytest.approx([1, 0.5, 0], abs=1 / 255)
 
 
@@ -104,8 +108,15 @@ def damaged(tmp_path, case):
     if case == "folder":
         path.mkdir()
     elif case != "missing":
-        path.write_bytes({"text": b"this is not a picture\n", "empty": b"", "cut": whole.getvalue()[:2000],
-                          "signature only": whole.getvalue()[:8], "cut in header": whole.getvalue()[:20]}[case])
+        path.write_bytes(
+            {
+                "text": b"this is not a picture\n",
+                "empty": b"",
+                "cut": whole.getvalue()[:2000],
+                "signature only": whole.getvalue()[:8],
+                "cut in header": whole.getvalue()[:20],
+            }[case]
+        )
     return path
 
 
@@ -177,7 +188,11 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("old")
     code = f"import torch; from lora_comp.data import write_image; write_image({str(path)!r}, torch.rand(3, 99, 99))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
     assert run.stderr.splitlines()[-1].startswith(f"lora_comp.errors.ImageError: cannot write {path}: ")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.png", "old")]

@@ -15,8 +15,10 @@ from lora_comp.data import Scenes, load_data
 from lora_comp.data.shapes import KINDS, OUTLINES, coverage
 from lora_comp.errors import LoraCompError
 
-FINGERPRINT = "import hashlib; from lora_comp.data import Scenes; s = Scenes('val', 9, 'odd', seed=3)[8]; " \
+FINGERPRINT = (
+    "import hashlib; from lora_comp.data import Scenes; s = Scenes('val', 9, 'odd', seed=3)[8]; "
     "print(hashlib.sha256(s.image.numpy().tobytes() + s.masks.numpy().tobytes()).hexdigest())"
+)
 
 
 def fingerprint(sample) -> str:
@@ -26,8 +28,13 @@ def fingerprint(sample) -> str:
 def test_a_scene_is_the_same_in_another_process_whatever_was_drawn_before():
     scenes = Scenes("val", 9, "odd", seed=3)
     scenes[2]
-    other = subprocess.run([sys.executable, "-c", FINGERPRINT], capture_output=True, text=True, check=True,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    other = subprocess.run(
+        [sys.executable, "-c", FINGERPRINT],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert other.stdout.strip() == fingerprint(scenes[8])
 
 
@@ -83,7 +90,7 @@ def test_pictures_are_whole_numbers_of_255ths():
 
 def sampled_coverage(outlines, height, width, rows, columns):
     """The definition: the share of rows x columns points in each pixel around which the outlines wind."""
-    y, x = np.mgrid[:height * rows, :width * columns] + 0.5
+    y, x = np.mgrid[: height * rows, : width * columns] + 0.5
     y, x = y / rows, x / columns
     winding = np.zeros(y.shape, int)
     for outline in outlines:
@@ -95,8 +102,13 @@ def sampled_coverage(outlines, height, width, rows, columns):
 
 
 @settings(max_examples=60, deadline=None)
-@given(kind=st.sampled_from(KINDS), turn=st.floats(0, 6.3), radius=st.floats(2, 9), x=st.floats(-1, 16),
-       y=st.floats(-1, 13))
+@given(
+    kind=st.sampled_from(KINDS),
+    turn=st.floats(0, 6.3),
+    radius=st.floats(2, 9),
+    x=st.floats(-1, 16),
+    y=st.floats(-1, 13),
+)
 def test_coverage_is_the_share_of_each_pixel_inside_the_outline(kind, turn, radius, x, y):
     rotation = radius * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     outlines = [outline @ rotation + (x, y) for outline in OUTLINES[kind]]

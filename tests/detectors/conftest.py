@@ -12,6 +12,7 @@ def pair(picture) -> Tensor:
 @pytest.fixture
 def lively():
     """Gives batch norms the statistics of pictures, so that random weights tell one from another."""
+
     def give(detector: nn.Module, x: Tensor) -> nn.Module:
         norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
@@ -19,6 +20,7 @@ def lively():
         with torch.no_grad():
             detector.stages(x)
         return detector.eval()
+
     return give
 
 
@@ -44,4 +46,5 @@ def check_contract():
             assert ("masks" in one) == detector.has_masks
             if detector.has_masks:
                 assert one["masks"].shape == (n, height, width) and one["masks"].dtype == torch.bool
+
     return check

@@ -30,8 +30,10 @@ def small(detector):
     return detector
 
 
-@pytest.mark.parametrize("name, stages, masks", [
-    (MASK_RCNN, 5, True), ("COCO-Detection/retinanet_R_50_FPN_3x", 5, False), (POINT_REND, 5, True)])
+@pytest.mark.parametrize(
+    "name, stages, masks",
+    [(MASK_RCNN, 5, True), ("COCO-Detection/retinanet_R_50_FPN_3x", 5, False), (POINT_REND, 5, True)],
+)
 def test_every_family_keeps_the_contract(name, stages, masks, pair, check_contract):
     if name == POINT_REND:
         pytest.importorskip("cv2")

@@ -61,7 +61,11 @@ def test_dilation_keeps_the_last_stage_at_a_stride_of_16(picture):
     detector = load_detector(f"{NAME}-dc5", None)
     detector.processor.size = {"shortest_edge": 64, "longest_edge": 107}
     assert [tuple(stage.shape[1:]) for stage in detector.stages(picture(64, 64)[None])] == [
-        (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 4, 4)]
+        (256, 16, 16),
+        (512, 8, 8),
+        (1024, 4, 4),
+        (2048, 4, 4),
+    ]
 
 
 def test_weights_load_from_a_file_as_the_library_saves_it(detector, pair, tmp_path):

@@ -8,9 +8,13 @@ from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
 
 
-@pytest.mark.parametrize("name, module, advice", [
-    ("detectron2/COCO-Detection/faster_rcnn_R_50_FPN_3x", "detectron2", "pip install 'setuptools<81'.*detectron2"),
-    ("transformers/facebook/detr-resnet-50", "transformers", r"pip install 'lora_comp\[detr\]'")])
+@pytest.mark.parametrize(
+    "name, module, advice",
+    [
+        ("detectron2/COCO-Detection/faster_rcnn_R_50_FPN_3x", "detectron2", "pip install 'setuptools<81'.*detectron2"),
+        ("transformers/facebook/detr-resnet-50", "transformers", r"pip install 'lora_comp\[detr\]'"),
+    ],
+)
 def test_a_missing_library(name, module, advice, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     for adapter in ("detectron2", "detr"):

@@ -1,4 +1,5 @@
 """The detectors that ship: they keep the contract of lora_comp.detectors and find what is in scenes never seen."""
+
 import pytest
 import torch
 
@@ -27,7 +28,8 @@ def test_it_names_the_kinds_of_object(detector):
 def test_pictures_of_any_size_are_taken_as_they_are(detector, height, width):
     x = torch.rand(2, 3, height, width)
     assert [tuple(s.shape) for s in detector.stages(x)] == [
-        (2, 48, 32 // stride * -(-height // 32), 32 // stride * -(-width // 32)) for stride in (4, 8, 16, 32)]
+        (2, 48, 32 // stride * -(-height // 32), 32 // stride * -(-width // 32)) for stride in (4, 8, 16, 32)
+    ]
     found = detector.detect(x)
     assert len(found) == 2
     for one in found:
@@ -83,8 +85,16 @@ def test_a_saved_detector_answers_the_same_from_its_path(detector, tmp_path):
     assert load_detector("scenes", path, detector.has_masks).core() == detector.core()
 
 
-@pytest.mark.parametrize("name, weights", [("scene", "default"), ("scenes", "no/such/file"), ("scenes", "broken"),
-                                           ("broken", "default"), ("classifier", "default")])
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("scene", "default"),
+        ("scenes", "no/such/file"),
+        ("scenes", "broken"),
+        ("broken", "default"),
+        ("classifier", "default"),
+    ],
+)
 def test_what_is_no_detector_is_told_in_one_line(tmp_path, network, monkeypatch, name, weights):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken").write_bytes(b"\0" * 100)

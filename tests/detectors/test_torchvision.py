@@ -29,11 +29,19 @@ def made(kind, x, lively):
     return lively(detector, x)
 
 
-@pytest.mark.parametrize("kind, stages, masks", [
-    (SMALL, 3, False), ("maskrcnn_resnet50_fpn", 5, True), ("retinanet_resnet50_fpn", 5, False),
-    ("fcos_resnet50_fpn", 5, False), ("ssdlite320_mobilenet_v3_large", 6, False)])
-def test_every_family_keeps_the_contract_and_answers_as_the_library_does(kind, stages, masks, pair, lively,
-                                                                         check_contract):
+@pytest.mark.parametrize(
+    "kind, stages, masks",
+    [
+        (SMALL, 3, False),
+        ("maskrcnn_resnet50_fpn", 5, True),
+        ("retinanet_resnet50_fpn", 5, False),
+        ("fcos_resnet50_fpn", 5, False),
+        ("ssdlite320_mobilenet_v3_large", 6, False),
+    ],
+)
+def test_every_family_keeps_the_contract_and_answers_as_the_library_does(
+    kind, stages, masks, pair, lively, check_contract
+):
     detector = made(kind, pair, lively)
     assert (detector.name, detector.has_masks, len(detector.classes)) == (f"torchvision/{kind}", masks, 80)
     assert detector.published_scale is None
@@ -54,7 +62,12 @@ def test_the_stages_of_an_rcnn_are_p2_to_p6_of_the_resized_and_padded_picture():
     with torch.no_grad():
         stages = detector.stages(torch.rand(1, 3, 64, 400))  # to 213x1333, then to 224x1344
     assert [tuple(s.shape[1:]) for s in stages] == [
-        (256, 56, 336), (256, 28, 168), (256, 14, 84), (256, 7, 42), (256, 4, 21)]
+        (256, 56, 336),
+        (256, 28, 168),
+        (256, 14, 84),
+        (256, 7, 42),
+        (256, 4, 21),
+    ]
 
 
 def test_features_in_half_precision_are_near_and_have_a_gradient(pair, lively):
@@ -102,13 +115,16 @@ def no_network(*_, **__):
     raise URLError("Name or service\nnot known")
 
 
-@pytest.mark.parametrize("name, weights, message", [
-    ("torchvision/nowhere", None, "torchvision has no detector 'nowhere'; it has fasterrcnn"),
-    ("torchvision/resnet18", None, "torchvision has no detector 'resnet18'"),
-    (f"torchvision/{SMALL}", "default", "weights of torchvision/.* cannot be had .*not known.*give a file"),
-    (f"torchvision/{SMALL}", "missing.pth", "missing.pth do not exist"),
-    (f"torchvision/{SMALL}", __file__, "do not fit FasterRCNN"),
-])
+@pytest.mark.parametrize(
+    "name, weights, message",
+    [
+        ("torchvision/nowhere", None, "torchvision has no detector 'nowhere'; it has fasterrcnn"),
+        ("torchvision/resnet18", None, "torchvision has no detector 'resnet18'"),
+        (f"torchvision/{SMALL}", "default", "weights of torchvision/.* cannot be had .*not known.*give a file"),
+        (f"torchvision/{SMALL}", "missing.pth", "missing.pth do not exist"),
+        (f"torchvision/{SMALL}", __file__, "do not fit FasterRCNN"),
+    ],
+)
 def test_a_wrong_request_is_told_in_one_line(name, weights, message, monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
     with pytest.raises(LoraCompError, match=message) as error:

@@ -1,4 +1,5 @@
 """What the decoder's changes cost, and that they come back exactly."""
+
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import lora_comp as lc
 from lora_comp.entropy import deltas
 
-changes = st.lists(st.one_of(st.integers(-3, 3), st.integers(-2 ** 31, 2 ** 31 - 1)), min_size=1, max_size=200)
+changes = st.lists(st.one_of(st.integers(-3, 3), st.integers(-(2**31), 2**31 - 1)), min_size=1, max_size=200)
 COUNTS = pytest.mark.parametrize("count", [80, deltas.FEW, deltas.FEW + 1, 4000])
 
 
@@ -25,16 +26,16 @@ def test_changes_come_back_exactly(values, exponent):
     k = np.array(values, np.int32)
     decoded, step = deltas.decode(deltas.encode(k, exponent), len(k))
     assert decoded.tolist() == values
-    assert step == 2.0 ** -exponent or not k.any()
+    assert step == 2.0**-exponent or not k.any()
 
 
 @COUNTS
-@pytest.mark.parametrize("spread", [0.3, 30, 2 ** 20])
+@pytest.mark.parametrize("spread", [0.3, 30, 2**20])
 def test_any_number_of_changes_comes_back_exactly(count, spread):
     k = laplace(count, spread)
     decoded, step = deltas.decode(deltas.encode(k, 7), count)
     np.testing.assert_array_equal(decoded, k)
-    assert step == 2.0 ** -7
+    assert step == 2.0**-7
 
 
 @COUNTS
@@ -54,8 +55,13 @@ def test_the_rate_that_is_trained_on_is_the_rate_that_is_paid(spread, count, sla
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.one_of(st.integers(-3, 3), st.integers(-10 ** 6, 10 ** 6)), min_size=8, max_size=8),
-                min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.lists(st.one_of(st.integers(-3, 3), st.integers(-(10**6), 10**6)), min_size=8, max_size=8),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_the_rate_of_each_of_several_is_the_price_of_its_decisions(several):
     rates = deltas.bits(torch.tensor(several, dtype=torch.float32))
     for values, rate in zip(several, rates.tolist(), strict=True):
@@ -98,8 +104,10 @@ def test_where_distortion_decides_its_best_changes_are_taken():
 def test_cheapest_changes_weigh_distortion_against_the_rate_that_is_paid():
     place = torch.from_numpy(np.random.default_rng(0).normal(0, 1.5, 64))
     nearest = place.round().int().tolist()
-    choices = [{k: 2.0 * (k - x) ** 2 for k in {nearby, 0, nearby - 1, nearby + 1}}
-               for nearby, x in zip(nearest, place.tolist(), strict=True)]
+    choices = [
+        {k: 2.0 * (k - x) ** 2 for k in {nearby, 0, nearby - 1, nearby + 1}}
+        for nearby, x in zip(nearest, place.tolist(), strict=True)
+    ]
 
     def cost(k):
         return sum(choice[v] for choice, v in zip(choices, k, strict=True)) + deltas.bits(torch.tensor(k).float())
@@ -125,7 +133,7 @@ def test_a_damaged_payload_is_refused_or_gives_other_changes(values, data):
     """The file's own checksum has caught the damage before; here nothing else may happen."""
     payload = bytearray(deltas.encode(np.array(values, np.int32), 8))
     if data.draw(st.booleans()):
-        payload = payload[:data.draw(st.integers(0, len(payload)))]
+        payload = payload[: data.draw(st.integers(0, len(payload)))]
     elif payload:
         payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
     check_or_refuse(bytes(payload), len(values))

@@ -1,4 +1,5 @@
 """Latents to bytes and back: exact, as short as the model says, and refused by a decoder that disagrees."""
+
 import numpy as np
 import pytest
 import torch
@@ -64,8 +65,10 @@ def test_a_decoder_with_other_weights_says_so(codec, coder, picture, part):
 
 
 def test_bytes_of_another_picture_are_told_by_the_checksum(codec, coder, picture):
-    one, two = (coder.compress(out["y"], out["z"]) for out in (
-        latents(codec, picture(64, 64)), latents(codec, picture(64, 64).flip(2))))
+    one, two = (
+        coder.compress(out["y"], out["z"])
+        for out in (latents(codec, picture(64, 64)), latents(codec, picture(64, 64).flip(2)))
+    )
     with pytest.raises(lc.BitstreamError):
         coder.decompress(CodedLatents(one.z, two.y, one.symbols_crc), 1, 1)
 
@@ -74,8 +77,9 @@ def test_making_a_coder_leaves_the_codec_alone(codec):
     before = {k: (v.clone(), v.dtype, v.device) for k, v in codec.state_dict().items()}
     LatentCoder(codec)
     after = codec.state_dict()
-    assert all(torch.equal(v, after[k]) and (d, e) == (after[k].dtype, after[k].device)
-               for k, (v, d, e) in before.items())
+    assert all(
+        torch.equal(v, after[k]) and (d, e) == (after[k].dtype, after[k].device) for k, (v, d, e) in before.items()
+    )
 
 
 def code(y, means, scales, margin=MARGIN, threads=1):
@@ -92,8 +96,11 @@ def decode(data, means, scales, hints):
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([0, 1, 5, 1023, 1024, 1025, 5000]),
-       spread=st.sampled_from([0.0, 1.0, 300.0, 2.0**20]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.sampled_from([0, 1, 5, 1023, 1024, 1025, 5000]),
+    spread=st.sampled_from([0.0, 1.0, 300.0, 2.0**20]),
+)
 def test_one_pass_over_the_latents_does_what_numpy_says(seed, n, spread):
     """round(y - mean), half to even; the table whose bounds hold the scale; then lora_comp.rans."""
     rng = np.random.default_rng(seed)
@@ -157,8 +164,9 @@ def test_hints_travel_in_the_file(codec, picture, monkeypatch):
     assert torch.equal(lc.decode(data, codec), lc.decode(plain, codec))
 
 
-@pytest.mark.parametrize("hints", [b"1234", np.array([(10**9, 0)], HINT).tobytes(),
-                                   np.array([(0, 64)], HINT).tobytes()])
+@pytest.mark.parametrize(
+    "hints", [b"1234", np.array([(10**9, 0)], HINT).tobytes(), np.array([(0, 64)], HINT).tobytes()]
+)
 def test_hints_that_cannot_be_are_refused(codec, coder, picture, hints):
     out = latents(codec, picture(64, 64))
     coded = coder.compress(out["y"], out["z"])
@@ -166,8 +174,10 @@ def test_hints_that_cannot_be_are_refused(codec, coder, picture, hints):
         coder.decompress(CodedLatents(coded.z, coded.y, coded.symbols_crc, hints), 1, 1)
 
 
-@pytest.mark.parametrize("y, mean, scale", [(np.nan, 0, 1), (np.inf, 0, 1), (0, np.nan, 1), (0, 0, np.nan),
-                                            (2.0**31, 0, 1), (-2.0**31, 0, 1)])
+@pytest.mark.parametrize(
+    "y, mean, scale",
+    [(np.nan, 0, 1), (np.inf, 0, 1), (0, np.nan, 1), (0, 0, np.nan), (2.0**31, 0, 1), (-(2.0**31), 0, 1)],
+)
 def test_what_is_no_latent_is_refused(y, mean, scale):
     arrays = np.float32([y]), np.float64([mean]), np.float64([scale])
     with pytest.raises(ValueError, match="finite"):

@@ -1,4 +1,5 @@
 """The likelihoods against CompressAI's, and their gradients in float64."""
+
 import torch
 from compressai.entropy_models import GaussianConditional
 from hypothesis import given, settings

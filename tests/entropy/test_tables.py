@@ -1,4 +1,5 @@
 """Integer tables: exact sums, nothing of probability zero, and symbols at close to their ideal length."""
+
 import math
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_bottleneck_tables_are_the_model_about_its_median(codec):
     model = codec.entropy_bottleneck
     made = tables.bottleneck_tables(model)
     for channel in (0, 31, 63):
-        frequency = np.diff(made.cdfs[channel][:made.sizes[channel]])[:-1] / 65536
+        frequency = np.diff(made.cdfs[channel][: made.sizes[channel]])[:-1] / 65536
         z = torch.zeros(1, model.channels, 1, len(frequency))
         z[0, channel, 0] = torch.arange(len(frequency)) + made.offsets[channel] + model.quantiles[channel, 0, 1]
         likelihood = bottleneck_likelihood(model, z)[0, channel, 0].detach().numpy()

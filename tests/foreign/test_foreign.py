@@ -42,21 +42,44 @@ def onnx_detector(path, operator="Tanh", size=64, channels_last=False):
     net, node, weights = detector(), onnx.helper.make_node, []
 
     def conv(name, source, into, layer):
-        weights.extend(onnx.numpy_helper.from_array(value.detach().numpy(), f"{name}.{key}")
-                       for key, value in layer.named_parameters())
-        return node("Conv", [source, f"{name}.weight", f"{name}.bias"], [into], strides=list(layer.stride),
-                    pads=[layer.padding[0]] * 4, kernel_shape=list(layer.kernel_size))
+        weights.extend(
+            onnx.numpy_helper.from_array(value.detach().numpy(), f"{name}.{key}")
+            for key, value in layer.named_parameters()
+        )
+        return node(
+            "Conv",
+            [source, f"{name}.weight", f"{name}.bias"],
+            [into],
+            strides=list(layer.stride),
+            pads=[layer.padding[0]] * 4,
+            kernel_shape=list(layer.kernel_size),
+        )
 
     body = torch.nn.utils.fusion.fuse_conv_bn_eval(net.body[0], net.body[1])
-    entry = node("Transpose", ["picture"], ["x"], perm=[0, 3, 1, 2]) if channels_last else \
-        node("Identity", ["picture"], ["x"])
-    nodes = [entry, conv("stem", "x", "a", net.stem[0]), node("Relu", ["a"], ["b"]), conv("body", "b", "c", body),
-             node("Relu", ["c"], ["d"]), conv("box", "d", "e", net.box), node(operator, ["e"], ["boxes"]),
-             conv("sure", "d", "f", net.sure), node("Softmax", ["f"], ["scores"], axis=1)]
+    entry = (
+        node("Transpose", ["picture"], ["x"], perm=[0, 3, 1, 2])
+        if channels_last
+        else node("Identity", ["picture"], ["x"])
+    )
+    nodes = [
+        entry,
+        conv("stem", "x", "a", net.stem[0]),
+        node("Relu", ["a"], ["b"]),
+        conv("body", "b", "c", body),
+        node("Relu", ["c"], ["d"]),
+        conv("box", "d", "e", net.box),
+        node(operator, ["e"], ["boxes"]),
+        conv("sure", "d", "f", net.sure),
+        node("Softmax", ["f"], ["scores"], axis=1),
+    ]
     real, shape = onnx.TensorProto.FLOAT, [1, size, size, 3] if channels_last else [1, 3, size, size]
     graph = onnx.helper.make_graph(
-        nodes, "detector", [onnx.helper.make_tensor_value_info("picture", real, shape)],
-        [onnx.helper.make_tensor_value_info(name, real, None) for name in ("boxes", "scores")], weights)
+        nodes,
+        "detector",
+        [onnx.helper.make_tensor_value_info("picture", real, shape)],
+        [onnx.helper.make_tensor_value_info(name, real, None) for name in ("boxes", "scores")],
+        weights,
+    )
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), path)
     return path
 
@@ -94,21 +117,27 @@ def test_in_every_form_its_stages_and_the_logits_before_its_outputs_are_matched(
 
 def test_of_a_module_what_its_parts_return_is_matched_unless_it_is_overwritten(tmp_path, monkeypatch):
     (tmp_path / "nets_of_mine.py").write_text(
-        f"import sys; sys.path.append({str(__file__).rpartition('/')[0]!r}); from test_foreign import detector\n")
+        f"import sys; sys.path.append({str(__file__).rpartition('/')[0]!r}); from test_foreign import detector\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert load_foreign("nets_of_mine:detector").layers == ["stem", "body.0", "box", "sure"]
 
 
-@pytest.mark.parametrize("name, layers", [
-    ("torchvision/resnet18", ["layer1", "layer2", "layer3", "layer4", "fc"]),
-    ("timm/swin_tiny_patch4_window7_224", ["layers.0", "layers.1", "layers.2", "norm", "head"]),
-    ("timm/vit_tiny_patch16_224", ["blocks.2", "blocks.5", "blocks.8", "blocks", "head"])])
+@pytest.mark.parametrize(
+    "name, layers",
+    [
+        ("torchvision/resnet18", ["layer1", "layer2", "layer3", "layer4", "fc"]),
+        ("timm/swin_tiny_patch4_window7_224", ["layers.0", "layers.1", "layers.2", "norm", "head"]),
+        ("timm/vit_tiny_patch16_224", ["blocks.2", "blocks.5", "blocks.8", "blocks", "head"]),
+    ],
+)
 def test_of_a_classifier_its_stages_and_its_logits_are_matched(name, layers):
     assert load_foreign(name, weights=None).layers == layers
 
 
 def test_a_transformer_in_torchscript_is_matched_along_its_depth_and_at_the_size_it_takes(tmp_path):
     import timm
+
     tiny = timm.create_model("vit_tiny_patch16_224", patch_size=32, embed_dim=48)
     network = load_foreign(script_of(tiny, tmp_path / "tiny.pt", 224))
     assert network.prepare.wanted.size == (224, 224)
@@ -140,6 +169,7 @@ def test_its_identity_tells_networks_apart(files):
 
 # How pictures reach a network
 
+
 def test_a_picture_is_resized_its_channels_turned_scaled_and_normalised(tmp_path):
     path = tmp_path / "input.yaml"
     path.write_text("size: [2, 4]\nchannels: bgr\nrange: 255\nmean: [1, 2, 3]\nstd: [1, 1, 2]\n")
@@ -154,12 +184,20 @@ def test_what_is_not_told_of_the_input_stays_the_networks_own():
     assert read_input({"size": 32}, own).size == (32, 32)
 
 
-@pytest.mark.parametrize("given, says", [
-    ({"sise": 3}, "told by size, channels, range, mean, std, not sise"), ({"size": [3]}, "size of a network's input"),
-    ({"size": "large"}, "a side or [height, width], not 'large'"), ({"channels": "yuv"}, "rgb or bgr, not 'yuv'"),
-    ({"range": 0}, "number above 0"), ({"mean": [1, 2]}, "mean of a network's input must be three numbers"),
-    ({"std": [1, 1, 0]}, "std of a network's input must be three numbers above 0"), ("nowhere.yaml", "nowhere.yaml"),
-    (__file__, "is not YAML")])
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"sise": 3}, "told by size, channels, range, mean, std, not sise"),
+        ({"size": [3]}, "size of a network's input"),
+        ({"size": "large"}, "a side or [height, width], not 'large'"),
+        ({"channels": "yuv"}, "rgb or bgr, not 'yuv'"),
+        ({"range": 0}, "number above 0"),
+        ({"mean": [1, 2]}, "mean of a network's input must be three numbers"),
+        ({"std": [1, 1, 0]}, "std of a network's input must be three numbers above 0"),
+        ("nowhere.yaml", "nowhere.yaml"),
+        (__file__, "is not YAML"),
+    ],
+)
 def test_an_input_that_cannot_be_is_told_in_one_line(given, says):
     with pytest.raises(LoraCompError) as error:
         read_input(given, Input())
@@ -167,6 +205,7 @@ def test_an_input_that_cannot_be_is_told_in_one_line(given, says):
 
 
 # What cannot be used
+
 
 class Words(nn.Module):
     def forward(self, x):
@@ -197,14 +236,22 @@ def of_no_use(folder):
     (folder / "text.pt").write_text("this is no network\n")
     (folder / "text.pt2").write_text("this is no network\n")
     return {
-        folder / "text.onnx": "is not an ONNX file", folder / "empty.onnx": "is not an ONNX file",
-        folder / "checkpoint.pt": "is not a TorchScript file", folder / "text.pt": "is not a TorchScript file",
-        folder / "text.pt2": "is not a torch.export file", folder / "missing.onnx": "there is no file",
+        folder / "text.onnx": "is not an ONNX file",
+        folder / "empty.onnx": "is not an ONNX file",
+        folder / "checkpoint.pt": "is not a TorchScript file",
+        folder / "text.pt": "is not a TorchScript file",
+        folder / "text.pt2": "is not a torch.export file",
+        folder / "missing.onnx": "there is no file",
         onnx_detector(folder / "odd.onnx", "Det"): "its operator Det",
-        script_of(Counts(), folder / "counts.pt"): "no layer of", "nowhere:make": "No module named 'nowhere'",
-        "test_foreign:nothing": "has no attribute 'nothing'", "test_foreign:Words": "returns no tensor",
-        "builtins:dict": "gives a dict, not a torch.nn.Module", "nowhere": "unknown network 'nowhere'",
-        "torchvision/nowhere": "torchvision has no model 'nowhere'", "timm/nowhere": "timm has no model 'nowhere'"}
+        script_of(Counts(), folder / "counts.pt"): "no layer of",
+        "nowhere:make": "No module named 'nowhere'",
+        "test_foreign:nothing": "has no attribute 'nothing'",
+        "test_foreign:Words": "returns no tensor",
+        "builtins:dict": "gives a dict, not a torch.nn.Module",
+        "nowhere": "unknown network 'nowhere'",
+        "torchvision/nowhere": "torchvision has no model 'nowhere'",
+        "timm/nowhere": "timm has no model 'nowhere'",
+    }
 
 
 def test_what_is_no_network_is_told_in_one_line(tmp_path, monkeypatch):

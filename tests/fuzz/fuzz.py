@@ -5,6 +5,7 @@
 Without FOLDER the corpus in the tree is read and nothing is written to it. Changed files get a right CRC in three of
 four cases, or next to none would come past the container.
 """
+
 import os
 import random
 import sys
@@ -18,8 +19,9 @@ except ImportError:
     print("skipped: atheris is not installed; pip install '.[fuzz]' where it has a wheel")
     sys.exit(0)
 
-with atheris.instrument_imports(include=["lora_comp.bitstream", "lora_comp.entropy", "lora_comp.api",
-                                         "lora_comp.methods"]):
+with atheris.instrument_imports(
+    include=["lora_comp.bitstream", "lora_comp.entropy", "lora_comp.api", "lora_comp.methods"]
+):
     import lora_comp.api
     import lora_comp.bitstream
     import lora_comp.entropy.deltas

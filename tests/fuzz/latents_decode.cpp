@@ -1,7 +1,7 @@
 // Any bytes and any hints as latents: every kernel refuses them, or all find the same, and y is symbols and means.
 //
-// Input: a byte for the scales, two for the number of latents (little-endian), one for that of hints, five for each hint
-// (position, table), and the stream.
+// Input: a byte for the scales, two for the number of latents (little-endian), one for that of hints, five for each
+// hint (position, table), and the stream.
 #include <limits>
 #include <vector>
 
@@ -20,14 +20,29 @@ std::vector<double> scales_of(uint8_t seed, size_t n, const std::vector<double>&
   for (double& scale : scales) {
     const double bound = bounds[random.below(bounds.size())];
     switch (random.below(seed % 8 ? 3 : 40)) {
-      case 0: scale = bound; break;
-      case 1: scale = std::nextafter(bound, 0.0); break;
-      case 2: scale = bound * static_cast<double>(random.below(3000)) / 1000; break;
-      case 3: scale = -bound; break;
-      case 4: scale = std::numeric_limits<double>::infinity(); break;
-      case 5: scale = std::numeric_limits<double>::quiet_NaN(); break;
-      case 6: scale = std::numeric_limits<double>::denorm_min(); break;
-      default: scale = 0.11;
+      case 0:
+        scale = bound;
+        break;
+      case 1:
+        scale = std::nextafter(bound, 0.0);
+        break;
+      case 2:
+        scale = bound * static_cast<double>(random.below(3000)) / 1000;
+        break;
+      case 3:
+        scale = -bound;
+        break;
+      case 4:
+        scale = std::numeric_limits<double>::infinity();
+        break;
+      case 5:
+        scale = std::numeric_limits<double>::quiet_NaN();
+        break;
+      case 6:
+        scale = std::numeric_limits<double>::denorm_min();
+        break;
+      default:
+        scale = 0.11;
     }
   }
   return scales;
@@ -48,8 +63,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<Hint> hints;
   const uint8_t* p = data + 4;
   for (unsigned i = 0; i < data[3]; ++i, p += 5)
-    hints.push_back({p[0] | static_cast<size_t>(p[1]) << 8 | static_cast<size_t>(p[2]) << 16 |
-                         static_cast<size_t>(p[3]) << 24, p[4]});
+    hints.push_back(
+        {p[0] | static_cast<size_t>(p[1]) << 8 | static_cast<size_t>(p[2]) << 16 | static_cast<size_t>(p[3]) << 24,
+         p[4]});
 
   size_t refused = 0;
   std::vector<std::vector<int32_t>> found;
@@ -57,8 +73,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::vector<int32_t> symbols(n);
     std::vector<float> y(n);
     try {
-      decode_latents(p, size - static_cast<size_t>(p - data), {means.data(), scales.data(), n, bounds.data(), bounds.size()},
-                     tables, hints, symbols.data(), y.data(), {1, kernel});
+      decode_latents(p, size - static_cast<size_t>(p - data),
+                     {means.data(), scales.data(), n, bounds.data(), bounds.size()}, tables, hints, symbols.data(),
+                     y.data(), {1, kernel});
     } catch (const StreamError&) {
       ++refused;
       continue;

@@ -1,7 +1,8 @@
 """Make the seed corpus anew, from the package itself: after every change of the format or of the weights that ship.
 
-    python tests/fuzz/make_corpus.py
+python tests/fuzz/make_corpus.py
 """
+
 import random
 import shutil
 
@@ -27,7 +28,7 @@ def shake(module: torch.nn.Module, exponent: int) -> None:
         if isinstance(layer, LowRankLinear):
             for name in layer.travels:
                 tensor = getattr(layer, name)
-                tensor.add_(torch.from_numpy(rng.integers(-1, 2, tuple(tensor.shape)) * 2.0 ** -exponent))
+                tensor.add_(torch.from_numpy(rng.integers(-1, 2, tuple(tensor.shape)) * 2.0**-exponent))
 
 
 @torch.no_grad()
@@ -36,22 +37,24 @@ def valid_files() -> dict[str, bytes]:
     files = {}
     for (height, width), quality in PICTURES:
         codec = lc.load_codec("tic-s", quality)
-        x = api.pad(whole[None, :, 80:80 + height, 90:90 + width])
-        files[f"none-{height}x{width}-q{quality}"], = api.write(codec, codec, x, (height, width))
+        x = api.pad(whole[None, :, 80 : 80 + height, 90 : 90 + width])
+        (files[f"none-{height}x{width}-q{quality}"],) = api.write(codec, codec, x, (height, width))
         for name, rank in (("svd_lora", 4), ("lora", 1)):
             method = load_method(name, codec, adapter=None, rank=rank, seed=quality)
             adapted = method.prepare(codec)
             shake(adapted.codec.g_s, method.exponent)
-            files[f"{name}-{height}x{width}-q{quality}"], = api.write(
-                codec, adapted.codec, x, (height, width), method, adapted.payloads())
+            (files[f"{name}-{height}x{width}-q{quality}"],) = api.write(
+                codec, adapted.codec, x, (height, width), method, adapted.payloads()
+            )
     codec = lc.load_codec("tic-s", 2)
     margin, latents.MARGIN = latents.MARGIN, 0.01  # every fiftieth latent or so gets a hint
-    files["hints-64x64-q2"], = api.write(codec, codec, api.pad(whole[None, :, :64, :64]), (64, 64))
+    (files["hints-64x64-q2"],) = api.write(codec, codec, api.pad(whole[None, :, :64, :64]), (64, 64))
     latents.MARGIN = margin
     method = load_method("svd_lora", codec, "cls-scenes")
     adapted = method.prepare(codec)
-    files["pretrained-64x64-q2"], = api.write(
-        codec, adapted.codec, api.pad(whole[None, :, :64, :64]), (64, 64), method, adapted.payloads())
+    (files["pretrained-64x64-q2"],) = api.write(
+        codec, adapted.codec, api.pad(whole[None, :, :64, :64]), (64, 64), method, adapted.payloads()
+    )
     return files
 
 
@@ -77,13 +80,20 @@ def forged_files(codec: Codec) -> dict[str, bytes]:
 def edited_files(data: bytes) -> dict[str, bytes]:
     """One field of a valid adapted file says something else, and the checksum is right."""
     edits = {
-        "long": ("height", varint(2**28 - 1)), "wide": ("width", varint(2**28 - 1)),
-        "thin": ("width", varint(2**24 - 1)), "largest": ("width", varint(2**22 - 1)),
-        "quality-15": ("quality and method", b"\xf1"), "method-7": ("quality and method", b"\x27"),
-        "method-duic": ("quality and method", b"\x24"), "flags-ff": ("flags", b"\xff"),
-        "rank-0": ("adapter hash", b"\0\0\x08\0"), "rank-255": ("adapter hash", b"\0\xff\xff\xff"),
-        "unknown-adapter": ("adapter hash", b"\x80abc"), "unknown-codec": ("codec hash", b"\0\0\0\0"),
-        "other-symbols": ("symbols CRC", b"\0\0\0\0"), "long-z": ("length 0", varint(2**35 - 1)),
+        "long": ("height", varint(2**28 - 1)),
+        "wide": ("width", varint(2**28 - 1)),
+        "thin": ("width", varint(2**24 - 1)),
+        "largest": ("width", varint(2**22 - 1)),
+        "quality-15": ("quality and method", b"\xf1"),
+        "method-7": ("quality and method", b"\x27"),
+        "method-duic": ("quality and method", b"\x24"),
+        "flags-ff": ("flags", b"\xff"),
+        "rank-0": ("adapter hash", b"\0\0\x08\0"),
+        "rank-255": ("adapter hash", b"\0\xff\xff\xff"),
+        "unknown-adapter": ("adapter hash", b"\x80abc"),
+        "unknown-codec": ("codec hash", b"\0\0\0\0"),
+        "other-symbols": ("symbols CRC", b"\0\0\0\0"),
+        "long-z": ("length 0", varint(2**35 - 1)),
         "no-z": ("length 0", varint(0)),
     }
     edits["name-tic"] = ("codec name", b"\3tic")  # an architecture without weights that ship
@@ -116,11 +126,14 @@ def coder_inputs() -> dict[str, dict[str, bytes]]:
     latents: dict[str, bytes] = {}
     rng = random.Random(0)
     for tables in range(6):
-        for head in (0, 8, 0x10, 5, 0x1d, 0x0b, 0x40):  # blocks - 1, escapes, log2 of the lanes
+        for head in (0, 8, 0x10, 5, 0x1D, 0x0B, 0x40):  # blocks - 1, escapes, log2 of the lanes
             n = rng.choice([1, 40, 700, 3000])
             decode[f"{tables}-{head:02x}"] = (
-                bytes([tables, n & 255, n >> 8, rng.randrange(8), head]) + b"\x90\x01" * (head >> 4)
-                + b"\0\0\0\1" * (1 << (head & 7)) + rng.randbytes(rng.choice([0, 40, 200])))
+                bytes([tables, n & 255, n >> 8, rng.randrange(8), head])
+                + b"\x90\x01" * (head >> 4)
+                + b"\0\0\0\1" * (1 << (head & 7))
+                + rng.randbytes(rng.choice([0, 40, 200]))
+            )
         for n, shape in ((1, 0), (3000, 0), (65535, 0), (40000, 31), (9000, 128)):
             round_trip[f"{tables}-{n}"] = bytes([tables, n & 255, n >> 8, shape, rng.choice([0, 4])]) + rng.randbytes(4)
     for scales, n, hints in ((1, 1, 0), (2, 300, 3), (3, 2000, 1), (8, 50, 20), (16, 400, 0)):
@@ -134,9 +147,14 @@ def main() -> None:
     valid = valid_files()
     folders = {
         "valid": {f"{name}.lcz": data for name, data in valid.items()},
-        "forged": {f"{name}.lcz": data for name, data in
-                   (forged_files(lc.load_codec("tic-s", 2)) | edited_files(valid["svd_lora-16x16-q2"])).items()},
-        "payload": payloads(), **coder_inputs(),
+        "forged": {
+            f"{name}.lcz": data
+            for name, data in (
+                forged_files(lc.load_codec("tic-s", 2)) | edited_files(valid["svd_lora-16x16-q2"])
+            ).items()
+        },
+        "payload": payloads(),
+        **coder_inputs(),
     }
     shutil.rmtree(CORPUS, ignore_errors=True)
     for folder, files in folders.items():

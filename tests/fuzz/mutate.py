@@ -6,6 +6,7 @@ Files INDEX to INDEX + COUNT of seed S are made from the valid ones of the corpu
 a child dies, hangs or needs too much, its file is named and the rest goes on. With a log, the same command takes up
 where it was stopped. `mutate.py 1 --start INDEX` repeats one finding. Exit code 1 if anything was found.
 """
+
 import argparse
 import collections
 import json
@@ -54,9 +55,11 @@ class Report:
             print(f"\n| {title} | files | share |\n| --- | ---: | ---: |")
             for name, files in table.most_common():
                 print(f"| {name} | {files:,} | {files / count:.2%} |")
-        print(f"\n{count:,} files in {self.seconds:,.0f} s; longest {self.slowest:.3f} s of processor time (limit "
-              f"{SECONDS:g}), at most {self.megabytes:.0f} MB above the valid files (limit {MEGABYTES}); "
-              f"{len(self.findings)} found wrong")
+        print(
+            f"\n{count:,} files in {self.seconds:,.0f} s; longest {self.slowest:.3f} s of processor time (limit "
+            f"{SECONDS:g}), at most {self.megabytes:.0f} MB above the valid files (limit {MEGABYTES}); "
+            f"{len(self.findings)} found wrong"
+        )
         for index, finding in self.findings.items():
             print(f"file {index}: {finding}")
 
@@ -105,8 +108,16 @@ def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None
         outcomes[outcome] += 1
         kinds[kind] += 1
         slowest = max(slowest, seconds)
-    connection.send({"outcomes": outcomes, "kinds": kinds, "findings": findings, "slowest": slowest,
-                     "megabytes": peak_megabytes() - base, "seconds": time.monotonic() - start})
+    connection.send(
+        {
+            "outcomes": outcomes,
+            "kinds": kinds,
+            "findings": findings,
+            "slowest": slowest,
+            "megabytes": peak_megabytes() - base,
+            "seconds": time.monotonic() - start,
+        }
+    )
 
 
 class Child:

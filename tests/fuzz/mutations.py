@@ -2,14 +2,27 @@
 
 A changed file is a function of (files, seed, index) alone, so that a run can be cut into pieces and a finding repeated.
 """
+
 import random
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 SIDES = (1, 2, 63, 64, 65, 128, 129, 192, 256, 1000, 4096, 16384, 16385, 65536, 2**22, 2**28, 2**28 + 1, 2**31, 2**32)
-NAMES = (b"tic-m", b"", b"..", b"../tic-s", b"/etc/passwd", b"tic-s\0", b"a" * 32, b"a" * 33, b"\xff", b"TIC-S",
-         b"tic-s-q2", b"a..b")
+NAMES = (
+    b"tic-m",
+    b"",
+    b"..",
+    b"../tic-s",
+    b"/etc/passwd",
+    b"tic-s\0",
+    b"a" * 32,
+    b"a" * 33,
+    b"\xff",
+    b"TIC-S",
+    b"tic-s-q2",
+    b"a..b",
+)
 
 
 @dataclass
@@ -50,7 +63,7 @@ def split(data: bytes) -> Parts:
             while data[end] > 127:
                 end += 1
             count = end + 1 - at
-        fields[name] = data[at:at + count]
+        fields[name] = data[at : at + count]
         at += count
         return fields[name]
 
@@ -70,7 +83,7 @@ def split(data: bytes) -> Parts:
         lengths.append(sum((byte & 127) << 7 * place for place, byte in enumerate(encoded)))
     sections = []
     for length in lengths:
-        sections.append(data[at:at + length])
+        sections.append(data[at : at + length])
         at += length
     parts = Parts(fields, sections)
     assert parts.join(fitting=True) == data, "this is no valid file"
@@ -89,22 +102,22 @@ def set_bytes(rng: random.Random, data: bytes) -> bytes:
     at = rng.randrange(len(data) + 1)
     count = min(1 + int(rng.expovariate(0.3)), len(data) - at)
     value = rng.choice([b"\0", b"\xff", b"\x80", b"\x7f", None])
-    return data[:at] + (value * count if value else rng.randbytes(count)) + data[at + count:]
+    return data[:at] + (value * count if value else rng.randbytes(count)) + data[at + count :]
 
 
 def cut(rng: random.Random, data: bytes) -> bytes:
-    return data[:rng.randrange(len(data) + 1)]
+    return data[: rng.randrange(len(data) + 1)]
 
 
 def delete(rng: random.Random, data: bytes) -> bytes:
     at = rng.randrange(len(data) + 1)
-    return data[:at] + data[at + 1 + int(rng.expovariate(0.2)):]
+    return data[:at] + data[at + 1 + int(rng.expovariate(0.2)) :]
 
 
 def insert(rng: random.Random, data: bytes) -> bytes:
     at, start = rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)
     count = 1 + int(rng.expovariate(rng.choice([0.5, 0.02])))
-    return data[:at] + (rng.randbytes(count) if rng.random() < 0.6 else data[start:start + count]) + data[at:]
+    return data[:at] + (rng.randbytes(count) if rng.random() < 0.6 else data[start : start + count]) + data[at:]
 
 
 CHANGES: Sequence[Callable[[random.Random, bytes], bytes]] = (flip_bits, set_bytes, cut, delete, insert)
@@ -147,7 +160,7 @@ def edited_field(rng: random.Random, name: str, value: bytes) -> bytes:
     if name == "adapter hash" and kind < 0.7:  # one that is made from a seed, of any rank
         return bytes([0, rng.choice([0, 1, 3, 16, 17, 255]), rng.randrange(256), rng.randrange(256)])
     if name.startswith("length"):
-        return varint(rng.choice([0, 1, rng.randrange(2000), rng.randrange(2**rng.randrange(1, 36))]))
+        return varint(rng.choice([0, 1, rng.randrange(2000), rng.randrange(2 ** rng.randrange(1, 36))]))
     return rng.randbytes(len(value))
 
 

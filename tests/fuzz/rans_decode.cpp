@@ -1,6 +1,7 @@
 // Any bytes, decoded by every kernel: all of them refuse, or all find the same symbols, and these come back.
 //
-// Input: a byte for the tables, two for the number of symbols (little-endian), one for the pattern of tables, the stream.
+// Input: a byte for the tables, two for the number of symbols (little-endian), one for the pattern of tables, the
+// stream.
 #include <memory>
 #include <vector>
 

@@ -19,9 +19,14 @@ int main(int count, char** files) {
       for (uint64_t edits = change ? 1 + random.below(4) : 0; edits > 0 && !bytes.empty(); --edits) {
         const auto at = bytes.begin() + static_cast<ptrdiff_t>(random.below(bytes.size()));
         switch (random.below(3)) {
-          case 0: *at = static_cast<uint8_t>(random()); break;
-          case 1: bytes.erase(at); break;
-          default: bytes.insert(at, static_cast<uint8_t>(random()));
+          case 0:
+            *at = static_cast<uint8_t>(random());
+            break;
+          case 1:
+            bytes.erase(at);
+            break;
+          default:
+            bytes.insert(at, static_cast<uint8_t>(random()));
         }
       }
       const std::vector<uint8_t> exact(bytes);  // no room behind the last byte

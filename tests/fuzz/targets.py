@@ -2,6 +2,7 @@
 
 A file is either refused by a BitstreamError of one line or decoded to what the function's documentation promises.
 """
+
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,7 @@ DELTAS = 384  # changes in an adapter's payload: any number will do
 
 def refused_in_one_line(target: Callable[[bytes], None]) -> Callable[[bytes], str]:
     """The target returns "read", or why the bytes were refused."""
+
     @wraps(target)
     def run(data: bytes) -> str:
         try:
@@ -28,6 +30,7 @@ def refused_in_one_line(target: Callable[[bytes], None]) -> Callable[[bytes], st
             assert str(error) and "\n" not in str(error), f"not one line: {error}"
             return str(error)
         return "read"
+
     return run
 
 

@@ -1,4 +1,5 @@
 """What hostile files can do: nothing. The corpus and a few hundred changed files, without a fuzzer."""
+
 import re
 import subprocess
 import sys
@@ -33,17 +34,20 @@ def test_payloads_are_read_or_refused():
     assert said["step-31"] == "the adapter's part of the file is damaged"
 
 
-@pytest.mark.parametrize(("file", "message"), [
-    ("wide", "declares 268435456x16 pixels, more than the 268435456 allowed"),
-    ("thin", "declares 16777216x16 pixels, more than the 268435456 allowed .where a side counts as 64"),
-    ("largest", "end early"),  # as many pixels as may be, behind the z of 16x16
-    ("long-z", "cut short: .* its header declares 34359738"),
-    ("rank-0", "names an adapter that cannot be"),
-    ("unknown-adapter", "needs the adapter 80616263"),
-    ("unknown-codec", "written with other weights"),
-    ("method-duic", "method 'duic', which this version cannot decode"),
-    ("other-symbols", "decoded latents differ"),
-])
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("wide", "declares 268435456x16 pixels, more than the 268435456 allowed"),
+        ("thin", "declares 16777216x16 pixels, more than the 268435456 allowed .where a side counts as 64"),
+        ("largest", "end early"),  # as many pixels as may be, behind the z of 16x16
+        ("long-z", "cut short: .* its header declares 34359738"),
+        ("rank-0", "names an adapter that cannot be"),
+        ("unknown-adapter", "needs the adapter 80616263"),
+        ("unknown-codec", "written with other weights"),
+        ("method-duic", "method 'duic', which this version cannot decode"),
+        ("other-symbols", "decoded latents differ"),
+    ],
+)
 def test_forged_files_are_refused_for_what_is_wrong(file, message):
     assert re.search(message, targets.picture((CORPUS / "forged" / f"{file}.lcz").read_bytes()))
 
@@ -82,8 +86,9 @@ def test_changed_files_are_told_apart_by_number():
 
 def test_changed_files_hurt_nobody():
     """Under a limit of memory, in a process of its own; the long run is in docs/fuzzing.md."""
-    result = subprocess.run([sys.executable, ROOT / "tests/fuzz/mutate.py", "500", "--seed", "9"],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, ROOT / "tests/fuzz/mutate.py", "500", "--seed", "9"], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"500 files in .* 0 found wrong", result.stdout)
 
@@ -115,7 +120,10 @@ def test_a_crash_and_a_hang_are_found_and_the_rest_goes_on(monkeypatch):
         report.add(line)
     assert sum(report.outcomes.values()) == 10 and report.outcomes["read"] == 7
     assert report.findings == {
-        "3": "the process died, exit code 139", "5": "no answer in 1 s", "7": "AssertionError: not so"}
+        "3": "the process died, exit code 139",
+        "5": "no answer in 1 s",
+        "7": "AssertionError: not so",
+    }
 
 
 def test_hints_cannot_outnumber_latents():

@@ -1,4 +1,5 @@
 """Weights are data: no file of them runs code, and no line of the package would let it."""
+
 import ast
 from pathlib import Path
 
@@ -23,10 +24,14 @@ class Opens:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("load", [
-    lambda path: load_network("torchvision/squeezenet1_1", weights=path),
-    lambda path: load_codec("tic-s", 2, path),
-], ids=["a network's checkpoint", "a codec's weights"])
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda path: load_network("torchvision/squeezenet1_1", weights=path),
+        lambda path: load_codec("tic-s", 2, path),
+    ],
+    ids=["a network's checkpoint", "a codec's weights"],
+)
 def test_a_pickle_that_runs_code_is_refused_in_one_line(load, tmp_path):
     weights, ran = tmp_path / "weights.pt", tmp_path / "ran"
     torch.save({"state_dict": Opens(ran)}, weights)
@@ -38,8 +43,12 @@ def test_a_pickle_that_runs_code_is_refused_in_one_line(load, tmp_path):
 
 def test_nothing_unpickles_more_than_tensors():
     # detectron2's own files are pickles; its reader finds nothing but numpy's arrays (tests/detectors).
-    nodes = [node for source in SOURCES if source != PACKAGE / "detectors" / "detectron2.py"
-             for node in ast.walk(ast.parse(source.read_text()))]
+    nodes = [
+        node
+        for source in SOURCES
+        if source != PACKAGE / "detectors" / "detectron2.py"
+        for node in ast.walk(ast.parse(source.read_text()))
+    ]
     loads = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     assert loads
     for node in loads:

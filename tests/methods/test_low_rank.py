@@ -1,4 +1,5 @@
 """SVD-LoRA and LoRA: what is trained, what travels, and that a decoder gets exactly what the encoder used."""
+
 import numpy as np
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_changes_are_placed_where_the_file_will_have_them(codec, name, exponent)
     adapted.place(k, np.array([exponent]))
     np.testing.assert_array_equal(adapted.whole(), k)
     decoded, step = deltas.decode(*adapted.payloads(), k.size)
-    assert (decoded.tolist(), step) == (k[0].tolist(), 2.0 ** -exponent)
+    assert (decoded.tolist(), step) == (k[0].tolist(), 2.0**-exponent)
 
 
 @pytest.mark.parametrize("exponent", [2, 3, 4])
@@ -169,10 +170,17 @@ def test_an_unknown_method_is_refused(codec):
 def pretrained(path, codec, codec_hash=None):
     """A file with an adapter as training would leave it."""
     rng = np.random.default_rng(0)
-    tensors = {k: torch.from_numpy(rng.normal(0, 0.05, v.shape)).half().float()
-               for k, v in seeded(codec, "svd_lora").tensors.items()}
-    card = {"codec": codec.name, "quality": codec.quality, "codec_hash": (codec_hash or codec.hash).hex(), "rank": 4,
-            "alpha": 8}
+    tensors = {
+        k: torch.from_numpy(rng.normal(0, 0.05, v.shape)).half().float()
+        for k, v in seeded(codec, "svd_lora").tensors.items()
+    }
+    card = {
+        "codec": codec.name,
+        "quality": codec.quality,
+        "codec_hash": (codec_hash or codec.hash).hex(),
+        "rank": 4,
+        "alpha": 8,
+    }
     zoo.write_weights(path, tensors, card)
     return tensors
 
@@ -183,7 +191,7 @@ def coded(codec, human, picture, tmp_path):
     path = tmp_path / "adapter.safetensors"
     pretrained(path, codec)
     method = load_method("svd_lora", codec, adapter=path)
-    data, = api.write(codec, method.prepare(codec).codec, picture()[None], (64, 64), method, [b""])
+    (data,) = api.write(codec, method.prepare(codec).codec, picture()[None], (64, 64), method, [b""])
     return data, path
 
 
@@ -220,7 +228,9 @@ def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, picture, tm
     with torch.no_grad():
         made, expected = (method.prepare(codec)(picture()[None])["x_hat"] for method in (lora, svd_lora))
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
-    data, = api.write(codec, lora.prepare(codec).codec, picture()[None], (64, 64), lora, lora.prepare(codec).payloads())
+    (data,) = api.write(
+        codec, lora.prepare(codec).codec, picture()[None], (64, 64), lora, lora.prepare(codec).payloads()
+    )
     assert lora.adapter.identity != svd_lora.adapter.identity
     assert torch.equal(lc.decode(data, codec), lc.decode(data, codec, method=lora))
 
@@ -233,8 +243,10 @@ def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec
     assert method.adapter.identity == identify(tensors)
     assert method_of_file("svd_lora", method.adapter.identity, codec).adapter.identity == method.adapter.identity
     assert load_method("svd_lora", codec, "cls-scenes").adapter.identity == seeded(codec, "svd_lora").identity
-    for chosen in (load_method("svd_lora", codec, "cls-scenes", adapter="human"),  # another task's, for an open set
-                   load_method("svd_lora", codec, "cls-scenes+human")):  # of several tasks, the first that has one
+    for chosen in (
+        load_method("svd_lora", codec, "cls-scenes", adapter="human"),  # another task's, for an open set
+        load_method("svd_lora", codec, "cls-scenes+human"),
+    ):  # of several tasks, the first that has one
         assert chosen.adapter.identity == identify(tensors)
 
     other = lc.load_codec("tic-s", 2, weights=None)
@@ -243,8 +255,10 @@ def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec
         method_of_file("svd_lora", identify(tensors), other)
 
 
-@pytest.mark.parametrize("name, identity", [
-    ("transtic", bytes(4)), ("none", bytes(4)), ("svd_lora", bytes(4)), ("svd_lora", bytes([0, 4, 0, 0]))])
+@pytest.mark.parametrize(
+    "name, identity",
+    [("transtic", bytes(4)), ("none", bytes(4)), ("svd_lora", bytes(4)), ("svd_lora", bytes([0, 4, 0, 0]))],
+)
 def test_what_no_encoder_writes_is_a_bitstream_error(codec, name, identity):
     with pytest.raises(lc.BitstreamError):
         method_of_file(name, identity, codec)
@@ -253,7 +267,7 @@ def test_what_no_encoder_writes_is_a_bitstream_error(codec, name, identity):
 def test_a_change_that_makes_weights_infinite_is_refused(codec):
     method = LowRank("lora", seeded(codec, "lora", rank=1, alpha=255))
     count = sum(v.numel() for k, v in method.adapter.tensors.items() if k.startswith("g_s") and k[-1] in "UV")
-    huge = np.full(count, 2 ** 31 - 1, np.int32)
+    huge = np.full(count, 2**31 - 1, np.int32)
     adapter = {k: v * 1e30 for k, v in method.adapter.tensors.items()}
     broken = LowRank("lora", type(method.adapter)(adapter, 1, 255, method.adapter.identity))
     with pytest.raises(lc.BitstreamError, match="damaged"):

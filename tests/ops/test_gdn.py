@@ -1,4 +1,5 @@
 """The fused divisive normalisation against the torch lines that define it, and against CompressAI's layer."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ def problem(batch, channels, height, width, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x, grad = torch.randn(2, batch, height, width, channels, generator=generator).permute(0, 1, 4, 2, 3)
     beta = 0.01 + torch.rand(channels, generator=generator)
-    gamma = torch.rand(channels, channels, generator=generator) ** 4 / channels ** 0.5
+    gamma = torch.rand(channels, channels, generator=generator) ** 4 / channels**0.5
     return x, grad, beta, gamma
 
 

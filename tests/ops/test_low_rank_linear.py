@@ -1,4 +1,5 @@
 """A linear layer with a low-rank update: the fused kernels against the lines of torch that define it, in float64."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,9 +21,14 @@ def problem(leading, inputs, outputs, rank, bias=True, seed=0, dtype=torch.float
         return torch.randn(shape, generator=rng).to(device, dtype)
 
     adapters = leading[:1] if batched else []
-    return [normal(*leading, inputs, dtype=dtype), normal(outputs, inputs, dtype=dtype),
-            normal(outputs, dtype=dtype) if bias else None,
-            normal(*adapters, outputs, rank), normal(*adapters, rank), normal(*adapters, inputs, rank)]
+    return [
+        normal(*leading, inputs, dtype=dtype),
+        normal(outputs, inputs, dtype=dtype),
+        normal(outputs, dtype=dtype) if bias else None,
+        normal(*adapters, outputs, rank),
+        normal(*adapters, rank),
+        normal(*adapters, inputs, rank),
+    ]
 
 
 def doubles(tensors):
@@ -45,8 +51,14 @@ def gradients(layer, tensors, scale=2.0):
 
 
 problems = dict(
-    leading=st.lists(st.integers(1, 9), min_size=1, max_size=3), inputs=st.integers(1, 70), outputs=st.integers(1, 70),
-    rank=st.integers(1, 18), bias=st.booleans(), batched=st.booleans(), seed=st.integers(0, 99))
+    leading=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    rank=st.integers(1, 18),
+    bias=st.booleans(),
+    batched=st.booleans(),
+    seed=st.integers(0, 99),
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -64,8 +76,10 @@ def test_values_and_gradients_are_those_of_float64(device, dtype, **shapes):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("leading, inputs, outputs, rank", [
-    ([16, 64], 128, 384, 4), ([700], 33, 97, 4), ([5, 67], 64, 128, 255), ([2, 1], 300, 1, 5)])
+@pytest.mark.parametrize(
+    "leading, inputs, outputs, rank",
+    [([16, 64], 128, 384, 4), ([700], 33, 97, 4), ([5, 67], 64, 128, 255), ([2, 1], 300, 1, 5)],
+)
 def test_many_rows_and_the_largest_rank(device, leading, inputs, outputs, rank):
     tensors = problem(leading, inputs, outputs, rank, device=device)
     expected = gradients(plain_svd_lora_linear, doubles(tensors))
@@ -180,9 +194,22 @@ def test_it_compiles(dtype):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name, shape", [
-    ("x", (7, 9)), ("x", ()), ("weight", (4,)), ("bias", (5,)), ("u", (5, 2)), ("u", (4, 3)), ("u", (7, 4, 2)),
-    ("s", (2, 2, 2)), ("s", (0,)), ("v", (6, 2)), ("v", (2, 5))])
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("x", (7, 9)),
+        ("x", ()),
+        ("weight", (4,)),
+        ("bias", (5,)),
+        ("u", (5, 2)),
+        ("u", (4, 3)),
+        ("u", (7, 4, 2)),
+        ("s", (2, 2, 2)),
+        ("s", (0,)),
+        ("v", (6, 2)),
+        ("v", (2, 5)),
+    ],
+)
 def test_a_shape_that_does_not_fit_is_named(name, shape):
     names = ("x", "weight", "bias", "u", "s", "v")
     tensors = dict(zip(names, problem([7], 5, 4, 2), strict=True)) | {name: torch.zeros(shape)}

@@ -1,4 +1,5 @@
 """The fused Swin block against the torch lines that define it: values and gradients, float32 and bfloat16."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,27 +20,39 @@ def random_parts(channels, heads, hidden, ranks, pictures=None, seed=0):
         return torch.randn(shape, generator=generator)
 
     def layer(inputs, outputs, rank):
-        weight, bias = normal(outputs, inputs) / inputs ** 0.5, normal(outputs) / 10
+        weight, bias = normal(outputs, inputs) / inputs**0.5, normal(outputs) / 10
         if not rank:
             return Layer(weight, bias)
-        u, s, v = normal(*many, outputs, rank) / outputs ** 0.5, normal(*many, rank), normal(*many, inputs, rank)
-        return Layer(weight, bias, u, s, v / inputs ** 0.5)
+        u, s, v = normal(*many, outputs, rank) / outputs**0.5, normal(*many, rank), normal(*many, inputs, rank)
+        return Layer(weight, bias, u, s, v / inputs**0.5)
 
     def norm():
         return 1 + normal(channels) / 10, normal(channels) / 10
 
     return Parts(
-        norm(), layer(channels, 3 * channels, ranks[0]), normal(heads, 64, 64), layer(channels, channels, ranks[1]),
-        norm(), layer(channels, hidden, ranks[2]), layer(hidden, channels, ranks[3]))
+        norm(),
+        layer(channels, 3 * channels, ranks[0]),
+        normal(heads, 64, 64),
+        layer(channels, channels, ranks[1]),
+        norm(),
+        layer(channels, hidden, ranks[2]),
+        layer(hidden, channels, ranks[3]),
+    )
 
 
 def convert(parts, change):
     def convert_layer(layer):
         return Layer(*(tensor if tensor is None else change(tensor) for tensor in layer))
 
-    return Parts(tuple(map(change, parts.norm1)), convert_layer(parts.qkv), change(parts.position),
-                 convert_layer(parts.proj), tuple(map(change, parts.norm2)), convert_layer(parts.fc1),
-                 convert_layer(parts.fc2))
+    return Parts(
+        tuple(map(change, parts.norm1)),
+        convert_layer(parts.qkv),
+        change(parts.position),
+        convert_layer(parts.proj),
+        tuple(map(change, parts.norm2)),
+        convert_layer(parts.fc1),
+        convert_layer(parts.fc2),
+    )
 
 
 def evaluate(block, x, parts, shift, grad, dense=False):
@@ -99,14 +112,22 @@ def test_every_picture_may_have_an_adapter_of_its_own():
     grads, dense_grads = grads[:9], grads[9:]
     total = [torch.zeros(()) for _ in dense_grads]
     for i in range(3):
+
         def of_picture(layer, i=i):
             low_rank = () if layer.u is None else (layer.u[i].detach(), layer.s[i].detach(), layer.v[i].detach())
             return Layer(layer.weight, layer.bias, *low_rank)
 
-        alone = Parts(parts.norm1, of_picture(parts.qkv), parts.position, of_picture(parts.proj), parts.norm2,
-                      of_picture(parts.fc1), of_picture(parts.fc2))
-        wanted = evaluate(swin_block, x[i:i + 1], alone, 4, grad[i:i + 1], dense=True)
-        assert_near([y[i:i + 1], grad_x[i:i + 1], *(g[i] for g in grads)], wanted[:11], 1e-5)
+        alone = Parts(
+            parts.norm1,
+            of_picture(parts.qkv),
+            parts.position,
+            of_picture(parts.proj),
+            parts.norm2,
+            of_picture(parts.fc1),
+            of_picture(parts.fc2),
+        )
+        wanted = evaluate(swin_block, x[i : i + 1], alone, 4, grad[i : i + 1], dense=True)
+        assert_near([y[i : i + 1], grad_x[i : i + 1], *(g[i] for g in grads)], wanted[:11], 1e-5)
         total = [a + b for a, b in zip(total, wanted[11:], strict=True)]
     assert_near([y, grad_x, *dense_grads], [y, grad_x, *total], 1e-5)
 
@@ -115,7 +136,8 @@ def test_every_picture_may_have_an_adapter_of_its_own():
 def test_a_map_that_wants_no_gradient_changes_none_of_the_others(dense):
     parts, x = random_parts(32, 2, 64, (4, 4, 4, 4)), torch.randn(1, 16, 16, 32)
     trained = [t.requires_grad_() for layer in parts.layers for t in layer[2:]] + [
-        t.requires_grad_() for t in parts.dense() if dense]
+        t.requires_grad_() for t in parts.dense() if dense
+    ]
     direction = torch.randn_like(x)
 
     def gradients(x):
@@ -145,7 +167,7 @@ def test_the_backward_pass_takes_what_is_kept():
     parts = random_parts(32, 2, 64, (4, 4, 4, 4))
     x = torch.randn(1, 8, 8, 32, requires_grad=True)
     y, kept = _fused(x, parts.dense(), parts.low_rank(), 8, 4, False, True)
-    right, = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (right,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
     kept.data.zero_()
     assert not torch.allclose(right, torch.autograd.grad(y.sum(), x)[0])
 

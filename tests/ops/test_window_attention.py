@@ -1,4 +1,5 @@
 """The fused window attention against the few lines of torch that define it."""
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -13,13 +14,21 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 def problem(batch, height, width, heads, dim, window, seed, spread=1.0, device="cpu"):
     rng = torch.Generator().manual_seed(seed)
     n = window * window
-    return (spread * torch.randn(batch, height, width, 3, heads, dim, generator=rng).to(device),
-            torch.randn(heads, n, n, generator=rng).to(device))
+    return (
+        spread * torch.randn(batch, height, width, 3, heads, dim, generator=rng).to(device),
+        torch.randn(heads, n, n, generator=rng).to(device),
+    )
 
 
 maps = dict(
-    batch=st.integers(1, 3), height=st.integers(1, 20), width=st.integers(1, 20), heads=st.integers(1, 4),
-    dim=st.integers(1, 32), window=st.sampled_from([4, 8]), seed=st.integers(0, 99))
+    batch=st.integers(1, 3),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    heads=st.integers(1, 4),
+    dim=st.integers(1, 32),
+    window=st.sampled_from([4, 8]),
+    seed=st.integers(0, 99),
+)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -73,9 +82,10 @@ def test_gradients_in_bfloat16_are_near_those_of_float64(device, window, dim):
     qkv, bias = problem(2, 20, 12, 3, dim, window, 0, device=device)
     qkv, direction = qkv.bfloat16().requires_grad_(), torch.randn(2, 20, 12, 3 * dim).bfloat16().to(device)
     double = qkv.detach().double().requires_grad_()
-    found, = torch.autograd.grad(window_attention(qkv, bias, window, window // 2), qkv, direction)
-    expected, = torch.autograd.grad(
-        plain_window_attention(double, bias.double(), window, window // 2), double, direction.double())
+    (found,) = torch.autograd.grad(window_attention(qkv, bias, window, window // 2), qkv, direction)
+    (expected,) = torch.autograd.grad(
+        plain_window_attention(double, bias.double(), window, window // 2), double, direction.double()
+    )
     assert float((found.double() - expected).norm() / expected.norm()) < 1e-2
 
 

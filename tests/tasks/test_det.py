@@ -1,4 +1,5 @@
 """det and seg: what is scored, and how, with a detector that sees bright squares."""
+
 import json
 
 import pytest
@@ -32,17 +33,25 @@ class Squares(nn.Module):
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         n = int(len(rows) > 0)
         box = [[columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]] if n else []
-        return {"boxes": torch.tensor(box, dtype=torch.float32).reshape(-1, 4), "scores": torch.full((n,), 0.9),
-                "labels": torch.full((n,), int(n and picture[1][mask].mean() < 0.5)), "masks": mask[None][:n]}
+        return {
+            "boxes": torch.tensor(box, dtype=torch.float32).reshape(-1, 4),
+            "scores": torch.full((n,), 0.9),
+            "labels": torch.full((n,), int(n and picture[1][mask].mean() < 0.5)),
+            "masks": mask[None][:n],
+        }
 
 
 def square(name, side=32, red=False, **known):
     """A picture of a square at (16, 16), annotated with a box and a mask."""
     image, mask = torch.full((3, 64, 64), 0.1), torch.zeros(1, 64, 64, dtype=torch.bool)
-    image[:1 if red else 3, 16:16 + side, 16:16 + side] = 0.9
-    mask[0, 16:16 + side, 16:16 + side] = True
-    facts = dict(boxes=torch.tensor([[16.0, 16, 16 + side, 16 + side]]), masks=mask, labels=torch.tensor([int(red)]),
-                 annotated=True)
+    image[: 1 if red else 3, 16 : 16 + side, 16 : 16 + side] = 0.9
+    mask[0, 16 : 16 + side, 16 : 16 + side] = True
+    facts = dict(
+        boxes=torch.tensor([[16.0, 16, 16 + side, 16 + side]]),
+        masks=mask,
+        labels=torch.tensor([int(red)]),
+        annotated=True,
+    )
     return Sample(name, image, **(facts | known))
 
 
@@ -106,11 +115,13 @@ def test_an_empty_picture_is_rightly_seen_as_empty():
 def test_a_run_pools_its_pictures_and_goes_on_where_it_was(task, codec, tmp_path):
     class Data(list):
         name = "squares"
+
     data = Data([square("a"), square("b", 24), square("c", red=True)])
 
     def start(pictures):
         with Progress(disable=True) as progress:
             return evaluate(Data(pictures), {2: codec}, task, {}, Settings(0, 0.01, 0), tmp_path, progress)
+
     start(data[:2])
     records = start(data)
     lines = (tmp_path / "records.jsonl").read_text().splitlines()

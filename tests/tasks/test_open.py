@@ -55,27 +55,56 @@ def test_the_command_takes_a_network_and_how_it_wants_pictures(script, tmp_path,
     write_image(tmp_path / "street.png", picture(40, 60))
     (tmp_path / "input.yaml").write_text("size: [48, 48]\nchannels: bgr\n")
     layer = load_task("open", network=script).network.layers[0]
-    for words in ([f"task.layers=[{layer}]"], ["task.input.size=[32,32]", "task.input.channels=bgr"],
-                  [f"task.input={tmp_path / 'input.yaml'}"]):
-        said = cli.command(["encode", str(tmp_path / "street.png"), str(tmp_path / "street.lcz"), "task=open",
-                            f"task.network={script}", f"codec.weights={weights}", "engine.steps=1", *words])
+    for words in (
+        [f"task.layers=[{layer}]"],
+        ["task.input.size=[32,32]", "task.input.channels=bgr"],
+        [f"task.input={tmp_path / 'input.yaml'}"],
+    ):
+        said = cli.command(
+            [
+                "encode",
+                str(tmp_path / "street.png"),
+                str(tmp_path / "street.lcz"),
+                "task=open",
+                f"task.network={script}",
+                f"codec.weights={weights}",
+                "engine.steps=1",
+                *words,
+            ]
+        )
         assert said == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, says", [
-    ([], "the task open needs a network"), (["task.network=missing.onnx"], "there is no file missing.onnx"),
-    (["task.network=SCRIPT", "task.layers=relu_3"], "task.layers must be a list"),
-    (["task.network=SCRIPT", "task.layers=[nose]"], "the layer 'nose'"),
-    (["task.network=SCRIPT", "task.input.sise=3"], "sise"),
-    (["task.network=SCRIPT", "task.input=7"], "task.input must"),
-    (["task.network=SCRIPT", "task.input.channels=yuv"], "rgb or bgr"),
-    (["task.network=SCRIPT", "task.weights=w.pth"], "holds its weights"),
-    (["task.network=SCRIPT"], "cannot take a picture of 16x64")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ([], "the task open needs a network"),
+        (["task.network=missing.onnx"], "there is no file missing.onnx"),
+        (["task.network=SCRIPT", "task.layers=relu_3"], "task.layers must be a list"),
+        (["task.network=SCRIPT", "task.layers=[nose]"], "the layer 'nose'"),
+        (["task.network=SCRIPT", "task.input.sise=3"], "sise"),
+        (["task.network=SCRIPT", "task.input=7"], "task.input must"),
+        (["task.network=SCRIPT", "task.input.channels=yuv"], "rgb or bgr"),
+        (["task.network=SCRIPT", "task.weights=w.pth"], "holds its weights"),
+        (["task.network=SCRIPT"], "cannot take a picture of 16x64"),
+    ],
+)
 def test_a_mistake_is_told_in_one_line(script, tmp_path, weights, picture, capsys, words, says):
     write_image(tmp_path / "small.png", picture(16, 64))
     words = [word.replace("SCRIPT", str(script)) for word in words]
-    assert cli.command(["encode", str(tmp_path / "small.png"), str(tmp_path / "small.lcz"), "task=open",
-                        f"codec.weights={weights}", *words]) == 2
+    assert (
+        cli.command(
+            [
+                "encode",
+                str(tmp_path / "small.png"),
+                str(tmp_path / "small.lcz"),
+                "task=open",
+                f"codec.weights={weights}",
+                *words,
+            ]
+        )
+        == 2
+    )
     line = capsys.readouterr().err
     assert says in line and line.count("\n") == 1
 

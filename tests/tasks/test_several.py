@@ -1,4 +1,5 @@
 """Several tasks at once, tasks of one's own, and regions of interest."""
+
 import pytest
 import torch
 from test_det import Squares, square
@@ -15,6 +16,7 @@ def both(network, monkeypatch):
 
     def make(shares=None, **parts):
         return lc.load_task("both", parts=parts or {"cls": {"network": str(network)}, "det": {}}, shares=shares)
+
     return make
 
 
@@ -57,9 +59,12 @@ def test_several_tasks_are_words_like_one():
     config = load_config("run", words)
     assert lc.load_task(**config.task).key == "cls-flowers+human"
     assert config.out == "results/cls+human-scenes-svd_lora"
-    for wrong, message in ((["task=[cls,nowhere]"], "Could not find 'task/nowhere'"), (["task=several"], "task.parts"),
-                           (["task=[cls,human]", "task.det.network=a"], "Could not override 'task.det.network'"),
-                           (["task=own"], "MODULE:CLASS")):
+    for wrong, message in (
+        (["task=[cls,nowhere]"], "Could not find 'task/nowhere'"),
+        (["task=several"], "task.parts"),
+        (["task=[cls,human]", "task.det.network=a"], "Could not override 'task.det.network'"),
+        (["task=own"], "MODULE:CLASS"),
+    ):
         with pytest.raises(lc.LoraCompError, match=message):
             load_config("run", wrong)
 
@@ -97,8 +102,10 @@ def test_a_region_that_does_not_fit_is_told(codec, human, picture, tmp_path):
         region(str(tmp_path / "mask.png"), picture(), human)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("nowhere:Task", "the task 'nowhere:Task' cannot be had: No module"), ("math:Task", "has no attribute 'Task'")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("nowhere:Task", "the task 'nowhere:Task' cannot be had: No module"), ("math:Task", "has no attribute 'Task'")],
+)
 def test_a_task_of_ones_own_that_is_not_there_is_told(name, message):
     with pytest.raises(lc.LoraCompError, match=message):
         lc.load_task(name)

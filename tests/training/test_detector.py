@@ -1,4 +1,5 @@
 """Training the detector and the segmenter: exact labels, an exact resume, and a start from what is known already."""
+
 import json
 
 import pytest
@@ -31,8 +32,17 @@ class StopsAtStepTwo(ObjectBatches):
 def train(batches, folder):
     torch.manual_seed(0)
     unseen = {"": Scenes("val", 2, 96), " test": Scenes("test", 2, "odd")}
-    train_detector(SmallRCNN(list(KINDS), masks=True), batches, unseen, Scenes("train", 2, 96),
-                   folder / "a.safetensors", folder / "work", 3, 1e-3, trained_on="a few")
+    train_detector(
+        SmallRCNN(list(KINDS), masks=True),
+        batches,
+        unseen,
+        Scenes("train", 2, 96),
+        folder / "a.safetensors",
+        folder / "work",
+        3,
+        1e-3,
+        trained_on="a few",
+    )
     return folder / "a.safetensors"
 
 

@@ -1,4 +1,5 @@
 """Training pictures: which of a data set's are read, and that what cannot be used is skipped and counted."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,19 +18,28 @@ def fill(folder, *names, side=40):
     return folder
 
 
-@pytest.mark.parametrize(("names", "kind", "read"), [
-    (["train/n01440764/a.JPEG", "train/n01443537/b.JPEG", "val/n01440764/c.JPEG"], "ImageNet",
-     ["train/n01440764", "train/n01443537"]),
-    (["Data/CLS-LOC/train/n01440764/a.JPEG", "Data/CLS-LOC/val/c.JPEG"], "ImageNet", ["Data/CLS-LOC/train"]),
-    (["train2017/a.jpg", "val2017/b.jpg"], "COCO", ["train2017"]),
-    (["images/train2014/a.jpg", "images/unlabeled2017/a.jpg", "images/val2014/b.jpg"], "COCO",
-     ["images/train2014", "images/unlabeled2017"]),
-    (["train/data/a.jpg", "validation/data/b.jpg"], "OpenImages", ["train/data"]),
-    (["train_0/a.jpg", "train_f/b.jpg", "validation/c.jpg"], "OpenImages", ["train_0", "train_f"]),
-    (["flicker_2W_images/a.jpg", "readme/a.jpg"], "Flickr2W", ["flicker_2W_images"]),
-    (["train/daisy/a.png", "val/daisy/b.png"], "a folder with train/", ["train"]),
-    (["a.png", "more/b.png", "more/of/c.png"], "a folder", ["."]),
-])
+@pytest.mark.parametrize(
+    ("names", "kind", "read"),
+    [
+        (
+            ["train/n01440764/a.JPEG", "train/n01443537/b.JPEG", "val/n01440764/c.JPEG"],
+            "ImageNet",
+            ["train/n01440764", "train/n01443537"],
+        ),
+        (["Data/CLS-LOC/train/n01440764/a.JPEG", "Data/CLS-LOC/val/c.JPEG"], "ImageNet", ["Data/CLS-LOC/train"]),
+        (["train2017/a.jpg", "val2017/b.jpg"], "COCO", ["train2017"]),
+        (
+            ["images/train2014/a.jpg", "images/unlabeled2017/a.jpg", "images/val2014/b.jpg"],
+            "COCO",
+            ["images/train2014", "images/unlabeled2017"],
+        ),
+        (["train/data/a.jpg", "validation/data/b.jpg"], "OpenImages", ["train/data"]),
+        (["train_0/a.jpg", "train_f/b.jpg", "validation/c.jpg"], "OpenImages", ["train_0", "train_f"]),
+        (["flicker_2W_images/a.jpg", "readme/a.jpg"], "Flickr2W", ["flicker_2W_images"]),
+        (["train/daisy/a.png", "val/daisy/b.png"], "a folder with train/", ["train"]),
+        (["a.png", "more/b.png", "more/of/c.png"], "a folder", ["."]),
+    ],
+)
 def test_of_a_data_set_only_the_training_pictures_are_read(tmp_path, names, kind, read):
     fill(tmp_path, *names)
     assert layout(tmp_path) == (kind, [tmp_path / name for name in read])
@@ -51,7 +61,8 @@ def damaged(folder):
 def test_what_cannot_be_used_is_skipped_and_counted_in_one_line(tmp_path, capsys):
     Crops([damaged(tmp_path)], 32)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "5 pictures from a folder; skipped 2 that cannot be read and 1 that are smaller")
+        "5 pictures from a folder; skipped 2 that cannot be read and 1 that are smaller"
+    )
 
 
 @pytest.mark.parametrize("names", [[], ["a.png"]])

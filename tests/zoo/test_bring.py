@@ -1,4 +1,5 @@
 """`lora-comp import`: a published checkpoint in files of ours computes what it did."""
+
 import zipfile
 
 import pytest
@@ -64,6 +65,7 @@ def test_an_adapter_computes_what_the_checkpoint_did(tmp_path, state, picture):
 @pytest.mark.data
 def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, picture):
     import json
+
     keys = json.loads((shared / "golden" / "tic_svdlora.keys.json").read_text())
     torch.save({"state_dict": {k: torch.full(shape, 0.01) for k, shape in keys.items()}}, tmp_path / "cls.pth.tar")
     assert cli.command(["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]) == 0
@@ -79,30 +81,40 @@ def archive(path):
         file.writestr("cls/1/checkpoint.pth.tar", b"")
 
 
-@pytest.mark.parametrize(("write", "says"), [
-    (lambda path: None, "is not a file"),
-    (lambda path: path.write_text("text"), "is not a checkpoint of tensors"),
-    (lambda path: path.write_bytes(b""), "is not a checkpoint of tensors"),
-    (lambda path: torch.save({"state_dict": Anything()}, path), "is not a checkpoint of tensors"),
-    (lambda path: torch.save([torch.zeros(1)], path), "holds no tensors by name"),
-    (lambda path: torch.save({"state_dict": {}}, path), "holds no tensors by name"),
-    (lambda path: torch.save({"conv.weight": torch.zeros(1)}, path), "this is not a checkpoint of tic"),
-    (archive, "such as cls/1/checkpoint.pth.tar"),
-])
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda path: None, "is not a file"),
+        (lambda path: path.write_text("text"), "is not a checkpoint of tensors"),
+        (lambda path: path.write_bytes(b""), "is not a checkpoint of tensors"),
+        (lambda path: torch.save({"state_dict": Anything()}, path), "is not a checkpoint of tensors"),
+        (lambda path: torch.save([torch.zeros(1)], path), "holds no tensors by name"),
+        (lambda path: torch.save({"state_dict": {}}, path), "holds no tensors by name"),
+        (lambda path: torch.save({"conv.weight": torch.zeros(1)}, path), "this is not a checkpoint of tic"),
+        (archive, "such as cls/1/checkpoint.pth.tar"),
+    ],
+)
 def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, capsys, write, says):
     path = tmp_path / "a.pth.tar"
     write(path)
     assert cli.command(["import", str(path), "--system", "tic_svdlora", f"into={tmp_path}"]) == 2
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert says in line
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    ([], "import takes --system NAME"), (["--system"], "import takes"), (["--system", "tic", "size=3"], "import takes"),
-    (["--system", "tic", "quality=5"], "quality must be 1 to 4"), (["--system", "jpeg"], "known are tic")])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "import takes --system NAME"),
+        (["--system"], "import takes"),
+        (["--system", "tic", "size=3"], "import takes"),
+        (["--system", "tic", "quality=5"], "quality must be 1 to 4"),
+        (["--system", "jpeg"], "known are tic"),
+    ],
+)
 def test_words_that_do_not_fit(tmp_path, capsys, words, says):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth.tar")
     assert cli.command(["import", str(tmp_path / "a.pth.tar"), *words]) == 2
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert says in line

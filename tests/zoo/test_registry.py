@@ -1,4 +1,5 @@
 """What the zoo says of its weights is true, and a published checkpoint is fetched whole or not at all."""
+
 import hashlib
 import io
 
@@ -71,6 +72,7 @@ def served(tmp_path, monkeypatch):
         entry = registry.Published("a", "", "tic", "https://page", url or (tmp_path / "a.pth.tar").as_uri(), sha256)
         monkeypatch.setattr(registry, "published", lambda: [entry])
         return tmp_path / "cache"
+
     return served
 
 
@@ -94,13 +96,15 @@ def test_another_file_than_the_published_one_is_refused(served):
 def test_no_network_is_one_line_that_tells_where_to_put_the_file(served, capsys):
     cache = served(url="http://127.0.0.1:9/a.pth.tar")
     assert command.report_errors(command.command)(["fetch", "a"]) == 2
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert "cannot fetch http://127.0.0.1:9/a.pth.tar" in line and str(cache / "a.pth.tar") in line
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("duic", "no checkpoint of duic was published"), ("alice", "browsers only"), ("jpeg", "no published checkpoint")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("duic", "no checkpoint of duic was published"), ("alice", "browsers only"), ("jpeg", "no published checkpoint")],
+)
 def test_what_cannot_be_fetched_is_told(name, says):
     with pytest.raises(LoraCompError, match=says):
         registry.download(name)

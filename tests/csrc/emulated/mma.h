@@ -33,14 +33,16 @@ void check_tile(const T* tile, unsigned stride) {
 }
 
 template <class Use>
-void load_matrix_sync(fragment<Use, 16, 16, 16, __nv_bfloat16, row_major>& to, const __nv_bfloat16* tile, unsigned stride) {
+void load_matrix_sync(fragment<Use, 16, 16, 16, __nv_bfloat16, row_major>& to, const __nv_bfloat16* tile,
+                      unsigned stride) {
   check_tile(tile, stride);
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 16; ++j) to.at[i][j] = __bfloat162float(tile[i * stride + j]);
 }
 
 template <class Use>
-void load_matrix_sync(fragment<Use, 16, 16, 16, __nv_bfloat16, col_major>& to, const __nv_bfloat16* tile, unsigned stride) {
+void load_matrix_sync(fragment<Use, 16, 16, 16, __nv_bfloat16, col_major>& to, const __nv_bfloat16* tile,
+                      unsigned stride) {
   check_tile(tile, stride);
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 16; ++j) to.at[i][j] = __bfloat162float(tile[j * stride + i]);
@@ -55,7 +57,8 @@ void mma_sync(Accumulator& d, const A& a, const B& b, const Accumulator& c) {
   d = sums;
 }
 
-inline void store_matrix_sync(float* tile, const fragment<accumulator, 16, 16, 16, float>& from, unsigned stride, layout_t) {
+inline void store_matrix_sync(float* tile, const fragment<accumulator, 16, 16, 16, float>& from, unsigned stride,
+                              layout_t) {
   check_tile(tile, stride);
   if (emulated::lane() == 0)
     for (int i = 0; i < 16; ++i)
