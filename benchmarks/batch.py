@@ -1,4 +1,4 @@
-"""`python benchmarks/batch.py [BATCH]...`: pictures a second when so many are adapted together, a row for each number.
+"""`python benchmarks/batch.py [BATCH]...`: images a second when so many are adapted together, a row for each number.
 
 tic-s, quality 2, task cls, scenes of 256x256, the default steps and one attempt of `ttft.refine`. steps: `ttft.fit`
 alone; encode_batch: with all that makes files of it and decodes them. On a GPU where there is one, by the clock; else

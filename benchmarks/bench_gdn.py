@@ -91,7 +91,7 @@ def test_fine_tuning(benchmark, kind, monkeypatch):
     targets, trained = task.targets(x), [p for p in adapted.parameters() if p.requires_grad]
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.half_pays(x.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.use_bf16(x.device)):
             x_hat = adapted(x)["x_hat"]
             distortion = task.distortion(x_hat.float().clamp(0, 1), targets).sum()
         return torch.autograd.grad(distortion, trained, allow_unused=True)

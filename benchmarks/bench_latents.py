@@ -1,6 +1,6 @@
 """From y, means and scales to bytes and back in one pass, against CompressAI's GaussianConditional: one thread.
 
-y of a 512x768 picture (192x32x48), scales from 0.11 to 256. CompressAI picks tables, rounds and codes in steps, the
+y of a 512x768 image (192x32x48), scales from 0.11 to 256. CompressAI picks tables, rounds and codes in steps, the
 last on Python lists. `blocks` is the coder alone on 16 times as many symbols, by one and two threads.
 """
 
@@ -55,7 +55,7 @@ KINDS = {"ours": ours, "CompressAI": compressai}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.benchmark(group="latents to bytes, 512x768 picture")
+@pytest.mark.benchmark(group="latents to bytes, 512x768 image")
 def test_encode(benchmark, latents, kind):
     encode, decode = KINDS[kind](*latents)
     coded = benchmark(encode)
@@ -64,7 +64,7 @@ def test_encode(benchmark, latents, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.benchmark(group="bytes to latents, 512x768 picture")
+@pytest.mark.benchmark(group="bytes to latents, 512x768 image")
 def test_decode(benchmark, latents, kind):
     encode, decode = KINDS[kind](*latents)
     decoded = benchmark(decode, encode())

@@ -1,6 +1,6 @@
 """lora_comp.rans against CompressAI's and constriction's coders, one thread each.
 
-y of a 512x768 picture (192x32x48) under CompressAI's 64 scale tables, scales drawn evenly from them. constriction is a
+y of a 512x768 image (192x32x48) under CompressAI's 64 scale tables, scales drawn evenly from them. constriction is a
 peer where it is installed. `kernels` times every kernel of ours that runs here.
 """
 

@@ -3,7 +3,7 @@
 Fine-tuning: tic (N=128), 256x256, features of a ResNet-50, random weights. Ours is the engine's step, in bfloat16 where
 that pays: with the encoder's adapter trained, as published, and with the latents in its place, as by default. The
 published formulation is that of published.py, in float32, in torch's own order of channels, its adapter trained, and
-takes one picture after the other. On a GPU ours replays a graph, which it recorded in the rounds before those timed.
+takes one image after the other. On a GPU ours replays a graph, which it recorded in the rounds before those timed.
 Training: tic-s, eight crops of 128x128, bfloat16 where that pays, against Swin blocks of torch's operators.
 """
 
@@ -25,17 +25,17 @@ from lora_comp.replay import Replayed
 from lora_comp.training.codec import bits
 
 
-@pytest.mark.parametrize("device, pictures", [("cpu", 1), *(pytest.param("cuda", n, marks=ON_GPU) for n in (1, 16))])
+@pytest.mark.parametrize("device, images", [("cpu", 1), *(pytest.param("cuda", n, marks=ON_GPU) for n in (1, 16))])
 @pytest.mark.parametrize("trained", ["adapter", "latents"])
 @pytest.mark.parametrize("kind", ["ours", "published"])
-def test_fine_tuning(benchmark, kind, trained, device, pictures):
-    where = "" if device == "cpu" else f", {pictures} on a GPU"
+def test_fine_tuning(benchmark, kind, trained, device, images):
+    where = "" if device == "cpu" else f", {images} on a GPU"
     benchmark.group = f"fine-tuning step, tic, 256x256, ResNet-50, {trained} trained{where}"
     torch.manual_seed(0)
     codec = lc.load_codec("tic", 1, weights=None).to(device)
     task = lc.load_task("cls", network="torchvision/resnet50", weights=None).to(device)
     method = lc.load_method("svd_lora", codec, adapter=None)
-    together = pictures if kind == "ours" else 1
+    together = images if kind == "ours" else 1
     x = torch.rand(together, 3, 256, 256).to(device)
     if kind == "published":
         codec.to(memory_format=torch.contiguous_format)
@@ -47,7 +47,7 @@ def test_fine_tuning(benchmark, kind, trained, device, pictures):
     take_step = Replayed(descent.take_step, x.device) if kind == "ours" else descent.take_step
 
     def step():
-        for _ in range(pictures // together):
+        for _ in range(images // together):
             objectives = take_step()
         return objectives.sum().item()  # a GPU has to be waited for
 
@@ -67,7 +67,7 @@ def test_training(benchmark, kind, monkeypatch):
     optimizer = torch.optim.Adam(codec.parameters(), lr=1e-4, fused=True)
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.half_pays(x.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.use_bf16(x.device)):
             out = codec(x)
         loss = 100 * (out["x_hat"].float() - x).square().mean() + bits(out["likelihoods"]) / x[:, 0].numel()
         optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """The fused Swin block against torch's operators (the definition in ops/swin_block.py) and the published formulation.
 
-Maps: the first stage of tic (N=128) for a 256x256 picture, and the second of tic-s. Adapters of rank 4 on qkv and proj;
+Maps: the first stage of tic (N=128) for a 256x256 image, and the second of tic-s. Adapters of rank 4 on qkv and proj;
 forward and backward, with gradients of the map and of the adapters, or of the map and of the block's own parameters.
 """
 

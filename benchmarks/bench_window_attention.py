@@ -1,6 +1,6 @@
 """The fused window attention against scaled_dot_product_attention on partitioned windows, forward and backward.
 
-Shapes: the second stage of tic (N=128) for a 256x256 picture, and of tic-s for a batch of eight crops of 128x128. One
+Shapes: the second stage of tic (N=128) for a 256x256 image, and of tic-s for a batch of eight crops of 128x128. One
 thread, float32, and where there is a GPU there too.
 """
 

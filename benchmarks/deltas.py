@@ -1,9 +1,9 @@
 """The decoder's singular values: what they cost here, and at the published step and price.
 
-`python benchmarks/deltas.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts pictures of each folder
+`python benchmarks/deltas.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts images of each folder
 to the features of NETWORK (flowers) twice, by `lora_comp.encode` and with steps of 5e-5 whose price under the published
 spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2 and train what is
-published by the published optimiser. SIDE takes the middle of a picture, at most so many rows and columns.
+published by the published optimiser. SIDE takes the middle of an image, at most so many rows and columns.
 
 Objective: weight x distortion + bpp, from the decoded latents. bpp counts the file's bytes; the published singular
 values, for which there is no coder, count with their ideal bits.
@@ -87,8 +87,8 @@ def middle(image: Tensor, side: int) -> Tensor:
     return image[:, top : top + height, left : left + width].clone()
 
 
-def pictures_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Tensor]]]:
-    """Folder, network, and the names and pictures that FOLDER[:NETWORK[:SIDE]] stands for."""
+def images_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Tensor]]]:
+    """Folder, network, and the names and images that FOLDER[:NETWORK[:SIDE]] stands for."""
     folder, network, side = (word.split(":") + ["flowers", "100000"][word.count(":") :])[:3]
     data: Dataset = Scenes(count=limit) if folder == "scenes" else Folder(folder, limit=limit)
     samples = (data[i] for i in range(len(data)))
@@ -107,19 +107,19 @@ def row(name: str, size: str, figures: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER[:NETWORK[:SIDE]]")
-    parser.add_argument("--limit", type=int, default=12, help="pictures of each folder, evenly spaced")
+    parser.add_argument("--limit", type=int, default=12, help="images of each folder, evenly spaced")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.02)
     words = parser.parse_args()
     codec = lc.load_codec("tic-s", QUALITY)
     method = load_method("svd_lora", codec, adapter=None)
-    print("| picture | size | plain | published: objective | ours: objective | published: bits | ours: bits | ratio |")
+    print("| image | size | plain | published: objective | ours: objective | published: bits | ours: bits | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     means = []
     for word in words.folders:
-        folder, network, pictures = pictures_of(word, words.limit)
+        folder, network, images = images_of(word, words.limit)
         task, rows = lc.load_task("cls", network=network), []
-        for name, image in pictures:
+        for name, image in images:
             objective, bits = published(image, codec, task, method, words.steps, words.lr)
             mine, bits_mine, plain = ours(image, codec, task, method, words.steps, words.lr)
             rows.append(torch.tensor([plain, objective, mine, bits, bits_mine]))

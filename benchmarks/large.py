@@ -1,6 +1,6 @@
-"""`python benchmarks/large.py [SIDE]...`: what adapting a large picture takes, a row for each side (Linux).
+"""`python benchmarks/large.py [SIDE]...`: what adapting a large image takes, a row for each side (Linux).
 
-tic-s, quality 2, task cls, the default steps, one core; the picture is a photograph of scikit-image, enlarged and made
+tic-s, quality 2, task cls, the default steps, one core; the image is a photograph of scikit-image, enlarged and made
 grainy. Seconds are of the processor, MB above what is there before; plain: coded and decoded without adapting.
 """
 

@@ -1,6 +1,6 @@
 """What a stop on a plateau would save, and cost: why `ttft.fit` has none.
 
-`python benchmarks/plateau.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--adapter seeded|shipped]` fits pictures of each
+`python benchmarks/plateau.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--adapter seeded|shipped]` fits images of each
 folder (or of `scenes`, generated) with `tic-s` at quality 2 to the last step, and tells on how many of them the last
 was the lowest, at which step a rule would have stopped, and by how much the objective then is above the lowest: means
 of a folder. The rule: the lowest objective so far is less than 0.1 % below what it was `patience` steps before.
@@ -10,7 +10,7 @@ import argparse
 from itertools import accumulate
 
 import torch
-from deltas import pictures_of
+from deltas import images_of
 
 import lora_comp as lc
 from lora_comp.methods import load_method
@@ -46,18 +46,18 @@ def row(folder: str, recipe: str, steps: int, runs: list[list[float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER[:NETWORK[:SIDE]]")
-    parser.add_argument("--limit", type=int, default=3, help="pictures of each folder, evenly spaced")
+    parser.add_argument("--limit", type=int, default=3, help="images of each folder, evenly spaced")
     parser.add_argument("--adapter", choices=("seeded", "shipped"), default="seeded")
     words = parser.parse_args()
     torch.set_num_threads(1)
     codec = lc.load_codec("tic-s", 2)
-    print("| pictures | trained | steps | lowest | at the last step |", *(f"stops, {p} | loses |" for p in PATIENCES))
+    print("| images | trained | steps | lowest | at the last step |", *(f"stops, {p} | loses |" for p in PATIENCES))
     print("|---|---|" + "---:|" * (3 + 2 * len(PATIENCES)))
     for word in words.folders:
-        folder, network, pictures = pictures_of(word, words.limit)
+        folder, network, named = images_of(word, words.limit)
         task = lc.load_task("cls", network=network)
         method = load_method("svd_lora", codec, task.key, adapter=None if words.adapter == "seeded" else "auto")
-        images = [image for _, image in pictures]
+        images = [image for _, image in named]
         for recipe, steps in WAYS:
             runs = [objectives_of(image, codec, task, method, recipe, steps) for image in images]
             print(row(folder, recipe, steps, runs), flush=True)

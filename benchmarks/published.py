@@ -19,7 +19,7 @@ from lora_comp.ops.window_attention import regions
 def linear(x: Tensor, layer: Layer) -> Tensor:
     if layer.u is None:
         return F.linear(x, layer.weight, layer.bias)
-    u, v = (factor.flatten(0, -2) for factor in (layer.u, layer.v))  # of all pictures, or of one
+    u, v = (factor.flatten(0, -2) for factor in (layer.u, layer.v))  # of all images, or of one
     return F.linear(x, layer.weight + (u * layer.s) @ v.T, layer.bias)
 
 
@@ -51,5 +51,5 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
 @contextmanager
 def formulation() -> Iterator[None]:
     """All Swin blocks as above, and test-time fine-tuning in float32."""
-    with patch.object(ops, "swin_block", swin_block), patch.object(ttft, "half_pays", lambda device: False):
+    with patch.object(ops, "swin_block", swin_block), patch.object(ttft, "use_bf16", lambda device: False):
         yield

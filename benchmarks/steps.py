@@ -1,7 +1,7 @@
 """The objective and the seconds of few steps, beside those of the 40 published ones.
 
 `python benchmarks/steps.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--quality Q] [--adapter seeded|shipped]` adapts
-pictures of each folder (or of `scenes`, generated) as published, with the singular values in steps of 5e-5 at the
+images of each folder (or of `scenes`, generated) as published, with the singular values in steps of 5e-5 at the
 published price (see deltas.py), and by `lora_comp.encode` in the ways of `WAYS`: `tic-s` under a network that ships, or
 with `--tic FILE` the larger `tic` with those weights, under any network (`torchvision/resnet50`) with seeded ones.
 
@@ -14,7 +14,7 @@ import argparse
 import time
 
 import torch
-from deltas import pictures_of, published
+from deltas import images_of, published
 
 import lora_comp as lc
 from lora_comp.methods import load_method
@@ -49,20 +49,20 @@ def row(name: str, figures: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="FOLDER[:NETWORK[:SIDE]]")
-    parser.add_argument("--limit", type=int, default=8, help="pictures of each folder, evenly spaced")
+    parser.add_argument("--limit", type=int, default=8, help="images of each folder, evenly spaced")
     parser.add_argument("--quality", type=int, default=2)
     parser.add_argument("--adapter", choices=("seeded", "shipped"), default="seeded")
     parser.add_argument("--tic", metavar="FILE", help="weights of tic, by python -m lora_comp.train codec=tic")
     words = parser.parse_args()
     torch.set_num_threads(1)
     codec = lc.load_codec("tic", words.quality, words.tic) if words.tic else lc.load_codec("tic-s", words.quality)
-    row("picture", ["plain", "published, 40", *WAYS])
+    row("image", ["plain", "published, 40", *WAYS])
     row("---", ["---:"] * (len(WAYS) + 2))
     for word in words.folders:
-        folder, network, pictures = pictures_of(word, words.limit)
+        folder, network, images = images_of(word, words.limit)
         task, rows = lc.load_task("cls", network=network, weights=None if words.tic else "default"), []
         method = load_method("svd_lora", codec, task.key, adapter=None if words.adapter == "seeded" else "auto")
-        for name, image in pictures:
+        for name, image in images:
             rows.append(compare(image, codec, task, method))
             row(name, [f"{value:.4f}" for value in rows[-1][: len(WAYS) + 2].tolist()])
         objectives, seconds = torch.stack(rows).split(len(WAYS) + 2, 1)

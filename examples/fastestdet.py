@@ -1,12 +1,12 @@
 """mAP against bpp of a detector that lora_comp has never seen: plain files, adapted ones, JPEG, WebP and AVIF.
 
-The detector is FastestDet as an ONNX file, trained on COCO by its authors; the pictures and annotations are COCO's.
+The detector is FastestDet as an ONNX file, trained on COCO by its authors; the images and annotations are COCO's.
 
     python -m lora_comp.run task=open task.network=fastestdet-coco.onnx task.input=examples/fastestdet.yaml \\
         data=folder data.path=COCO/images out=results/fastestdet
     python examples/fastestdet.py fastestdet-coco.onnx COCO results/fastestdet
 
-COCO is a folder with images/ and instances.json. Every file of the run is decoded, every decoded picture goes through
+COCO is a folder with images/ and instances.json. Every file of the run is decoded, every decoded image goes through
 the detector, and pycocotools scores what it finds; the same for classic codecs at several settings. The run's folder
 gets detections.json and detections.png.
 """
@@ -32,13 +32,13 @@ from lora_comp.report.bdrate import bd_rate
 from lora_comp.report.codecs import through
 
 CLASSIC = {"jpeg": (5, 10, 15, 20, 30, 50), "webp": (1, 5, 10, 20, 40, 60), "avif": (10, 15, 25, 35, 45, 55)}
-DRAWS = 200  # of as many pictures as there are, with repetition, that tell what the choice of pictures is worth
+DRAWS = 200  # of as many images as there are, with repetition, that tell what the choice of images is worth
 LEAST, MOST, OVERLAP = 0.001, 100, 0.45  # score and number of detections, and IoU above which one is suppressed
 
 
 def detections(out: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (n, 4) as x, y, width, height in pixels, scores (n,) and classes (n,) from what FastestDet gives of one
-    picture: (85, rows, columns), objectness, box and 80 class probabilities of each cell."""
+    image: (85, rows, columns), objectness, box and 80 class probabilities of each cell."""
     objectness, (a, b, c, d), classes = out[0], out[1:5], out[5:]
     rows, columns = objectness.shape
     i, j = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -55,7 +55,7 @@ def detections(out: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Te
 
 
 class Scorer:
-    """mAP and AP50 of pictures by name, with pycocotools; with `draws` also the mAP of each of DRAWS drawings."""
+    """mAP and AP50 of images by name, with pycocotools; with `draws` also the mAP of each of DRAWS drawings."""
 
     def __init__(self, network: str, annotations: Path, settings: Path):
         self.network = lc.load_task("open", network=network, input=settings).network
@@ -65,11 +65,11 @@ class Scorer:
         self.ids = {facts["file_name"]: facts["id"] for facts in self.truth.dataset["images"]}
 
     @torch.no_grad()
-    def score(self, pictures: Iterator[tuple[str, Tensor]], draws: bool = False) -> dict:
+    def score(self, images: Iterator[tuple[str, Tensor]], draws: bool = False) -> dict:
         found, seen = [], []
-        for name, picture in pictures:
+        for name, image in images:
             seen.append(self.ids[name])
-            boxes, scores, labels = detections(self.network(picture[None])[0], *picture.shape[1:])
+            boxes, scores, labels = detections(self.network(image[None])[0], *image.shape[1:])
             found += [
                 {"image_id": seen[-1], "category_id": self.categories[label], "bbox": box, "score": score}
                 for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
@@ -87,14 +87,14 @@ class Scorer:
 
 
 def drawn(judge: COCOeval) -> list[float]:
-    """mAP over DRAWS drawings of the evaluated pictures: the same ones for whoever evaluates as many."""
-    areas, pictures = len(judge.params.areaRng), len(judge.params.imgIds)
-    matches = np.array(judge.evalImgs, dtype=object).reshape(-1, areas, pictures)[:, 0]  # (categories, pictures)
+    """mAP over DRAWS drawings of the evaluated images: the same ones for whoever evaluates as many."""
+    areas, images = len(judge.params.areaRng), len(judge.params.imgIds)
+    matches = np.array(judge.evalImgs, dtype=object).reshape(-1, areas, images)[:, 0]  # (categories, images)
     judge.params.areaRng, judge.params.maxDets = judge.params.areaRng[:1], [MOST]
     judge._paramsEval.areaRng = judge.params.areaRng
     chance, means = np.random.default_rng(0), []
     for _ in range(DRAWS):
-        judge.evalImgs = matches[:, chance.integers(pictures, size=pictures)].ravel().tolist()
+        judge.evalImgs = matches[:, chance.integers(images, size=images)].ravel().tolist()
         with contextlib.redirect_stdout(io.StringIO()):
             judge.accumulate()
         precision = judge.eval["precision"]
@@ -107,16 +107,16 @@ def from_run(folder: Path, records: list[dict]) -> Iterator[tuple[str, Tensor]]:
         yield record["image"], lc.decode((folder / record["file"]).read_bytes())
 
 
-def from_classic(name: str, setting: int, pictures: dict[str, Tensor], rates: list[float]):
-    """Pictures through a classic codec; the bpp of each is added to `rates`."""
-    for image, picture in pictures.items():
-        size, decoded = through(name, setting, picture)
-        rates.append(8 * size / picture[0].numel())
-        yield image, torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
+def from_classic(name: str, setting: int, originals: dict[str, Tensor], rates: list[float]):
+    """Images through a classic codec; the bpp of each is added to `rates`."""
+    for name_of, original in originals.items():
+        size, decoded = through(name, setting, original)
+        rates.append(8 * size / original[0].numel())
+        yield name_of, torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
 
 
 def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
-    """Points of each method, bpp rising: the run's own, then the classic codecs on the same pictures."""
+    """Points of each method, bpp rising: the run's own, then the classic codecs on the same images."""
     records = json.loads((run / "results.json").read_text())["records"]
     points: dict[str, list[dict]] = {}
     for method, quality in sorted({(r["method"], r["quality"]) for r in records}):
@@ -125,14 +125,14 @@ def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
         points.setdefault("plain" if method == "none" else method, []).append(
             point | scorer.score(from_run(run, own), draws=True)
         )
-    pictures = {name: read_image(images / name) for name in dict.fromkeys(r["image"] for r in records)}
+    originals = {name: read_image(images / name) for name in dict.fromkeys(r["image"] for r in records)}
     for name, settings in CLASSIC.items():
         points[name] = []
         for setting in settings:
             rates: list[float] = []
-            scores = scorer.score(from_classic(name, setting, pictures, rates))
+            scores = scorer.score(from_classic(name, setting, originals, rates))
             points[name].append({"setting": setting, "bpp": float(np.mean(rates))} | scores)
-    return {"uncompressed": [scorer.score(iter(pictures.items()))]} | points
+    return {"uncompressed": [scorer.score(iter(originals.items()))]} | points
 
 
 def lead(plain: list[dict], point: dict) -> tuple[float, float, float]:

@@ -1,8 +1,8 @@
-"""Mirror images of COCO pictures with their boxes: as many pictures again to score a detector on.
+"""Mirror images of COCO images with their boxes: as many images again to score a detector on.
 
     python examples/mirror.py COCO MIRRORED
 
-COCO is a folder with images/ and instances.json, and so is MIRRORED then; its pictures are PNG, and masks are left out.
+COCO is a folder with images/ and instances.json, and so is MIRRORED then; its images are PNG, and masks are left out.
 """
 
 import argparse
@@ -16,10 +16,10 @@ def mirror(coco: Path, mirrored: Path) -> None:
     (mirrored / "images").mkdir(parents=True, exist_ok=True)
     truth, widths = json.loads((coco / "instances.json").read_text()), {}
     for facts in truth["images"]:
-        picture = read_image(coco / "images" / facts["file_name"])
-        widths[facts["id"]] = picture.shape[2]
+        image = read_image(coco / "images" / facts["file_name"])
+        widths[facts["id"]] = image.shape[2]
         facts["file_name"] = Path(facts["file_name"]).with_suffix(".png").name
-        write_image(mirrored / "images" / facts["file_name"], picture.flip(2))
+        write_image(mirrored / "images" / facts["file_name"], image.flip(2))
     for found in truth["annotations"]:
         x, y, width, height = found["bbox"]
         found["bbox"] = [widths[found["image_id"]] - x - width, y, width, height]

@@ -21,7 +21,7 @@ CLASSIC = {"jpeg": (5, 10, 20, 35, 60), "webp": (1, 10, 30, 60), "avif": (15, 30
 
 
 def score(task, samples: list, decoded: Iterator[Tensor]) -> float:
-    return task.pool([task.measure(picture, s)["objects"] for s, picture in zip(samples, decoded, strict=True)])["mAP"]
+    return task.pool([task.measure(image, s)["objects"] for s, image in zip(samples, decoded, strict=True)])["mAP"]
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
         for setting in settings:
             coded = [through(name, setting, s.image) for s in samples]
             bpp = np.mean([8 * size / s.image[0].numel() for (size, _), s in zip(coded, samples, strict=True)])
-            pictures = (torch.from_numpy(picture).permute(2, 0, 1).float() / 255 for _, picture in coded)
-            curve.append((float(bpp), score(task, samples, pictures)))
+            images = (torch.from_numpy(image).permute(2, 0, 1).float() / 255 for _, image in coded)
+            curve.append((float(bpp), score(task, samples, images)))
             print(f"{name:6}{setting:>4} {bpp:7.3f} bpp    mAP {curve[-1][1]:.3f}")
         print(f"BD-rate of {name} against the plain codec, at equal mAP: {bd_rate(plain, curve):+.1f} %")
 

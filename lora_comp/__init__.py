@@ -1,4 +1,4 @@
-"""One frozen image codec, adapted to each picture and to whatever will look at it."""
+"""One frozen image codec, adapted to each image and to whatever will look at it."""
 
 from importlib import import_module
 from importlib.metadata import distributions

@@ -1,4 +1,4 @@
-"""encode and decode: a picture to the bytes of a file, and back."""
+"""encode and decode: an image to the bytes of a file, and back."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ _loaded = lru_cache(maxsize=8)(load_codec)
 
 @dataclass(frozen=True)
 class Coded:
-    """A coded picture.
+    """A coded image.
 
-    data: the whole file. bpp: its bits over the picture's pixels. method: "none" where adapting did not pay.
+    data: the whole file. bpp: its bits over the image's pixels. method: "none" where adapting did not pay.
     loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded; None without
     a task.
     """
@@ -64,10 +64,10 @@ def encode(
     roi: Tensor | None = None,
     tile: int = SIDE,
 ) -> Coded:
-    """Code a picture, adapted to itself and to a task.
+    """Code an image, adapted to itself and to a task.
 
     Never worse than not adapting: both files are decoded, and the one of lower objective is returned. The distortion of
-    a picture of more than `tile` rows or columns is the mean of that of its tiles (`parts.in_parts`).
+    an image of more than `tile` rows or columns is the mean of that of its tiles (`parts.in_parts`).
 
     Args:
         image: float32 (3, H, W) in [0, 1].
@@ -75,11 +75,11 @@ def encode(
         task: from `load_task`; may be None with the method "none".
         method: "svd_lora", "lora", "none", or a method from `load_method`.
         steps, lr, seed, on_step: see `ttft.fit`; lr None is the task's own.
-        recipe: what the encoder trains beside what travels. "latents": those of the picture. "adapter": the encoder's
-            adapter, in memory that grows with the picture. "published": the same by the published optimiser, whose
+        recipe: what the encoder trains beside what travels. "latents": those of the image. "adapter": the encoder's
+            adapter, in memory that grows with the image. "published": the same by the published optimiser, whose
             steps=40 and lr=5e-3.
         roi: how much each pixel counts, float (H, W) in [0, 1]; None: all alike. See `roi.region`.
-        tile: the longest side of what the task sees at once, pixels, a multiple of 128. The picture has one adapter and
+        tile: the longest side of what the task sees at once, pixels, a multiple of 128. The image has one adapter and
             one file all the same. 256: as published for detection.
     Raises:
         LoraCompError: an image of another shape, type or range, an unknown recipe, a region or a tile that does not
@@ -102,10 +102,10 @@ def encode_batch(
     rois: Sequence[Tensor] | None = None,
     tile: int = SIDE,
 ) -> list[Coded]:
-    """`encode` of each picture, their steps taken together: as good as alone, and faster where a GPU has room.
+    """`encode` of each image, their steps taken together: as good as alone, and faster where a GPU has room.
 
-    Each picture has its own latents, adapter and best step. Sums may come in another order than alone, so a value that
-    lies between two whole numbers may be rounded to the other one. Memory grows with the number of pictures.
+    Each image has its own latents, adapter and best step. Sums may come in another order than alone, so a value that
+    lies between two whole numbers may be rounded to the other one. Memory grows with the number of images.
 
     Args:
         images: float32 (3, H, W) in [0, 1] each and of one size, or (B, 3, H, W).
@@ -119,7 +119,7 @@ def encode_batch(
         check(image)
     if len({image.shape for image in images}) != 1:
         sizes = " and ".join(sorted({f"{image.shape[1]}x{image.shape[2]}" for image in images}))
-        raise LoraCompError(f"a batch needs pictures of one size, not of {sizes or 'none'}: encode them apart")
+        raise LoraCompError(f"a batch needs images of one size, not of {sizes or 'none'}: encode them apart")
     if recipe not in ttft.RECIPES:
         raise LoraCompError(f"recipe must be one of {', '.join(ttft.RECIPES)}, not {recipe!r}")
     if isinstance(method, str):
@@ -146,7 +146,7 @@ def encode_batch(
         decoded = torch.stack([decode(data, codec, method=method) for data in files])
         distances = torch.zeros(len(files), dtype=torch.float64)
         for part in parts:
-            rows, columns = part.picture
+            rows, columns = part.image
             distances += part.share * part.distortion(decoded[..., rows, columns]).cpu()
         return [weight * d + bpp(data, size) for d, data in zip(distances.tolist(), files, strict=True)]
 
@@ -168,7 +168,7 @@ def encode_batch(
 
 
 def check(image: Tensor) -> None:
-    """Raise LoraCompError for what is no picture."""
+    """Raise LoraCompError for what is no image."""
     if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
         raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
     if not ((image >= 0) & (image <= 1)).all():
@@ -180,11 +180,11 @@ def bpp(data: bytes, size: tuple[int, int]) -> float:
 
 
 def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
-    """Regions of interest of pictures (B, 3, H, W) as one tensor (B, 1, H, W)."""
+    """Regions of interest of images (B, 3, H, W) as one tensor (B, 1, H, W)."""
     size, sizes = tuple(originals.shape[2:]), {tuple(roi.shape) for roi in rois}
     if len(rois) != len(originals) or sizes != {size}:
         raise LoraCompError(
-            f"a region of interest is (H, W) like its picture, {size}, not {' and '.join(map(str, sorted(sizes)))}"
+            f"a region of interest is (H, W) like its image, {size}, not {' and '.join(map(str, sorted(sizes)))}"
         )
     weights = torch.stack(list(rois))[:, None].to(originals)
     if not (weights.min() >= 0 and weights.max() <= 1):
@@ -230,13 +230,13 @@ def decode(
     adapter: str | Path | None = None,
     max_pixels: int = bitstream.MAX_PIXELS,
 ) -> Tensor:
-    """The picture in a file: float32 (3, H, W) in [0, 1].
+    """The image in a file: float32 (3, H, W) in [0, 1].
 
     Args:
         codec: the codec that wrote the file, where it is not one that ships.
         method: the method that wrote it, where it is at hand already.
         adapter: path of a pre-trained adapter that does not ship.
-        max_pixels: of the largest picture to decode; a larger one is refused before anything is allocated for it.
+        max_pixels: of the largest image to decode; a larger one is refused before anything is allocated for it.
     Raises:
         BitstreamError: the file is not whole, or was written with weights that are not at hand.
     """

@@ -42,7 +42,7 @@ from lora_comp.errors import BitstreamError
 
 MAGIC = b"LCZ"
 VERSION = 1
-MAX_PIXELS = 2**28  # of a picture, unless the reader is told otherwise
+MAX_PIXELS = 2**28  # of an image, unless the reader is told otherwise
 METHODS = ("none", "svd_lora", "lora", "transtic", "duic", "alice", "slimmable")  # the position is the code in the file
 
 _HAS_ADAPTER = 1
@@ -50,7 +50,7 @@ _HAS_HINTS = 2
 _HASH_BYTES = 4
 _CRC_BYTES = 4
 _VARINT_BYTES = 5
-_CODED_SIDE = 64  # pixels: a shorter side is coded as this many, so a thin picture takes what a broad one does
+_CODED_SIDE = 64  # pixels: a shorter side is coded as this many, so a thin image takes what a broad one does
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")  # never a path: it will be looked up
 
 
@@ -58,7 +58,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")  # never 
 class Header:
     """What a decoder must know before it can read the sections.
 
-    height, width: of the picture, in pixels, 1 to 2^32
+    height, width: of the image, in pixels, 1 to 2^32
     codec: name in the registry, 1 to 32 ASCII letters, digits and, between them, `.`, `_` or `-`
     quality: rate point, 0 to 15
     codec_hash: 4 bytes, of the codec's weights
@@ -117,7 +117,7 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
     Nothing is allocated beyond copies of parts of `data`, whatever the header declares.
 
     Raises BitstreamError, and nothing else, for bytes that are not a lora_comp file, of another version, cut short,
-    with extra bytes, altered, or that declare a picture of more than `max_pixels` pixels, a side shorter than the 64
+    with extra bytes, altered, or that declare an image of more than `max_pixels` pixels, a side shorter than the 64
     that it is coded as counted as 64.
     """
     if not data or not MAGIC.startswith(data[: len(MAGIC)]):
@@ -166,7 +166,7 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
 
 
 def info(data: bytes) -> dict:
-    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp. No picture is too large.
+    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp. No image is too large.
 
     Raises BitstreamError as `read` does.
     """

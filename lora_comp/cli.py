@@ -1,4 +1,4 @@
-"""lora-comp encode, decode, info: one picture, one file; zoo, import: the weights there are."""
+"""lora-comp encode, decode, info: one image, one file; zoo, import: the weights there are."""
 
 import functools
 import sys
@@ -38,7 +38,7 @@ def report_errors(
     return program
 
 
-def encode(picture: str, file: str, words: Sequence[str]) -> None:
+def encode(source: str, file: str, words: Sequence[str]) -> None:
     from rich.progress import Progress
 
     from lora_comp import api
@@ -51,7 +51,7 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     from lora_comp.tasks import load_task
 
     config = load_config("encode", words)
-    image = read_image(picture)
+    image = read_image(source)
     device, engine = start_engine(config.engine), config.engine
     codec = load_codec(config.codec.name, config.quality, config.codec.weights).to(device)
     task = load_task(**config.task).to(device)
@@ -78,7 +78,7 @@ def encode(picture: str, file: str, words: Sequence[str]) -> None:
     )
 
 
-def decode(file: str, picture: str, words: Sequence[str]) -> None:
+def decode(file: str, image: str, words: Sequence[str]) -> None:
     from lora_comp import api, bitstream
     from lora_comp.codecs import load_codec
     from lora_comp.data import write_image
@@ -94,7 +94,7 @@ def decode(file: str, picture: str, words: Sequence[str]) -> None:
     if "weights" in options:
         header, _ = bitstream.read(data, max_pixels)
         codec = load_codec(header.codec, header.quality, options["weights"])
-    write_image(picture, api.decode(data, codec, adapter=options.get("adapter"), max_pixels=max_pixels))
+    write_image(image, api.decode(data, codec, adapter=options.get("adapter"), max_pixels=max_pixels))
 
 
 def info(file: str) -> None:
@@ -130,10 +130,10 @@ def read(file: str) -> bytes:
 @functools.partial(report_errors, stopped="stopped; nothing was written")
 def command(words: Sequence[str]) -> None:
     match list(words):
-        case ["encode", picture, file, *rest]:
-            encode(picture, file, rest)
-        case ["decode", file, picture, *rest]:
-            decode(file, picture, rest)
+        case ["encode", image, file, *rest]:
+            encode(image, file, rest)
+        case ["decode", file, image, *rest]:
+            decode(file, image, rest)
         case ["info", file]:
             info(file)
         case ["zoo", *rest]:

@@ -73,7 +73,7 @@ EXPECTED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "engine.batch": ("a whole number from 1 on", _whole(1)),
     "engine.threads": ("a whole number from 1 on, or null", _or_null(_whole(1))),
     "engine.device": ("cpu, cuda or cuda:N", lambda value: str(value).startswith(("cpu", "cuda"))),
-    "pictures": ("a list of folders, as [FOLDER,FOLDER]", lambda value: isinstance(value, ListConfig)),
+    "images": ("a list of folders, as [FOLDER,FOLDER]", lambda value: isinstance(value, ListConfig)),
     "minutes": ("a number above 0, or null", _or_null(_rate)),
     "lr": ("a number above 0, or null", _or_null(_rate)),
     **dict.fromkeys(("steps", "batch", "threads"), ("a whole number from 1 on, or null", _or_null(_whole(1)))),

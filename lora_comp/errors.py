@@ -6,8 +6,8 @@ class LoraCompError(Exception):
 
 
 class ImageError(LoraCompError):
-    """A picture that cannot be read or written."""
+    """An image that cannot be read or written."""
 
 
 class BitstreamError(LoraCompError):
-    """A file that is not a valid coded picture, or that needs other weights than those at hand."""
+    """A file that is not a valid coded image, or that needs other weights than those at hand."""

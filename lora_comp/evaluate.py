@@ -1,4 +1,4 @@
-"""A method over a data set: every picture to files, every file decoded and scored.
+"""A method over a data set: every image to files, every file decoded and scored.
 
 The folder gets files/**/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start goes on),
 results.json, and what `report` draws of it. Every `bytes` is the size of a file that was decoded for its record.
@@ -30,7 +30,7 @@ from lora_comp.tasks.human import psnr
 
 @dataclass(frozen=True)
 class Settings:
-    """What a record depends on beside its picture, its codec and its method."""
+    """What a record depends on beside its image, its codec and its method."""
 
     steps: int
     lr: float
@@ -67,7 +67,7 @@ class Records:
         self.known[key] = record
 
     def results(self) -> dict:
-        """What results.json holds: the records asked for in this start, their means, the pictures left out."""
+        """What results.json holds: the records asked for in this start, their means, the images left out."""
         records = [{name: value for name, value in record.items() if name != "objects"} for record in self.wanted]
         rows = summary(records)
         if self.pool:
@@ -92,7 +92,7 @@ def _parse(line: str) -> dict | None:
 
 
 def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: None) -> Iterator[Sample]:
-    """The readable pictures of a data set; `on_skip` is told of the others, and the reason."""
+    """The readable images of a data set; `on_skip` is told of the others, and the reason."""
     for i in range(len(data)):
         try:
             sample = data[i]
@@ -103,7 +103,7 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
 
 
 def batches(found: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Pictures that follow each other and are of one size, at most `size` together."""
+    """Images that follow each other and are of one size, at most `size` together."""
     for _, alike in groupby(found, key=lambda sample: sample.image.shape):
         while batch := list(islice(alike, size)):
             yield batch
@@ -119,18 +119,18 @@ def evaluate(
     progress: Progress,
     batch: int = 1,
 ) -> Records:
-    """The plain codec and each quality's method on every picture, at each quality.
+    """The plain codec and each quality's method on every image, at each quality.
 
     Args:
         data: a data set of `lora_comp.data`.
         codecs, methods: by quality; a quality without a method is coded by the plain codec alone.
         out: the folder for everything; one that holds records already is gone on with.
         progress: a started rich Progress.
-        batch: how many pictures, if of one size, are coded together; records do not depend on it but in last digits.
+        batch: how many images, if of one size, are coded together; records do not depend on it but in last digits.
     """
     make_folder(out / "files")
     records = Records(out, getattr(task, "pool", None))
-    pictures = progress.add_task("pictures", total=len(data) * len(codecs))
+    images = progress.add_task("images", total=len(data) * len(codecs))
     steps = progress.add_task("steps", total=settings.steps, visible=bool(methods))
 
     def on_step(step: int, loss: float) -> None:
@@ -152,8 +152,8 @@ def evaluate(
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)
                     records.wanted += [records.known[key] for key in keys]
-                progress.advance(pictures, len(together))
-            progress.update(pictures, completed=len(data) * (list(codecs).index(quality) + 1))
+                progress.advance(images, len(together))
+            progress.update(images, completed=len(data) * (list(codecs).index(quality) + 1))
     finally:
         records.write()
     return records
@@ -193,9 +193,9 @@ def score(
     out: Path,
     on_step,
 ) -> Iterator[dict]:
-    """Code pictures of one size together, decode their files, score what came out: the record of each.
+    """Code images of one size together, decode their files, score what came out: the record of each.
 
-    Its seconds_encode are the picture's share of the batch's.
+    Its seconds_encode are the image's share of the batch's.
     """
     if not batch:
         return
@@ -229,7 +229,7 @@ def record_of(
     out: Path,
     roi: Tensor | None = None,
 ) -> dict:
-    """Write the file of a picture, decode it, and score what came out."""
+    """Write the file of an image, decode it, and score what came out."""
     name = "none" if method is None else method.name
     path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"
     make_folder((out / path).parent)

@@ -1,9 +1,9 @@
 """Task networks: the small classifier that ships here, and any of timm's or torchvision's, behind one interface.
 
-A network takes float pictures (B, 3, H, W) in [0, 1] of any size and normalises them itself. It has
+A network takes float images (B, 3, H, W) in [0, 1] of any size and normalises them itself. It has
     name               str
     classes            list of class names, empty where they are not known
-    stage_variance     variance of the numbers of each stage on natural pictures, or None where it was not measured
+    stage_variance     variance of the numbers of each stage on natural images, or None where it was not measured
     stages(x)          list of feature maps, fine to coarse
     forward(x)         logits (B, classes)
     stages_and_logits(x)
@@ -164,7 +164,7 @@ class LibraryNetwork(nn.Module):
     leaves the last of the model's parts at that resolution; for a network of one resolution, such as a ViT, four
     evenly spaced blocks.
 
-    size: (H, W) where the network takes only one size; pictures are resized to it.
+    size: (H, W) where the network takes only one size; images are resized to it.
     """
 
     mean: Tensor
@@ -193,7 +193,7 @@ class LibraryNetwork(nn.Module):
         if self.size:
             if x.shape[2:] != self.size:
                 x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
-        elif short < 64:  # several networks cannot halve a smaller picture five times
+        elif short < 64:  # several networks cannot halve a smaller image five times
             size = [round(side * 64 / short) for side in x.shape[2:]]
             x = F.interpolate(x, size, mode="bilinear")
         outputs: dict[str, Tensor] = {}

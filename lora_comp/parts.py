@@ -1,5 +1,5 @@
-"""A large picture in parts. The synthesis and the task see one of them at a time, so that the memory which
-fine-tuning takes does not grow with the picture."""
+"""A large image in parts. The synthesis and the task see one of them at a time, so that the memory which
+fine-tuning takes does not grow with the image."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from lora_comp.codecs.tic import STRIDE
 from lora_comp.errors import LoraCompError
 
 SIDE = 1024  # pixels: the longest side of a part, if nothing else is asked for
-GRID = 128  # pixels: parts begin at multiples of the coarsest attention windows, which so lie as in the whole picture
+GRID = 128  # pixels: parts begin at multiples of the coarsest attention windows, which so lie as in the whole image
 LATENT = 16  # pixels to a latent, along each side
 
 Distortion: TypeAlias = Callable[[Tensor], Tensor]
@@ -20,16 +20,16 @@ Distortion: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of the picture, and the latents around it that the synthesis makes it of.
+    """A rectangle of the image, and the latents around it that the synthesis makes it of.
 
-    picture: its rows and columns.
-    latents: rows and columns of y, with a margin of `GRID` pixels where the picture goes on.
+    image: its rows and columns.
+    latents: rows and columns of y, with a margin of `GRID` pixels where the image goes on.
     own: rows and columns of what the synthesis makes of those.
-    share: of the picture's pixels.
-    distortion: of the decoded (B, 3, h, w) of this part of each picture, a tensor (B,).
+    share: of the image's pixels.
+    distortion: of the decoded (B, 3, h, w) of this part of each image, a tensor (B,).
     """
 
-    picture: tuple[slice, slice]
+    image: tuple[slice, slice]
     latents: tuple[slice, slice]
     own: tuple[slice, slice]
     share: float
@@ -41,10 +41,10 @@ def in_parts(
     distortion_of: Callable[[slice, slice], Distortion],
     side: int = SIDE,
 ) -> list[Part]:
-    """The parts of a picture of `size` (H, W); one where no side is longer than `side`.
+    """The parts of an image of `size` (H, W); one where no side is longer than `side`.
 
     Args:
-        distortion_of: of the part at these rows and columns of the picture.
+        distortion_of: of the part at these rows and columns of the image.
         side: pixels, a multiple of `GRID`; LoraCompError for another.
     """
     if side < GRID or side % GRID:
@@ -55,7 +55,7 @@ def in_parts(
             around = [_around(own, extent) for own, extent in zip((rows, columns), size, strict=True)]
             parts.append(
                 Part(
-                    picture=(rows, columns),
+                    image=(rows, columns),
                     latents=(
                         slice(around[0].start // LATENT, around[0].stop // LATENT),
                         slice(around[1].start // LATENT, around[1].stop // LATENT),

@@ -1,4 +1,4 @@
-"""python -m lora_comp.run task=cls: adapt to every picture of a data set, and set it beside the plain codec."""
+"""python -m lora_comp.run task=cls: adapt to every image of a data set, and set it beside the plain codec."""
 
 import sys
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def run(config, console: Console) -> None:
             engine.batch,
         )
     if not records.wanted:
-        raise LoraCompError("none of the pictures could be read")
+        raise LoraCompError("none of the images could be read")
     results = records.results()
     show(results, console)
     draw(results, data, codecs, methods, task, out)
@@ -70,29 +70,29 @@ def run(config, console: Console) -> None:
 
 
 def show(results: dict, console: Console) -> None:
-    """The table of every picture, and of the means."""
+    """The table of every image, and of the means."""
     from rich.markup import escape
     from rich.table import Table
 
     from lora_comp.report.summary import table
 
     names = ("quality", "image", "method", "bytes", "bpp", "psnr", "score")
-    pictures = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    images = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
-        pictures.add_column(name, justify="left" if name in ("image", "method") else "right")
+        images.add_column(name, justify="left" if name in ("image", "method") else "right")
     digits = {"bpp": ".3f", "psnr": ".2f", "score": ".3f", "bytes": ",d"}
     for record in sorted(results["records"], key=lambda r: r["quality"]):
-        pictures.add_row(*(escape(f"{record[n]:{digits.get(n, '')}}") for n in names))
-    console.print(pictures)
+        images.add_row(*(escape(f"{record[n]:{digits.get(n, '')}}") for n in names))
+    console.print(images)
     console.print(table(results["summary"]))
     if results["skipped"]:
-        console.print(f"{len(results['skipped'])} unreadable pictures were skipped:")
+        console.print(f"{len(results['skipped'])} unreadable images were skipped:")
         for reason in results["skipped"]:
             console.print(f"  {reason}", soft_wrap=True, markup=False)
 
 
 def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> None:
-    """score.png, and pictures.png: original, plain and adapted of the picture that adapting helped most."""
+    """score.png, and pictures.png: original, plain and adapted of the image that adapting helped most."""
     from lora_comp import api
     from lora_comp.evaluate import samples
     from lora_comp.report.plots import caption, score_plot, side_by_side
@@ -115,8 +115,8 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
         captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
     boxes = (
         [
-            [one["bbox"] for one in task.found(picture) if one["score"] >= task.sure]
-            for picture in (sample.image, before, after)
+            [one["bbox"] for one in task.found(image) if one["score"] >= task.sure]
+            for image in (sample.image, before, after)
         ]
         if hasattr(task, "found")
         else ((), (), ())

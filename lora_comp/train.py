@@ -1,11 +1,11 @@
 """python -m lora_comp.train: make the weights that ship, or others like them.
 
-    what=codec pictures=[photos,flowers/train] minutes=40
+    what=codec images=[photos,flowers/train] minutes=40
     what=adapter task=cls task.network=scenes minutes=4
-    what=network network=flowers pictures=[flowers] steps=2000
+    what=network network=flowers images=[flowers] steps=2000
     what=network network=scenes-det steps=4000
 
-Several GPUs: torchrun --nproc-per-node 4 -m lora_comp.train what=codec pictures=[imagenet] batch=64 minutes=600
+Several GPUs: torchrun --nproc-per-node 4 -m lora_comp.train what=codec images=[imagenet] batch=64 minutes=600
 """
 
 import platform
@@ -60,7 +60,7 @@ def made_on(row: dict, config, device: torch.device) -> dict:
         "minutes": round(row["minutes"], 1),
         "hardware": hardware(device),
         **reached,
-        "data": ["/".join(Path(p).parts[-2:]) for p in config.pictures] or ["generated scenes"],
+        "data": ["/".join(Path(p).parts[-2:]) for p in config.images] or ["generated scenes"],
     }
 
 
@@ -72,11 +72,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: dict) -> None:
 def codecs(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.codecs import build
     from lora_comp.training import codec, start
-    from lora_comp.training.pictures import Crops
+    from lora_comp.training.crops import Crops
 
-    if not config.pictures:
-        raise LoraCompError("a codec needs pictures to train on: pictures=[FOLDER,FOLDER]")
-    data, first = Crops(list(config.pictures), CROP), None
+    if not config.images:
+        raise LoraCompError("a codec needs images to train on: images=[FOLDER,FOLDER]")
+    data, first = Crops(list(config.images), CROP), None
     for quality in config.quality:
         model = build(config.codec.name)
         if first is None:
@@ -114,7 +114,7 @@ def adapters(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.training import adapter
 
     task = load_task(**config.task).to(device)
-    batches = pictures(list(config.pictures), config.batch or parallel.size())
+    batches = images(list(config.images), config.batch or parallel.size())
     for quality in config.quality:
         codec = load_codec(config.codec.name, quality, config.codec.weights).to(device)
         name = config.method.name
@@ -147,10 +147,10 @@ def adapters(config, into: Path | None, device: torch.device) -> None:
         )
 
 
-def pictures(folders: list[str], count: int) -> Callable[[int], Tensor]:
-    """Batches by step: crops of pictures of the folders, or generated scenes where none is given."""
+def images(folders: list[str], count: int) -> Callable[[int], Tensor]:
+    """Batches by step: crops of images of the folders, or generated scenes where none is given."""
     if folders:
-        from lora_comp.training.pictures import Crops
+        from lora_comp.training.crops import Crops
 
         data = Crops(folders, 192)
         return lambda step: data.batch(count, step)
@@ -177,10 +177,10 @@ def network(config, into: Path | None, device: torch.device) -> None:
         train_scenes(out, work, config.steps)
     elif config.network in ("scenes-det", "scenes-seg"):
         train_scenes_detector(config.network == "scenes-seg", out, work, config.steps)
-    elif len(config.pictures) != 1:
-        raise LoraCompError("a network for pictures needs one folder with train/ and val/: pictures=[FOLDER]")
+    elif len(config.images) != 1:
+        raise LoraCompError("a network for images needs one folder with train/ and val/: images=[FOLDER]")
     else:
-        train_flowers(config.pictures[0], out, work, config.steps)
+        train_flowers(config.images[0], out, work, config.steps)
 
 
 if __name__ == "__main__":

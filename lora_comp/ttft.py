@@ -2,8 +2,8 @@
 
 minimise over what is trained   weight x distortion(x_hat, x) + bits(y, z, adapter) / pixels    (LoRA_comp, eq. 5)
 
-Pictures of one size are fitted together, each by itself: every trained tensor has a first dimension of pictures, and
-the gradient of the sum of their objectives is that of each, which Adam scales value by value. So a picture comes to
+Images of one size are fitted together, each by itself: every trained tensor has a first dimension of images, and
+the gradient of the sum of their objectives is that of each, which Adam scales value by value. So an image comes to
 what it would alone, but for the order of sums in float32.
 """
 
@@ -39,13 +39,13 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     published: bool = False,
 ) -> Tensor:
-    """Train what `adapted` leaves trainable on pictures of one size and leave each at its best step.
+    """Train what `adapted` leaves trainable on images of one size and leave each at its best step.
 
     Args:
-        adapted: a codec prepared by a method: `analyse(x)` returns y_hat and likelihoods, `synthesise(y_hat)` the
+        adapted: a codec prepared by a method: `analyse(x)` returns y_hat and likelihoods, `synthesize(y_hat)` the
             decoded; `bits()` (B,) is the rate of what travels beside the latents.
-        x: float32 (B, 3, H', W'), padded to what the codec takes; `size` is the pictures' own (H, W).
-        parts: of the pictures, with the task's distortions (B,) of each; see `parts.in_parts`.
+        x: float32 (B, 3, H', W'), padded to what the codec takes; `size` is the images' own (H, W).
+        parts: of the images, with the task's distortions (B,) of each; see `parts.in_parts`.
         weight: of the distortion against bits per pixel.
         steps: updates of Adam; after `steps` of them the loop ends.
         lr: the first step size of what travels, and with its share of `SHARES` of the rest; it falls to 0 linearly.
@@ -68,13 +68,13 @@ def fit(
         return torch.stack(losses)
 
 
-def half_pays(device: torch.device) -> bool:
+def use_bf16(device: torch.device) -> bool:
     """Whether the steps' products are of bfloat16 numbers: on a GPU, and where the processor has AMX."""
     return device.type == "cuda" or HALF
 
 
 class _Descent:
-    """Adam on what is trained, and each picture's best step so far, on tensors that stay where they are: a GPU can
+    """Adam on what is trained, and each image's best step so far, on tensors that stay where they are: a GPU can
     replay a step."""
 
     def __init__(self, adapted, x, size, parts, weight, steps, lr, published):
@@ -113,14 +113,14 @@ class _Descent:
     def look(self, trains: bool = False) -> Tensor:
         """The objectives (B,), and what is trained kept where they are lowest; if `trains`, with gradients."""
         with torch.set_grad_enabled(trains):
-            with torch.autocast(self.x.device.type, torch.bfloat16, enabled=half_pays(self.x.device)):
+            with torch.autocast(self.x.device.type, torch.bfloat16, enabled=use_bf16(self.x.device)):
                 out = self.adapted.analyse(self.x)
             bits = self.adapted.bits() + sum(-p.log2().flatten(1).sum(1) for p in out["likelihoods"].values())
             rate = bits / (self.size[0] * self.size[1])  # (B,)
             y_hat = out["y_hat"].detach().requires_grad_(trains)
             loss = rate.detach()
             for part in self.parts:
-                with torch.autocast(self.x.device.type, torch.bfloat16, enabled=half_pays(self.x.device)):
+                with torch.autocast(self.x.device.type, torch.bfloat16, enabled=use_bf16(self.x.device)):
                     distance = self.weight * distance_of(part, self.adapted, y_hat)
                 loss = loss + distance.detach()
                 if trains:
@@ -135,21 +135,21 @@ class _Descent:
 
     @torch.no_grad()
     def go_back(self) -> None:
-        """To the best step of each picture."""
+        """To the best step of each image."""
         for parameter, kept in zip(self.trained, self.kept, strict=True):
             parameter.copy_(kept)
 
 
 def _like(value: Tensor, of: Tensor) -> Tensor:
-    """A value for each picture, (B,), shaped to meet a tensor (B, ...)."""
+    """A value for each image, (B,), shaped to meet a tensor (B, ...)."""
     return value.view(-1, *(1 for _ in of.shape[1:]))
 
 
 def distance_of(part: Part, adapted, y_hat: Tensor) -> Tensor:
-    """A part's share of each picture's distortion: (B,)."""
+    """A part's share of each image's distortion: (B,)."""
     (rows, columns), (own_rows, own_columns) = part.latents, part.own
     latents = y_hat[..., rows, columns].contiguous(memory_format=torch.channels_last)
-    x_hat = adapted.synthesise(latents)[..., own_rows, own_columns].float().clamp(0, 1)
+    x_hat = adapted.synthesize(latents)[..., own_rows, own_columns].float().clamp(0, 1)
     return part.share * part.distortion(x_hat)
 
 
@@ -164,7 +164,7 @@ def refine(
     """Choose what travels, and the step it is rounded to, at the lowest true objective found in a few attempts.
 
     The analysis transform and so the latents stay as `fit` left them: only the synthesis and the task run. The slope of
-    the distortion tells which whole numbers should be better, and those are kept if they are, of each picture its own.
+    the distortion tells which whole numbers should be better, and those are kept if they are, of each image its own.
     Four attempts take as long as three or four steps of `fit` with the encoder's adapter. Where more travels than
     `deltas.FEW` nothing is done.
 

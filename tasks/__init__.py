@@ -8,16 +8,16 @@ A task has
     targets(original)               what is kept of the originals (B, 3, H, W), computed once, without gradient
     distortion(decoded, targets)    (B,), differentiable in decoded (B, 3, H, W)
     loss(decoded, original)         scalar, the mean of the distortion
-    weight(quality)                 float: the objective of a picture is weight(quality) * distortion + bpp
+    weight(quality)                 float: the objective of an image is weight(quality) * distortion + bpp
     lr                              float: the step size of fine-tuning that suits its objective
-    answer(picture)                 what the network says of (3, H, W) in a word or two, or None
-    measure(decoded, sample)        metric -> float, for one decoded picture (3, H, W) in [0, 1]; "score" is always
+    answer(image)                 what the network says of (3, H, W) in a word or two, or None
+    measure(decoded, sample)        metric -> float, for one decoded image (3, H, W) in [0, 1]; "score" is always
                                     among them
-and, where the score of several pictures is not the mean of their scores, as mAP is not,
-    pool(objects)                   metric -> float of pictures together, from what `measure` gave of each as "objects",
+and, where the score of several images is not the mean of their scores, as mAP is not,
+    pool(objects)                   metric -> float of images together, from what `measure` gave of each as "objects",
                                     plain enough for JSON
 and, where the network finds objects, which may then be regions of interest,
-    found(picture)                  a list of objects in COCO's form, with "bbox" and "score", of (3, H, W)
+    found(image)                  a list of objects in COCO's form, with "bbox" and "score", of (3, H, W)
     sure                            float: the score from which an object counts
 """
 

@@ -48,15 +48,15 @@ def truth_of(sample: Sample) -> list[dict]:
     return objects(sample.boxes, sample.labels, masks, crowd=sample.crowd)
 
 
-def average_precision(pictures: Sequence[dict], kind: str = "bbox") -> dict[str, float]:
-    """COCO's figures over pictures, each {"truth": annotations, "found": annotations with scores}.
+def average_precision(images: Sequence[dict], kind: str = "bbox") -> dict[str, float]:
+    """COCO's figures over images, each {"truth": annotations, "found": annotations with scores}.
 
     kind: "bbox", or "segm" for masks. A figure that the truth says nothing of (no small object, say) is left out. Where
     there is no object at all, COCO has no figure; here all are 1 if nothing was found either, else 0, and 1 where there
     are but crowds.
     """
-    truth = [one | {"image_id": i} for i, picture in enumerate(pictures) for one in picture["truth"]]
-    found = [one | {"image_id": i} for i, picture in enumerate(pictures) for one in picture["found"]]
+    truth = [one | {"image_id": i} for i, image in enumerate(images) for one in image["truth"]]
+    found = [one | {"image_id": i} for i, image in enumerate(images) for one in image["found"]]
     if kind == "segm":  # a box beside the mask would tell COCO the object's area
         found = [{name: value for name, value in one.items() if name != "bbox"} for one in found]
     if all(one["iscrowd"] for one in truth):
@@ -65,7 +65,7 @@ def average_precision(pictures: Sequence[dict], kind: str = "bbox") -> dict[str,
         return dict.fromkeys(FIGURES[:3], 0.0)
     known = COCO()
     known.dataset = {
-        "images": [{"id": i, "height": 0, "width": 0} for i in range(len(pictures))],  # masks tell their own
+        "images": [{"id": i, "height": 0, "width": 0} for i in range(len(images))],  # masks tell their own
         "annotations": [one | {"id": n + 1} for n, one in enumerate(truth)],
         "categories": [{"id": i} for i in sorted({one["category_id"] for one in truth + found})],
         "info": {},

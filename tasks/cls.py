@@ -1,4 +1,4 @@
-"""For a classifier: distance between the features of the decoded and the original picture.
+"""For a classifier: distance between the features of the decoded and the original image.
 
 After LoRA_comp (CVPR 2025): the mean over the network's stages of the squared error between features, weighted by
 1000 lambda against bits per pixel. Other networks than the published one have features of other magnitudes: their
@@ -47,9 +47,9 @@ class Classification:
         return self.distortion(decoded, self.targets(original)).mean()
 
     @torch.no_grad()
-    def answer(self, picture: Tensor) -> str:
-        """What the network sees in a picture (3, H, W): the name of its first class, or its number."""
-        index = int(self.network(picture[None].to(self.device)).argmax())
+    def answer(self, image: Tensor) -> str:
+        """What the network sees in an image (3, H, W): the name of its first class, or its number."""
+        index = int(self.network(image[None].to(self.device)).argmax())
         return self.network.classes[index] if self.network.classes else f"class {index}"
 
     def weight(self, quality: int) -> float:

@@ -1,6 +1,6 @@
-"""For a detector: distance between its pyramids' features of the decoded and the original picture.
+"""For a detector: distance between its pyramids' features of the decoded and the original image.
 
-After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on a picture is features + lambda x bpp, where for the
+After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on an image is features + lambda x bpp, where for the
 networks they name the features' part is a scale times the sum over the pyramid of the mean squared error.
 """
 
@@ -22,7 +22,7 @@ LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
 
 
 class Detection:
-    """Distortion is the feature distance; the score is mAP by COCO's rules over all pictures of a run where objects are
+    """Distortion is the feature distance; the score is mAP by COCO's rules over all images of a run where objects are
     annotated, else the same figure against the network's own answers on the originals, called agreement.
 
     network, weights: as for `lora_comp.detectors.load_detector`. A label is an index of the network's classes.
@@ -52,15 +52,15 @@ class Detection:
     def weight(self, quality: int) -> float:
         return 1 / rate_lambda(LAMBDAS, quality)
 
-    def found(self, picture: Tensor) -> list[dict]:
+    def found(self, image: Tensor) -> list[dict]:
         """What the network finds in (3, H, W), in COCO's form."""
-        [seen] = self.network.detect(picture[None].clamp(0, 1).to(self.device))
+        [seen] = self.network.detect(image[None].clamp(0, 1).to(self.device))
         seen = {name: value.cpu() for name, value in seen.items()}
         return objects(seen["boxes"], seen["labels"], seen["masks"] if self.masks else None, seen["scores"])
 
-    def answer(self, picture: Tensor) -> str:
+    def answer(self, image: Tensor) -> str:
         """The classes of the objects found in (3, H, W), the surest first."""
-        sure = [one["category_id"] for one in self.found(picture) if one["score"] >= self.sure]
+        sure = [one["category_id"] for one in self.found(image) if one["score"] >= self.sure]
         names = [self.network.classes[i] if self.network.classes else f"class {i}" for i in sure]
         counts = {name: names.count(name) for name in names}
         return ", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()) or "nothing"
@@ -90,8 +90,8 @@ class Detection:
         seen = {"truth": self._truth(sample), "found": self.found(decoded), "annotated": sample.annotated}
         return {**self.pool([seen]), "feature_distance": float(distance), "objects": seen}
 
-    def pool(self, pictures: list[dict]) -> dict[str, float]:
-        """The figures of several pictures together, of the "objects" that `measure` gave of each."""
-        figures = average_precision(pictures, self.kind)
+    def pool(self, images: list[dict]) -> dict[str, float]:
+        """The figures of several images together, of the "objects" that `measure` gave of each."""
+        figures = average_precision(images, self.kind)
         value = figures.pop("mAP")
-        return {"score": value, "mAP" if pictures[0]["annotated"] else "agreement": value, **figures}
+        return {"score": value, "mAP" if images[0]["annotated"] else "agreement": value, **figures}

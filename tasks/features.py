@@ -1,4 +1,4 @@
-"""The distance between what a frozen network makes of the decoded picture and of the original."""
+"""The distance between what a frozen network makes of the decoded image and of the original."""
 
 import copy
 from typing import Any
@@ -22,7 +22,7 @@ class FeatureDistance:
     `published_scale` is given, that times the sum over the stages of the squared error as it is.
 
     network: frozen; stages(x) gives a list of tensors (B, ...) for (B, 3, H, W) in [0, 1], and stage_variance the
-    variance of each one's numbers on natural pictures, or None: then that of the original's own.
+    variance of each one's numbers on natural images, or None: then that of the original's own.
     """
 
     def __init__(self, network, published_scale: float | None = None):
@@ -40,7 +40,7 @@ class FeatureDistance:
         return self.network.stages(_channels_last(original))
 
     def distortion(self, decoded: Tensor, targets: list[Tensor]) -> Tensor:
-        """The distance (B,) of decoded pictures (B, 3, H, W), differentiable in them."""
+        """The distance (B,) of decoded images (B, 3, H, W), differentiable in them."""
         network = self._in_half() if torch.is_autocast_enabled(decoded.device.type) else self.network
         return self.between(network.stages(_channels_last(decoded.clamp(0, 1))), targets)
 

@@ -12,15 +12,15 @@ MS_SSIM_SIDE = 161  # the least that its five scales with a window of 11 can mea
 
 
 def psnr(decoded: Tensor, original: Tensor) -> float:
-    """In dB, of pictures (3, H, W) in [0, 1]; 100 where they are the same to within 1e-5."""
+    """In dB, of images (3, H, W) in [0, 1]; 100 where they are the same to within 1e-5."""
     return float(-10 * torch.log10((decoded - original).square().mean().clamp_min(1e-10)))
 
 
 def multi_scale_ssim(decoded: Tensor, original: Tensor) -> float:
-    """MS-SSIM of pictures (3, H, W) in [0, 1].
+    """MS-SSIM of images (3, H, W) in [0, 1].
 
     Where a side is below 161, pixels are repeated along it, as often as the five scales need; such values tell smaller
-    pictures apart, but do not compare with those of larger ones.
+    images apart, but do not compare with those of larger ones.
     """
     rows, columns = (-(-MS_SSIM_SIDE // side) for side in original.shape[1:])
     pair = torch.stack([decoded, original]).repeat_interleave(rows, 2).repeat_interleave(columns, 3)
@@ -49,7 +49,7 @@ class Human:
     def weight(self, quality: int) -> float:
         return 255**2 * rate_lambda(LAMBDAS, quality)
 
-    def answer(self, picture: Tensor) -> None:
+    def answer(self, image: Tensor) -> None:
         """A person is not asked."""
 
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:

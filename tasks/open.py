@@ -1,4 +1,4 @@
-"""For any network at all, with no training and no code: the distance between what it makes of the decoded picture and
+"""For any network at all, with no training and no code: the distance between what it makes of the decoded image and
 of the original, in layers that are picked by themselves.
 
 Each layer's error is in units of its own variance, and the mean over layers is weighed against bits as `cls` weighs its
@@ -25,7 +25,7 @@ NEGLIGIBLE = 1e-3  # a feature distance that bfloat16 may cost
 
 class Open:
     """Distortion is the feature distance; the score is feature fidelity: how much of the variance of each layer the
-    decoded picture keeps, from 0 to 1, the mean over layers. Of a network that gives one vector of logits, agreement
+    decoded image keeps, from 0 to 1, the mean over layers. Of a network that gives one vector of logits, agreement
     says whether its first class is that on the original.
 
     network, weights, layers, input: as network, weights, layers, settings of `lora_comp.foreign.load_foreign`.
@@ -84,9 +84,9 @@ class Open:
         return 1000 * WEIGHT * rate_lambda(LAMBDAS, quality)
 
     @torch.no_grad()
-    def answer(self, picture: Tensor) -> str | None:
-        """The first class that the network sees in a picture (3, H, W), if it gives one vector of logits."""
-        found = tensors_in(self.network(picture[None].to(self.device)))
+    def answer(self, image: Tensor) -> str | None:
+        """The first class that the network sees in an image (3, H, W), if it gives one vector of logits."""
+        found = tensors_in(self.network(image[None].to(self.device)))
         logits = next(iter(found.values()))
         return f"class {int(logits.argmax())}" if len(found) == 1 and logits.ndim == 2 and logits.numel() > 1 else None
 

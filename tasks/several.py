@@ -67,8 +67,8 @@ class Several:
     def weight(self, quality: int) -> float:
         return self.first.weight(quality)
 
-    def answer(self, picture: Tensor) -> str | None:
-        answers = [task.answer(picture) for task in self.parts.values()]
+    def answer(self, image: Tensor) -> str | None:
+        answers = [task.answer(image) for task in self.parts.values()]
         return "; ".join(answer for answer in answers if answer) or None
 
     def measure(self, decoded: Tensor, sample: Sample) -> dict:

@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real pictures and expected outputs that `data` tests read."""
+    """The folder of real images and expected outputs that `data` tests read."""
     folder = Path(os.environ.get("LORA_COMP_SHARED") or Path(__file__).parents[2] / "shared")
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LORA_COMP_SHARED")
@@ -28,7 +28,7 @@ def photograph_tensor() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """A file of seeded random weights for tic-s, with a bias here and there set as training would: y spreads over
-    whole numbers, its scales fit, and pictures are grey instead of black. It needs no weights that ship."""
+    whole numbers, its scales fit, and images are grey instead of black. It needs no weights that ship."""
     codec = lc.load_codec("tic-s", 2, weights=None)
     with torch.no_grad():
         codec.g_a[6].weight.mul_(4)
@@ -68,7 +68,7 @@ def cls(network):
 
 
 @pytest.fixture(scope="session")
-def picture():
+def make_image():
     """A part of a photograph, of any size up to 451x300: (3, H, W)."""
     whole = photograph_tensor()
 

@@ -12,22 +12,22 @@ from lora_comp.tasks.human import Human, psnr
 SIZES = [(1, 1), (1, 300), (63, 65), (64, 64), (130, 70)]
 
 
-def coded_for(codec, task, picture, **options):
-    return lc.encode(picture, codec, task, **({"method": "svd_lora", "steps": 4} | options))
+def coded_for(codec, task, image, **options):
+    return lc.encode(image, codec, task, **({"method": "svd_lora", "steps": 4} | options))
 
 
 @pytest.fixture(scope="module")
-def adapted(codec, human, picture):
+def adapted(codec, human, make_image):
     """A small file that is adapted."""
-    coded = coded_for(codec, human, picture())
+    coded = coded_for(codec, human, make_image())
     assert coded.method == "svd_lora"
     return coded
 
 
 @pytest.mark.parametrize("method", ["none", "svd_lora"])
 @pytest.mark.parametrize("size", SIZES)
-def test_any_size_comes_back(codec, human, picture, size, method):
-    coded = coded_for(codec, human, picture(*size), method=method, steps=2)
+def test_any_size_comes_back(codec, human, make_image, size, method):
+    coded = coded_for(codec, human, make_image(*size), method=method, steps=2)
     decoded = lc.decode(coded.data, codec)
     assert decoded.shape == (3, *size)
     assert decoded.dtype == torch.float32
@@ -37,8 +37,8 @@ def test_any_size_comes_back(codec, human, picture, size, method):
 
 @pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
 @pytest.mark.parametrize("name", ["human", "cls"])
-def test_the_losses_are_the_objective_of_decoded_files(request, codec, picture, name, method):
-    task, image = request.getfixturevalue(name), picture(63, 65)
+def test_the_losses_are_the_objective_of_decoded_files(request, codec, make_image, name, method):
+    task, image = request.getfixturevalue(name), make_image(63, 65)
     coded, plain = (coded_for(codec, task, image, method=m) for m in (method, "none"))
 
     def objective(data):
@@ -56,8 +56,8 @@ def test_adapting_pays_here(adapted):
 
 
 @pytest.mark.parametrize("recipe", ["latents", "adapter", "published"])
-def test_a_file_decodes_whatever_the_encoder_trained(codec, human, picture, adapted, recipe):
-    image = picture()
+def test_a_file_decodes_whatever_the_encoder_trained(codec, human, make_image, adapted, recipe):
+    image = make_image()
     coded = coded_for(codec, human, image, recipe=recipe)
     decoded = lc.decode(coded.data, codec)
     distortion = human.weight(codec.quality) * human.loss(decoded[None], image[None]).item()
@@ -67,9 +67,9 @@ def test_a_file_decodes_whatever_the_encoder_trained(codec, human, picture, adap
 
 
 @pytest.fixture(scope="module")
-def alike(picture):
-    """Three pictures of one size that have little in common."""
-    whole = picture(300, 400)
+def alike(make_image):
+    """Three images of one size that have little in common."""
+    whole = make_image(300, 400)
     return [whole[:, 100:163, 50:111], torch.full((3, 63, 61), 0.5), whole[:, 200:263, 200:261].flip(0)]
 
 
@@ -83,7 +83,7 @@ def alike(picture):
         {"method": "none"},
     ],
 )
-def test_a_picture_is_as_good_in_a_batch_as_alone(codec, human, alike, options):
+def test_a_image_is_as_good_in_a_batch_as_alone(codec, human, alike, options):
     options = {"steps": 4} | options
     coded = lc.encode_batch(torch.stack(alike), codec, human, **options)
     assert len({one.data for one in coded}) == 3
@@ -95,13 +95,13 @@ def test_a_picture_is_as_good_in_a_batch_as_alone(codec, human, alike, options):
         assert one.loss_after == pytest.approx(distortion + one.bpp, rel=1e-5)
 
 
-def test_the_order_of_pictures_in_a_batch_does_not_matter(codec, cls, alike):
+def test_the_order_of_images_in_a_batch_does_not_matter(codec, cls, alike):
     forth, back = (lc.encode_batch(images, codec, cls, steps=4) for images in (alike, alike[::-1]))
     for one, other in zip(forth, back[::-1], strict=True):
         assert (one.method, one.loss_after) == (other.method, pytest.approx(other.loss_after, rel=3e-3))
 
 
-def test_a_picture_to_which_adapting_does_not_pay_stays_plain_beside_others(codec, human, alike, monkeypatch):
+def test_a_image_to_which_adapting_does_not_pay_stays_plain_beside_others(codec, human, alike, monkeypatch):
     """Whatever becomes of it, the others gain."""
     refine = ttft.refine
 
@@ -116,40 +116,40 @@ def test_a_picture_to_which_adapting_does_not_pay_stays_plain_beside_others(code
 
 
 @pytest.mark.parametrize("sizes, line", [([(8, 9), (8, 9), (9, 8)], "of one size, not of 8x9 and 9x8"), ([], "none")])
-def test_pictures_of_several_sizes_make_no_batch(codec, human, picture, sizes, line):
+def test_images_of_several_sizes_make_no_batch(codec, human, make_image, sizes, line):
     with pytest.raises(lc.LoraCompError, match=line):
-        lc.encode_batch([picture(*size) for size in sizes], codec, human)
+        lc.encode_batch([make_image(*size) for size in sizes], codec, human)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 3, "lr": 1e6}])
-def test_the_plain_file_is_written_where_adapting_does_not_pay(codec, human, picture, options):
-    coded = coded_for(codec, human, picture(), **options)
+def test_the_plain_file_is_written_where_adapting_does_not_pay(codec, human, make_image, options):
+    coded = coded_for(codec, human, make_image(), **options)
     assert coded.method == lc.info(coded.data)["method"] == "none"
-    assert coded.data == coded_for(codec, human, picture(), method="none").data
+    assert coded.data == coded_for(codec, human, make_image(), method="none").data
     assert coded.loss_after == coded.loss_before
 
 
-def test_the_same_seed_gives_the_same_file(codec, human, picture, adapted):
-    assert coded_for(codec, human, picture()).data == adapted.data
+def test_the_same_seed_gives_the_same_file(codec, human, make_image, adapted):
+    assert coded_for(codec, human, make_image()).data == adapted.data
 
 
-def test_encoding_leaves_the_codec_alone(codec, human, picture):
+def test_encoding_leaves_the_codec_alone(codec, human, make_image):
     before = {k: v.clone() for k, v in codec.state_dict().items()}
-    coded_for(codec, human, picture())
+    coded_for(codec, human, make_image())
     assert all(torch.equal(v, codec.state_dict()[k]) for k, v in before.items())
     assert not codec.training and not any(p.requires_grad for p in codec.parameters())
 
 
-def test_another_process_decodes_the_same_picture(codec, weights, adapted):
+def test_another_process_decodes_the_same_image(codec, weights, adapted):
     """As far as one can tell within a process: nothing is kept but the weights and the bytes."""
     again = lc.load_codec("tic-s", 2, weights)
     assert torch.equal(lc.decode(adapted.data, again), lc.decode(adapted.data, codec))
 
 
-def test_a_file_of_another_method_is_decoded_with_its_own(codec, human, picture):
+def test_a_file_of_another_method_is_decoded_with_its_own(codec, human, make_image):
     """Seeded adapters of both methods have the same identity."""
     lora = lc.load_method("lora", codec)
-    coded = coded_for(codec, human, picture(), method=lora, lr=5e-3)
+    coded = coded_for(codec, human, make_image(), method=lora, lr=5e-3)
     assert coded.method == "lora"
     other = lc.load_method("svd_lora", codec)
     assert torch.equal(lc.decode(coded.data, codec, method=other), lc.decode(coded.data, codec, method=lora))
@@ -180,27 +180,27 @@ def test_info_accounts_for_every_byte(codec, adapted):
         torch.full((3, 8, 8), torch.inf),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(codec, human, image):
+def test_what_is_no_image_is_refused_in_one_line(codec, human, image):
     with pytest.raises(lc.LoraCompError, match="image must") as error:
         lc.encode(image, codec, human)
     assert "\n" not in str(error.value)
 
 
-def test_a_double_or_half_picture_is_a_picture(codec, picture):
-    expected = lc.encode(picture(), codec, method="none").data
-    assert lc.encode(picture().double(), codec, method="none").data == expected
-    assert lc.encode(picture().half(), codec, method="none").bpp > 0
+def test_a_double_or_half_image_is_a_image(codec, make_image):
+    expected = lc.encode(make_image(), codec, method="none").data
+    assert lc.encode(make_image().double(), codec, method="none").data == expected
+    assert lc.encode(make_image().half(), codec, method="none").bpp > 0
 
 
-def test_a_recipe_that_is_not_there(codec, human, picture):
+def test_a_recipe_that_is_not_there(codec, human, make_image):
     with pytest.raises(lc.LoraCompError, match="recipe must be one of latents, adapter, published, not 'all'"):
-        coded_for(codec, human, picture(), recipe="all")
+        coded_for(codec, human, make_image(), recipe="all")
 
 
-def test_adapting_needs_a_task(codec, picture):
+def test_adapting_needs_a_task(codec, make_image):
     with pytest.raises(lc.LoraCompError, match="needs a task"):
-        lc.encode(picture(), codec, None, method="svd_lora")
-    plain = lc.encode(picture(), codec, None, method="none")
+        lc.encode(make_image(), codec, None, method="svd_lora")
+    plain = lc.encode(make_image(), codec, None, method="none")
     assert (plain.method, plain.loss_before, plain.loss_after) == ("none", None, None)
 
 
@@ -221,11 +221,11 @@ def test_weights_of_another_codec_or_of_none(tmp_path, weights):
 
 
 @pytest.mark.parametrize("quality", [1, 2, 3, 4])
-def test_every_quality_ships_and_decodes_without_being_handed_its_codec(picture, quality):
+def test_every_quality_ships_and_decodes_without_being_handed_its_codec(make_image, quality):
     codec = lc.load_codec("tic-s", quality)
-    coded = lc.encode(picture(130, 70), codec, method="none")
+    coded = lc.encode(make_image(130, 70), codec, method="none")
     decoded = lc.decode(coded.data)
-    assert (decoded - picture(130, 70)).square().mean() < 0.003  # above 25 dB
+    assert (decoded - make_image(130, 70)).square().mean() < 0.003  # above 25 dB
 
 
 def test_a_file_of_other_weights(adapted):
@@ -252,7 +252,7 @@ def test_every_cut_is_told(codec, adapted):
         lc.decode(adapted.data + b"\0", codec)
 
 
-def test_damage_under_a_mended_checksum_is_a_bitstream_error_or_a_picture(codec, adapted):
+def test_damage_under_a_mended_checksum_is_a_bitstream_error_or_a_image(codec, adapted):
     """A forger can compute CRC-32 too. The latents have a second one; only an adapter's change can go unseen."""
     _, sections = bitstream.read(adapted.data)
     told = 0
@@ -281,9 +281,9 @@ def test_a_file_of_a_method_to_come_names_it(codec, adapted, method):
         lc.decode(bitstream.write(bitstream.Header(**fields | {"adapter_hash": None}), sections), codec)
 
 
-def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, picture):
+def test_a_large_image_is_adapted_in_parts_as_well_as_whole(codec, human, make_image):
     """Fine-tuning then takes bounded memory, and no seam shows."""
-    image = picture(300, 420)
+    image = make_image(300, 420)
     whole = coded_for(codec, human, image)
     coded = coded_for(codec, human, image, tile=128)
     decoded = lc.decode(coded.data, codec)
@@ -295,7 +295,7 @@ def test_a_large_picture_is_adapted_in_parts_as_well_as_whole(codec, human, pict
     assert psnr(decoded, image) > psnr(lc.decode(whole.data, codec), image) - 0.05
 
 
-def test_the_task_sees_no_more_at_once_than_a_tile(codec, picture):
+def test_the_task_sees_no_more_at_once_than_a_tile(codec, make_image):
     seen = set()
 
     class Watching(Human):
@@ -303,7 +303,7 @@ def test_the_task_sees_no_more_at_once_than_a_tile(codec, picture):
             seen.add(tuple(decoded.shape[2:]))
             return super().distortion(decoded, targets)
 
-    image = picture(130, 300)
+    image = make_image(130, 300)
     coded_for(codec, Watching(), image, steps=1, tile=128)
     assert seen == {(rows, columns) for rows in (128, 2) for columns in (128, 44)}
     seen.clear()
@@ -311,8 +311,8 @@ def test_the_task_sees_no_more_at_once_than_a_tile(codec, picture):
     assert seen == {(130, 300)}
 
 
-def test_large_pictures_in_a_batch_are_taken_in_parts_too(codec, human, picture):
-    images = [picture(60, 130), picture(300, 130)[:, :60]]
+def test_large_images_in_a_batch_are_taken_in_parts_too(codec, human, make_image):
+    images = [make_image(60, 130), make_image(300, 130)[:, :60]]
     for one, image in zip(lc.encode_batch(images, codec, human, steps=3, tile=128), images, strict=True):
         alone = coded_for(codec, human, image, steps=3, tile=128)
         assert (one.method, one.loss_after) == (alone.method, pytest.approx(alone.loss_after, rel=3e-3))

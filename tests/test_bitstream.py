@@ -132,7 +132,7 @@ def test_pixels_are_bounded():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 2**22), (2**22, 64), (2**14, 2**14)])
-def test_a_thin_picture_counts_as_it_is_coded(height, width):
+def test_a_thin_image_counts_as_it_is_coded(height, width):
     """1x2^28 pixels would be padded to 64x2^28."""
     header = dataclasses.replace(PLAIN, height=height, width=width)
     assert read(write(header, [b"", b""]))[0] == header

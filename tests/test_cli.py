@@ -18,8 +18,8 @@ from lora_comp.data import read_image, write_image
 
 
 @pytest.fixture
-def cat(tmp_path, picture):
-    write_image(tmp_path / "cat.png", picture(33, 47))
+def cat(tmp_path, make_image):
+    write_image(tmp_path / "cat.png", make_image(33, 47))
     return str(tmp_path / "cat.png")
 
 
@@ -37,7 +37,7 @@ def plain(weights):
 @pytest.fixture
 def over_folder(tmp_path, weights, cat):
     """Words for a run over the folder of the cat that is quick."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     Path(cat).rename(folder / "cat.png")
     return [
@@ -75,7 +75,7 @@ def everything_under(folder):
 
 
 @pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
-def test_a_picture_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
+def test_a_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
     words = [f"codec.weights={weights}", f"task.network={network}", f"method={method}", "engine.steps=3", "quality=2"]
     assert cli.command(["encode", cat, lcz, *words]) == 0
     assert f"{os.path.getsize(lcz)} bytes" in capsys.readouterr().out
@@ -88,8 +88,8 @@ def test_a_picture_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network,
     assert everything_under(tmp_path) == ["back.png", "cat.lcz", "cat.png"]
 
 
-def pictures(folder):
-    """A file of every kind of picture that is unusual, and the size it decodes to."""
+def images(folder):
+    """A file of every kind of image that is unusual, and the size it decodes to."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by a quarter
     Image.new("RGB", (1, 1), (9, 9, 9)).save(folder / "one.png")
@@ -109,8 +109,8 @@ def pictures(folder):
 
 
 @pytest.mark.parametrize("name", ["one.png", "grey.png", "palette.png", "deep.png", "transparent.png", "turned.jpg"])
-def test_unusual_pictures_are_pictures(tmp_path, lcz, plain, weights, name):
-    size = pictures(tmp_path)[name]
+def test_unusual_images_are_images(tmp_path, lcz, plain, weights, name):
+    size = images(tmp_path)[name]
     assert cli.command(["encode", str(tmp_path / name), lcz, *plain]) == 0
     assert cli.command(["decode", lcz, str(tmp_path / "back.png"), f"weights={weights}"]) == 0
     with Image.open(tmp_path / "back.png") as back:
@@ -119,9 +119,9 @@ def test_unusual_pictures_are_pictures(tmp_path, lcz, plain, weights, name):
 
 @pytest.mark.parametrize(
     "content, says",
-    [(b"this is text\n", "not a picture"), (b"", "empty file"), (None, "does not exist"), (b"\x89PNG\r\n\x1a\n", "")],
+    [(b"this is text\n", "not an image"), (b"", "empty file"), (None, "does not exist"), (b"\x89PNG\r\n\x1a\n", "")],
 )
-def test_what_is_no_picture_is_named(tmp_path, lcz, plain, refused, content, says):
+def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says):
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
@@ -210,7 +210,7 @@ def coded(cat, lcz, plain):
         (lambda data: data + b"!", "extra bytes"),
     ],
 )
-def test_a_damaged_file_says_how_and_no_picture_is_written(tmp_path, coded, weights, refused, damage, says):
+def test_a_damaged_file_says_how_and_no_image_is_written(tmp_path, coded, weights, refused, damage, says):
     coded.write_bytes(damage(coded.read_bytes()))
     assert says in refused(cli.command, "decode", coded, tmp_path / "back.png", f"weights={weights}")
     assert says in refused(cli.command, "info", coded)
@@ -279,23 +279,23 @@ def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys):
     assert made == ["files", "pictures.png", "records.jsonl", "results.json", "score.png"]
 
 
-def test_unreadable_pictures_are_counted_and_do_not_stop_a_run(tmp_path, over_folder, capsys):
-    (tmp_path / "pictures" / "[bold].png").write_text("no picture")
-    (tmp_path / "pictures" / "a[").mkdir()
-    (tmp_path / "pictures" / "a[" / "b].png").write_bytes(b"")
-    (tmp_path / "pictures" / "a[" / "red].png").write_bytes((tmp_path / "pictures" / "cat.png").read_bytes())
-    (tmp_path / "pictures" / "cat.png").rename(tmp_path / "pictures" / "a[" / "cat.png")
-    (tmp_path / "pictures" / "[bold].png").rename(tmp_path / "pictures" / "a[" / "[bold].png")
+def test_unreadable_images_are_counted_and_do_not_stop_a_run(tmp_path, over_folder, capsys):
+    (tmp_path / "images" / "[bold].png").write_text("no image")
+    (tmp_path / "images" / "a[").mkdir()
+    (tmp_path / "images" / "a[" / "b].png").write_bytes(b"")
+    (tmp_path / "images" / "a[" / "red].png").write_bytes((tmp_path / "images" / "cat.png").read_bytes())
+    (tmp_path / "images" / "cat.png").rename(tmp_path / "images" / "a[" / "cat.png")
+    (tmp_path / "images" / "[bold].png").rename(tmp_path / "images" / "a[" / "[bold].png")
     assert run.main(over_folder) == 0
     told = capsys.readouterr().out
-    assert "2 unreadable pictures were skipped:" in told
+    assert "2 unreadable images were skipped:" in told
     assert "a[/b].png" in told and "[bold].png" in told and "a[/red].png" in told
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == 2
 
 
-def test_a_run_in_which_no_picture_can_be_read(tmp_path, over_folder, refused):
-    (tmp_path / "pictures" / "cat.png").write_bytes(b"")
-    assert "none of the pictures could be read" in refused(run.main, *over_folder)
+def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
+    (tmp_path / "images" / "cat.png").write_bytes(b"")
+    assert "none of the images could be read" in refused(run.main, *over_folder)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refus
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("out", ["/proc/out", "pictures/cat.png"])
+@pytest.mark.parametrize("out", ["/proc/out", "images/cat.png"])
 def test_an_output_folder_that_cannot_be(tmp_path, over_folder, refused, out):
     before = everything_under(tmp_path)
     assert "cannot make the folder" in refused(run.main, *over_folder, f"out={os.path.join(tmp_path, out)}")

@@ -41,10 +41,10 @@ print(json.dumps([torch.backends.cpu.get_cpu_capability(), tried, wrong]))
 """
 
 
-def write_files(pictures, folder):
-    """Each picture at the next quality."""
-    for i, picture in enumerate(pictures):
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+def write_files(arrays, folder):
+    """Each image at the next quality."""
+    for i, array in enumerate(arrays):
+        image = torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255
         codec = lc.load_codec("tic-s", 1 + i % 4)
         (folder / f"{i}.lcz").write_bytes(lc.encode(image, codec, method="none").data)
 

@@ -1,4 +1,4 @@
-"""A method over a data set: every record is of a file on disk, and a stop costs no more than the picture at hand."""
+"""A method over a data set: every record is of a file on disk, and a stop costs no more than the image at hand."""
 
 import io
 import json
@@ -35,7 +35,7 @@ DESIGN = {
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The number of pictures that were encoded, as a list that grows."""
+    """The number of images that were encoded, as a list that grows."""
     calls, encode_batch = [], api.encode_batch
 
     def count(images, *args):
@@ -47,16 +47,16 @@ def counted(monkeypatch):
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
+def folder(tmp_path, make_image):
     for i, size in enumerate([(40, 64), (33, 47), (64, 20)]):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        write_image(tmp_path / "pictures" / f"{i}.png", picture(*size))
-    return tmp_path / "pictures"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_image(tmp_path / "images" / f"{i}.png", make_image(*size))
+    return tmp_path / "images"
 
 
 @pytest.fixture
 def start(codec, human, folder, tmp_path):
-    """Start on the folder of pictures, or go on."""
+    """Start on the folder of images, or go on."""
 
     def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0, batch=1):
         log = io.StringIO()
@@ -136,9 +136,9 @@ def test_settings_that_come_back_do_not_find_the_other_ones_file(start, tmp_path
             assert record["psnr"] == psnr(decoded, lc.data.read_image(folder / record["image"]))
 
 
-def test_a_picture_that_changed_is_done_again(start, folder, picture, counted):
+def test_a_image_that_changed_is_done_again(start, folder, make_image, counted):
     start()
-    write_image(folder / "1.png", picture(33, 47).flip(2))
+    write_image(folder / "1.png", make_image(33, 47).flip(2))
     start()
     assert len(counted) == 6 + 2
 
@@ -184,8 +184,8 @@ def test_a_line_that_a_stop_cut_short_costs_that_record_alone(start, tmp_path, c
     assert len(results(tmp_path)["records"]) == 6
 
 
-def test_unreadable_pictures_are_named_skipped_and_counted(start, tmp_path, folder):
-    (folder / "0.png").write_text("no picture")
+def test_unreadable_images_are_named_skipped_and_counted(start, tmp_path, folder):
+    (folder / "0.png").write_text("no image")
     (folder / "[b].png").write_bytes(b"")
     records = start(qualities=(2,))
     skipped = results(tmp_path)["skipped"]
@@ -197,12 +197,12 @@ def test_unreadable_pictures_are_named_skipped_and_counted(start, tmp_path, fold
 
 
 class Named(list):
-    """Pictures in memory."""
+    """Images in memory."""
 
     name, classes = "named", ()
 
 
-def test_pictures_that_follow_each_other_and_are_of_one_size_make_a_batch():
+def test_images_that_follow_each_other_and_are_of_one_size_make_a_batch():
     sizes = [(2, 3)] * 5 + [(3, 2)] + [(2, 3)]
     found = [Sample(str(i), torch.zeros(3, *size)) for i, size in enumerate(sizes)]
     assert [[s.name for s in batch] for batch in evaluate.batches(found, 2)] == [
@@ -214,9 +214,9 @@ def test_pictures_that_follow_each_other_and_are_of_one_size_make_a_batch():
     ]
 
 
-def test_records_of_batches_are_as_those_of_pictures_alone(start, tmp_path, picture, counted):
+def test_records_of_batches_are_as_those_of_images_alone(start, tmp_path, make_image, counted):
     """And a start goes on from either with either."""
-    data = Named(Sample(str(i), picture(60, 70 + 50 * i)[:, :, -64:]) for i in range(3))
+    data = Named(Sample(str(i), make_image(60, 70 + 50 * i)[:, :, -64:]) for i in range(3))
     start(data=data, batch=2)
     together = results(tmp_path)["records"]
     assert [(r["image"], r["method"]) for r in together] == [
@@ -240,9 +240,9 @@ def test_records_of_batches_are_as_those_of_pictures_alone(start, tmp_path, pict
         assert record["loss_after"] == pytest.approx(other["loss_after"], rel=3e-3)
 
 
-def test_names_that_look_alike_have_files_of_their_own(start, tmp_path, picture):
+def test_names_that_look_alike_have_files_of_their_own(start, tmp_path, make_image):
     names = ["a/b", "a_b", "a/b.png", "a__b", "c/a/b"]
-    data = Named(Sample(name, picture(32, 20 + i)) for i, name in enumerate(names))
+    data = Named(Sample(name, make_image(32, 20 + i)) for i, name in enumerate(names))
     start(data=data, method="none")
     records = results(tmp_path)["records"]
     assert len({r["file"] for r in records}) == len(names)
@@ -250,7 +250,7 @@ def test_names_that_look_alike_have_files_of_their_own(start, tmp_path, picture)
         assert lc.info((tmp_path / "out" / record["file"]).read_bytes())["width"] == record["width"]
 
 
-def test_classification_of_unlabelled_pictures_scores_agreement(start, tmp_path, cls):
+def test_classification_of_unlabelled_images_scores_agreement(start, tmp_path, cls):
     start(task=cls)
     for record in results(tmp_path)["records"]:
         assert record["score"] == record["agreement"] in (0, 1)
@@ -258,7 +258,7 @@ def test_classification_of_unlabelled_pictures_scores_agreement(start, tmp_path,
         assert record["feature_distance"] >= 0
 
 
-def test_pictures_of_every_kind_go_through(start, tmp_path, folder):
+def test_images_of_every_kind_go_through(start, tmp_path, folder):
     for path in folder.iterdir():
         path.unlink()
     Image.new("L", (1, 1), 99).save(folder / "grey.png")
@@ -270,17 +270,17 @@ def test_pictures_of_every_kind_go_through(start, tmp_path, folder):
     assert sizes == {"grey.png": (1, 1), "palette.gif": (10, 20), "transparent.png": (33, 9), "deep.png": (30, 30)}
 
 
-def test_the_journal_tells_one_picture_from_another_of_the_same_name(codec, human, picture):
+def test_the_journal_tells_one_image_from_another_of_the_same_name(codec, human, make_image):
     settings = evaluate.Settings(1, 0.02, 0)
     method = lc.load_method("svd_lora", codec)
     keys = [
         evaluate.record_key(sample, codec, human, method, settings)
         for sample in (
-            Sample("a", picture()),
-            Sample("a", picture().flip(1)),
-            Sample("a", picture(), label=1),
-            Sample("b", picture()),
+            Sample("a", make_image()),
+            Sample("a", make_image().flip(1)),
+            Sample("a", make_image(), label=1),
+            Sample("b", make_image()),
         )
     ]
     assert len(set(keys)) == 4
-    assert evaluate.record_key(Sample("a", torch.clone(picture())), codec, human, method, settings) == keys[0]
+    assert evaluate.record_key(Sample("a", torch.clone(make_image())), codec, human, method, settings) == keys[0]

@@ -28,7 +28,7 @@ def test_a_sure_cell_is_a_box_around_its_centre_and_its_neighbour_is_suppressed(
     for row, score in ((11, 1.0), (12, 0.9)):
         out[0, row, 5] = out[5 + 7, row, 5] = score
     boxes, scores, labels = fastestdet.detections(out, 220, 440)
-    assert boxes.tolist() == [pytest.approx([100 - 110, 110 - 55, 220, 110])]  # half the picture, at (5, 11) of 22
+    assert boxes.tolist() == [pytest.approx([100 - 110, 110 - 55, 220, 110])]  # half the image, at (5, 11) of 22
     assert (scores.tolist(), labels.tolist()) == ([1.0], [7])
 
 
@@ -53,8 +53,8 @@ def test_a_mirrored_box_is_as_far_from_the_other_side(tmp_path):
     mirror.mirror(tmp_path, tmp_path / "mirrored")
     truth = json.loads((tmp_path / "mirrored" / "instances.json").read_text())
     assert truth["annotations"][0]["bbox"] == [6, 2, 3, 4]
-    picture = read_image(tmp_path / "mirrored" / "images" / "a.png")
-    torch.testing.assert_close(picture, torch.linspace(1, 0, 10).expand(3, 6, 10), rtol=0, atol=0.003)
+    image = read_image(tmp_path / "mirrored" / "images" / "a.png")
+    torch.testing.assert_close(image, torch.linspace(1, 0, 10).expand(3, 6, 10), rtol=0, atol=0.003)
 
 
 @pytest.mark.data
@@ -84,7 +84,7 @@ def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_fastestdet_reaches_its_score_on_uncompressed_pictures(fastestdet, shared):
+def test_fastestdet_reaches_its_score_on_uncompressed_images(fastestdet, shared):
     coco = shared / "data" / "coco96"
     scorer = fastestdet.Scorer(
         str(shared / "nets" / "fastestdet-coco.onnx"), coco / "instances.json", EXAMPLES / "fastestdet.yaml"

@@ -57,10 +57,10 @@ def test_batches_of_a_folder_repeat_and_cover_it(flowers):
     assert not torch.equal(images, batches[2][0])
     assert images.shape == (6, 3, 96, 96)
     assert batches[9][0].shape == (6, 3, 160, 160)
-    assert torch.allclose(labels.sum(dim=0), torch.tensor([3.0, 3.0])), "mixed in pairs, each picture counts once"
+    assert torch.allclose(labels.sum(dim=0), torch.tensor([3.0, 3.0])), "mixed in pairs, each image counts once"
 
 
-def test_the_last_batches_show_pictures_as_they_are(flowers):
+def test_the_last_batches_show_images_as_they_are(flowers):
     images, labels, _ = FolderBatches(Folder(flowers, "train"), 100, 0)[95]
     assert images.shape == (6, 3, 176, 176)
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]

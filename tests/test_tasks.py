@@ -24,8 +24,8 @@ KINDS = [
 
 @pytest.mark.parametrize("name, options", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 130), (64, 48)])
-def test_any_task_takes_pictures_of_any_size(name, options, size):
-    """Distortion is per picture, zero only for the original itself, with a gradient; the score is among what it
+def test_any_task_takes_images_of_any_size(name, options, size):
+    """Distortion is per image, zero only for the original itself, with a gradient; the score is among what it
     measures."""
     task = load_task(name, **options)
     original = torch.rand(2, 3, *size)
@@ -64,10 +64,10 @@ def test_human_distortion_is_the_squared_error_and_its_score_psnr():
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 200), width=st.integers(1, 200))
-def test_ms_ssim_is_a_number_at_any_size_and_one_for_the_same_picture(height, width):
-    picture = torch.rand(3, height, width)
-    assert load_task("human").measure(picture, Sample("a", picture))["ms_ssim"] == pytest.approx(1, abs=1e-4)
-    assert 0 <= load_task("human").measure(1 - picture, Sample("a", picture))["ms_ssim"] <= 1.0001
+def test_ms_ssim_is_a_number_at_any_size_and_one_for_the_same_image(height, width):
+    image = torch.rand(3, height, width)
+    assert load_task("human").measure(image, Sample("a", image))["ms_ssim"] == pytest.approx(1, abs=1e-4)
+    assert 0 <= load_task("human").measure(1 - image, Sample("a", image))["ms_ssim"] <= 1.0001
 
 
 def test_cls_scores_the_label_where_there_is_one_and_agreement_elsewhere():
@@ -87,13 +87,13 @@ def test_cls_distance_grows_with_damage_and_is_of_the_order_of_one():
     """So that the weights, 0.9 to 6, set it against bits per pixel."""
     task, scene = load_task("cls"), load_data("scenes", limit=1)[0]
     noise = torch.randn_like(scene.image)
-    pictures = [scene.image[None] + strength * noise for strength in (0.02, 0.1, 0.5)]
-    distances = [float(task.loss(picture, scene.image[None])) for picture in pictures]
+    images = [scene.image[None] + strength * noise for strength in (0.02, 0.1, 0.5)]
+    distances = [float(task.loss(image, scene.image[None])) for image in images]
     assert distances == sorted(distances)
     assert 0.01 < distances[1] < 10
 
 
-def test_cls_ignores_what_leaves_the_range_of_pictures():
+def test_cls_ignores_what_leaves_the_range_of_images():
     task, white = load_task("cls"), torch.ones(1, 3, 64, 64)
     assert float(task.loss(white + 0.5, white)) == 0
 
@@ -104,8 +104,8 @@ def test_random_networks_are_measured_in_units_of_their_own_features():
     with torch.no_grad():
         large.network.model.conv1.weight *= 10
     large.network.model.bn1.eps *= 100
-    picture, noisy = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
-    assert float(large.loss(noisy, picture)) == pytest.approx(float(small.loss(noisy, picture)), rel=0.01)
+    image, noisy = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    assert float(large.loss(noisy, image)) == pytest.approx(float(small.loss(noisy, image)), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_random_weights_come_from_the_seed_and_leave_the_callers_generator_alone
     torch.manual_seed(5)
     one, same, other = (load_network("timm/resnet18", None, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(1), expected)
-    picture = torch.rand(1, 3, 64, 64)
-    assert torch.equal(one(picture), same(picture))
-    assert not torch.equal(one(picture), other(picture))
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(one(image), same(image))
+    assert not torch.equal(one(image), other(image))
 
 
 def test_a_saved_network_answers_the_same_from_its_path(tmp_path):
@@ -178,8 +178,8 @@ def test_a_saved_network_answers_the_same_from_its_path(tmp_path):
     network.stage_variance = [1.0, 2.0, 3.0, 4.0]
     save_network(network, tmp_path / "pets.safetensors", trained_on="nothing")
     loaded = load_network(tmp_path / "pets.safetensors")
-    picture = torch.rand(1, 3, 64, 64)
-    assert torch.allclose(loaded(picture), network(picture), atol=1e-2)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.allclose(loaded(image), network(image), atol=1e-2)
     assert (loaded.name, loaded.classes, loaded.stage_variance) == ("pets", ["cat", "dog"], [1, 2, 3, 4])
 
 
@@ -187,9 +187,9 @@ def test_a_library_networks_weights_load_from_a_file(tmp_path):
     network = load_network("timm/resnet18", None, seed=3)
     safetensors.torch.save_file(network.model.state_dict(), tmp_path / "a.safetensors")
     torch.save({"state_dict": network.model.state_dict()}, tmp_path / "a.pth")
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     for name in ("a.safetensors", "a.pth"):
-        assert torch.equal(load_network("timm/resnet18", tmp_path / name)(picture), network(picture))
+        assert torch.equal(load_network("timm/resnet18", tmp_path / name)(image), network(image))
 
 
 @pytest.mark.parametrize(

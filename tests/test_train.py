@@ -15,16 +15,16 @@ from lora_comp.methods import load_method
 from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, start
-from lora_comp.training.pictures import Crops
+from lora_comp.training.crops import Crops
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with pieces of a photograph."""
-    path = tmp_path_factory.mktemp("pictures")
-    picture = lc.load_data("photos", limit=1)[0].image
+    path = tmp_path_factory.mktemp("images")
+    image = lc.load_data("photos", limit=1)[0].image
     for i in range(4):
-        piece = (picture[:, 64 * i : 64 * i + 192, :192].permute(1, 2, 0) * 255).byte().numpy()
+        piece = (image[:, 64 * i : 64 * i + 192, :192].permute(1, 2, 0) * 255).byte().numpy()
         Image.fromarray(np.ascontiguousarray(piece)).save(path / f"{i}.png")
     return path
 
@@ -105,7 +105,7 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         "quality=[2]",
         "steps=2",
         "batch=1",
-        f"pictures=[{folder}]",
+        f"images=[{folder}]",
         f"work={tmp_path / 'work'}",
         f"into={tmp_path}",
         "threads=1",
@@ -126,10 +126,10 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["what=codec", "minutes=1"], "a codec needs pictures"),
+        (["what=codec", "minutes=1"], "a codec needs images"),
         (["what=codec", "steps=1", "minutes=1"], "give a budget"),
         (["what=car"], "known are codec, adapter, network"),
-        (["what=codec", "steps=1", "pictures=[/nowhere]"], "no two pictures of at least 128x128"),
+        (["what=codec", "steps=1", "images=[/nowhere]"], "no two images of at least 128x128"),
     ],
 )
 def test_a_training_that_cannot_start_says_why(capsys, words, line):

@@ -17,7 +17,7 @@ from lora_comp.codecs import build, tic
 from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, parallel
-from lora_comp.training.pictures import Crops
+from lora_comp.training.crops import Crops
 from lora_comp.zoo import read_weights
 
 STEPS = 4
@@ -25,7 +25,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures")
+    path = tmp_path_factory.mktemp("images")
     photo = lc.load_data("photos", limit=1)[0].image
     for i in range(6):
         piece = (photo[:, 32 * i : 32 * i + 128, :128].permute(1, 2, 0) * 255).byte().numpy()
@@ -88,7 +88,7 @@ def test_a_gpu_that_is_not_there_is_told(capsys, monkeypatch):
 def test_torchrun_trains_and_one_process_writes(folder, tmp_path):
     words = [
         "what=codec",
-        f"pictures=[{folder}]",
+        f"images=[{folder}]",
         "quality=[4]",
         "steps=2",
         "batch=2",

@@ -1,4 +1,4 @@
-"""The loop: it keeps each picture's best step, and a picture comes to the same in a batch as alone."""
+"""The loop: it keeps each image's best step, and an image comes to the same in a batch as alone."""
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ from lora_comp.tasks import load_task
 
 
 class Toy(nn.Module):
-    """Something to fit: pictures of one colour that cost more bits the brighter they are."""
+    """Something to fit: images of one colour that cost more bits the brighter they are."""
 
-    def __init__(self, pictures=1):
+    def __init__(self, images=1):
         super().__init__()
-        self.colour = nn.Parameter(torch.full((pictures, 3, 1, 1), 0.1))
+        self.colour = nn.Parameter(torch.full((images, 3, 1, 1), 0.1))
 
     def analyse(self, x):
         return {"y_hat": self.colour * torch.ones(x.shape), "likelihoods": {"y": torch.exp2(-self.colour)}}
 
-    def synthesise(self, y_hat):
+    def synthesize(self, y_hat):
         return y_hat
 
     def bits(self):
@@ -40,7 +40,7 @@ X = torch.full((1, 3, 8, 6), 0.7)
 
 
 def whole(size, distortion):
-    """The one part of a picture of this size."""
+    """The one part of an image of this size."""
     rows, columns = (slice(0, side) for side in size)
     return [Part((rows, columns), (slice(None), slice(None)), (rows, columns), 1.0, distortion)]
 
@@ -56,7 +56,7 @@ def objective(colour, weight=10.0, size=(6, 5), target=0.7):
     return weight * (colour - target) ** 2 + 3 * 3 * colour / (size[0] * size[1])
 
 
-def test_the_objective_is_weighted_distortion_plus_bits_per_pixel_of_the_picture_itself():
+def test_the_objective_is_weighted_distortion_plus_bits_per_pixel_of_the_image_itself():
     assert run(Toy(), steps=0).tolist() == [[pytest.approx(objective(0.1), rel=1e-5)]]
 
 
@@ -67,7 +67,7 @@ def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
     targets = task.targets(x)
 
     def losses(half):
-        monkeypatch.setattr(ttft, "half_pays", lambda device: half)
+        monkeypatch.setattr(ttft, "use_bf16", lambda device: half)
         adapted = load_method("svd_lora", codec, adapter=None).prepare(codec, x)
         parts = whole((64, 64), lambda y: task.distortion(y, targets))
         return ttft.fit(adapted, x, (64, 64), parts, 1.0, 4, 0.04)
@@ -77,10 +77,10 @@ def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
     assert full[-1] < 0.97 * full[0]
 
 
-def test_each_picture_is_left_at_its_own_best_step():
+def test_each_image_is_left_at_its_own_best_step():
     targets = 0.7, 0.9, 0.2
     toy, x = Toy(3), torch.tensor(targets)[:, None, None, None].expand(3, 3, 8, 6)
-    losses = run(toy, x, steps=12, lr=0.5)  # overshoots, of the last picture each time
+    losses = run(toy, x, steps=12, lr=0.5)  # overshoots, of the last image each time
     assert losses.shape == (13, 3)
     first, second, last = losses.argmin(0).tolist()
     assert 0 < first < 12 and 0 < second < 12 and first != second and last == 0
@@ -117,9 +117,9 @@ class NoRead(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("latents", [True, False])
-def test_a_step_that_is_not_reported_waits_for_no_number(codec, cls, picture, monkeypatch, latents):
+def test_a_step_that_is_not_reported_waits_for_no_number(codec, cls, make_image, monkeypatch, latents):
     monkeypatch.setattr(torch.optim, "Adam", lambda groups, **_: torch.optim.SGD(groups))  # Adam reads its own count
-    x = torch.stack([picture(), picture().flip(1)])
+    x = torch.stack([make_image(), make_image().flip(1)])
     adapted, targets = load_method("svd_lora", codec).prepare(codec, x if latents else None, 2), cls.targets(x)
     arguments = adapted, x, (64, 64), whole((64, 64), lambda y: cls.distortion(y, targets)), 500.0
     with NoRead():
@@ -148,8 +148,8 @@ def test_the_step_size_falls_linearly_or_is_halved_where_the_paper_says(publishe
 
 
 @pytest.mark.parametrize("latents", [True, False])
-def test_a_picture_is_overfitted_and_alike_each_time(codec, human, picture, latents):
-    fits, x = [], picture()[None]
+def test_a_image_is_overfitted_and_alike_each_time(codec, human, make_image, latents):
+    fits, x = [], make_image()[None]
     for _ in range(2):
         adapted = load_method("svd_lora", codec).prepare(codec, x if latents else None)
         fits.append((run(adapted, x, (64, 64), 500.0, steps=6).flatten().tolist(), adapted.payloads()))
@@ -158,15 +158,17 @@ def test_a_picture_is_overfitted_and_alike_each_time(codec, human, picture, late
     assert min(losses) < 0.92 * losses[0]
 
 
-def test_trained_latents_start_where_the_encoders_adapter_has_them(codec, picture):
-    x, method = picture()[None], load_method("svd_lora", codec)
+def test_trained_latents_start_where_the_encoders_adapter_has_them(codec, make_image):
+    x, method = make_image()[None], load_method("svd_lora", codec)
     with torch.no_grad():
         assert torch.equal(method.prepare(codec, x)(x)["x_hat"], method.prepare(codec)(x)["x_hat"])
 
 
 @pytest.mark.parametrize("latents, trained", [(True, {"y"}), (False, {"U", "S", "V"})])
-def test_the_encoder_trains_its_latents_or_its_adapter_and_each_at_its_own_step_size(codec, picture, latents, trained):
-    x = picture()[None]
+def test_the_encoder_trains_its_latents_or_its_adapter_and_each_at_its_own_step_size(
+    codec, make_image, latents, trained
+):
+    x = make_image()[None]
     adapted = load_method("svd_lora", codec).prepare(codec, x if latents else None)
     before = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
     run(adapted, x, (64, 64), 500.0, steps=1, lr=1e-3)
@@ -178,9 +180,9 @@ def test_the_encoder_trains_its_latents_or_its_adapter_and_each_at_its_own_step_
 
 
 @pytest.fixture(params=["svd_lora", "lora"])
-def fitted(request, codec, human, picture):
-    """An adapted codec after a few steps on a picture, and the rest of what they took."""
-    adapted, x = load_method(request.param, codec).prepare(codec), picture()[None]
+def fitted(request, codec, human, make_image):
+    """An adapted codec after a few steps on a make_image, and the rest of what they took."""
+    adapted, x = load_method(request.param, codec).prepare(codec), make_image()[None]
     arguments = (x, (64, 64), whole((64, 64), lambda y: human.distortion(y, x)), 500.0)
     ttft.fit(adapted, *arguments, steps=6, lr=0.04)
     return adapted, arguments
@@ -227,17 +229,17 @@ def test_the_file_carries_the_changes_and_the_step_that_refining_chose(fitted):
 
 
 @pytest.fixture
-def pictures(picture):
+def images(make_image):
     """Three that have little in common: (3, 3, 64, 64)."""
     flat = torch.full((3, 64, 64), 0.5)
-    return torch.stack([picture(), flat, picture(200, 300)[:, :64, -64:].flip(0)])
+    return torch.stack([make_image(), flat, make_image(200, 300)[:, :64, -64:].flip(0)])
 
 
 @pytest.mark.parametrize(
     "method, recipe", [("svd_lora", "latents"), ("svd_lora", "adapter"), ("svd_lora", "published"), ("lora", "adapter")]
 )
-def test_a_picture_comes_to_the_same_in_a_batch_as_alone(codec, human, pictures, monkeypatch, method, recipe):
-    monkeypatch.setattr(ttft, "half_pays", lambda device: False)
+def test_a_image_comes_to_the_same_in_a_batch_as_alone(codec, human, images, monkeypatch, method, recipe):
+    monkeypatch.setattr(ttft, "use_bf16", lambda device: False)
 
     def fitted(x):
         adapted = load_method(method, codec).prepare(codec, x if recipe == "latents" else None, len(x))
@@ -247,9 +249,9 @@ def test_a_picture_comes_to_the_same_in_a_batch_as_alone(codec, human, pictures,
         ttft.refine(adapted, *arguments, attempts=2)
         return losses, before, bits_in_all(adapted, *arguments), adapted.exponent
 
-    together = fitted(pictures)
+    together = fitted(images)
     for i, values in enumerate(together[0].T.tolist()):
-        alone = fitted(pictures[i : i + 1])
+        alone = fitted(images[i : i + 1])
         np.testing.assert_allclose(values, alone[0][:, 0], rtol=1e-3)
         assert [after[i] for after in together[1:]] == pytest.approx([after[0] for after in alone[1:]], rel=1e-3)
     assert (together[0].amin(0) < together[0][0]).all()

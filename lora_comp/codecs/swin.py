@@ -80,7 +80,7 @@ class RSTB(nn.Module):
     """Residual Swin Transformer block: `depth` Swin blocks, every second one shifted, and a skip over all of them.
 
     x (B, C, H, W) to (B, C, H, W). `shifts` is False where a stage's map at the design size of 256x256 is no larger
-    than its window: such a stage never shifts, whatever the size of the picture.
+    than its window: such a stage never shifts, whatever the size of the image.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool, mlp_ratio: float = 2.0):

@@ -23,7 +23,7 @@ from lora_comp.entropy.models import (
 )
 from lora_comp.ops import gdn
 
-STRIDE = 64  # pixels of the picture to a position of z, along each side
+STRIDE = 64  # pixels of the image to a position of z, along each side
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
@@ -96,12 +96,12 @@ class TIC(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> dict:
-        """Code a picture and decode it, without making a file: what `analyse` returns, and x_hat, not clamped."""
+        """Code an image and decode it, without making a file: what `analyse` returns, and x_hat, not clamped."""
         out = self.analyse(x)
         return out | {"x_hat": self.g_s(out["y_hat"])}
 
     def analyse(self, x: Tensor) -> dict:
-        """The latents of a picture and what they cost.
+        """The latents of an image and what they cost.
 
         x is (B, 3, H, W), H and W multiples of 64. y and z are rounded, with straight-through gradients; in training
         mode their likelihoods are taken under uniform noise instead (Minnen and Singh, "Channel-wise Autoregressive

@@ -1,4 +1,4 @@
-"""Pictures to compress, with what is known about them: generated scenes, bundled photographs, a user's folders."""
+"""Images to compress, with what is known about them: generated scenes, bundled photographs, a user's folders."""
 
 import os
 from collections.abc import Callable
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """A sequence of samples. `d[i]` raises ImageError when picture i cannot be read; the others stay readable."""
+    """A sequence of samples. `d[i]` raises ImageError when image i cannot be read; the others stay readable."""
 
     name: str
     classes: list[str]
@@ -55,7 +55,7 @@ def load_data(
     """A data set by name: "scenes", "photos", or one that needs `path`: "folder", "imagenet", "coco", "voc" or
     "cityscapes".
 
-    split: "train", "val" or "test"; "photos" has none and ignores it. limit: at most so many pictures; of files these
+    split: "train", "val" or "test"; "photos" has none and ignores it. limit: at most so many images; of files these
     are spread evenly over the whole set, so that every class keeps its share. options: `size` and `seed` of "scenes".
 
     Raises LoraCompError for an unknown name or option, and for a missing or empty folder.

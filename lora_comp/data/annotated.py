@@ -1,6 +1,6 @@
-"""Pictures whose objects are annotated: COCO's layout, Pascal VOC, Cityscapes.
+"""Images whose objects are annotated: COCO's layout, Pascal VOC, Cityscapes.
 
-Class i of `classes` is label i. A picture that annotations name but that is not there raises ImageError when it is its
+Class i of `classes` is label i. An image that annotations name but that is not there raises ImageError when it is its
 turn, as one that cannot be read.
 """
 
@@ -44,7 +44,7 @@ VOC_CLASSES = (
 )
 
 
-def _picture(path: Path, annotations: object) -> Tensor:
+def _image(path: Path, annotations: object) -> Tensor:
     if not path.exists():
         raise ImageError(f"{path} does not exist, though {annotations} names it")
     return read_image(path)
@@ -61,9 +61,9 @@ def _boxes_of(masks: Tensor) -> Tensor:
 
 class Coco:
     """COCO's layout: ROOT/annotations/instances_val2017.json with ROOT/val2017/, or ROOT/instances.json with
-    ROOT/images/; labels count the categories by rising id. Pictures without objects are among them.
+    ROOT/images/; labels count the categories by rising id. Images without objects are among them.
 
-    Raises LoraCompError where the annotations or the pictures' folder cannot be found.
+    Raises LoraCompError where the annotations or the images' folder cannot be found.
     """
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
@@ -84,14 +84,14 @@ class Coco:
         names = [one["file_name"] for one in self.coco.loadImgs(self.ids)]
         self.root = next((folder for name in names for folder in folders if (folder / name).exists()), root)
         if not names or not any((self.root / name).exists() for name in names):
-            raise LoraCompError(f"{root} holds none of the {len(names)} pictures that {self.annotations} names")
+            raise LoraCompError(f"{root} holds none of the {len(names)} images that {self.annotations} names")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         [facts] = self.coco.loadImgs(self.ids[index])
-        image = _picture(self.root / facts["file_name"], self.annotations)
+        image = _image(self.root / facts["file_name"], self.annotations)
         height, width = image.shape[1:]
         if (facts["height"], facts["width"]) != (height, width):
             raise ImageError(
@@ -147,13 +147,13 @@ class Voc:
         from xml.etree.ElementTree import parse
 
         at = self.indexes[index]
-        picture, annotations = Path(self.read.images[at]), self.read.annotations[at]
-        image = _picture(picture, annotations)
+        path, annotations = Path(self.read.images[at]), self.read.annotations[at]
+        image = _image(path, annotations)
         objects = self.read.parse_voc_xml(parse(annotations).getroot())["annotation"].get("object", [])
         corners = [[float(one["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")] for one in objects]
         boxes = torch.tensor(corners).reshape(-1, 4)  # counted from 1, both edges inclusive
         return Sample(
-            picture.name,
+            path.name,
             image,
             boxes=boxes - torch.tensor([1.0, 1.0, 0.0, 0.0]),
             labels=torch.tensor([self.classes.index(one["name"]) for one in objects], dtype=torch.int64),
@@ -184,8 +184,8 @@ class Cityscapes:
 
     def __getitem__(self, index: int) -> Sample:
         at = self.indexes[index]
-        picture, annotations = Path(self.read.images[at]), self.read.targets[at][0]
-        image = _picture(picture, annotations)
+        path, annotations = Path(self.read.images[at]), self.read.targets[at][0]
+        image = _image(path, annotations)
         ids = np.asarray(Image.open(annotations)).astype(np.int64)  # a class, or 1000 class + number of the object
         shown = [i for i in np.unique(ids).tolist() if (i // 1000 if i >= 1000 else i) in self.labels]
         masks = (
@@ -194,7 +194,7 @@ class Cityscapes:
             else torch.zeros(0, *image.shape[1:], dtype=torch.bool)
         )
         return Sample(
-            picture.name,
+            path.name,
             image,
             boxes=_boxes_of(masks),
             masks=masks,

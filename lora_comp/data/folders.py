@@ -1,4 +1,4 @@
-"""Pictures that exist already: a user's folder, ImageNet, and the photographs that scikit-image ships."""
+"""Images that exist already: a user's folder, ImageNet, and the photographs that scikit-image ships."""
 
 import os
 from pathlib import Path
@@ -33,9 +33,9 @@ PHOTOS = (
 
 def photograph(name: str) -> np.ndarray:
     """One of scikit-image's bundled photographs, uint8 (H, W, 3)."""
-    picture = getattr(skimage.data, name)()
-    picture = picture[0] if isinstance(picture, tuple) else picture  # a stereo pair: the left one
-    return np.ascontiguousarray(picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2))
+    image = getattr(skimage.data, name)()
+    image = image[0] if isinstance(image, tuple) else image  # a stereo pair: the left one
+    return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
 
 
 def spread(items: list, limit: int | None) -> list:
@@ -45,41 +45,41 @@ def spread(items: list, limit: int | None) -> list:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _pictures_under(folder: Path) -> list[Path]:
+def _images_under(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     )
 
 
 class Folder:
-    """A folder of pictures.
+    """A folder of images.
 
-    With sub-folders that hold pictures, each is a class (ImageFolder's layout) and labels follow their sorted names.
+    With sub-folders that hold images, each is a class (ImageFolder's layout) and labels follow their sorted names.
     Without, the labels are None. Where `path` has a sub-folder called like the split, that one is read.
-    Raises LoraCompError when the folder is missing or holds no picture.
+    Raises LoraCompError when the folder is missing or holds no image.
     """
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root = Path(path)
         if not root.is_dir():
-            raise LoraCompError(f"{root} is not a folder; give the folder that holds the pictures")
+            raise LoraCompError(f"{root} is not a folder; give the folder that holds the images")
         if (root / split).is_dir():
             root = root / split
         self.name = root.name if root.name != split else root.parent.name
         self.root = root
-        by_class = {folder.name: _pictures_under(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+        by_class = {folder.name: _images_under(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
         by_class = {name: paths for name, paths in by_class.items() if paths}
         loose = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
         if loose and by_class:
             raise LoraCompError(
-                f"{root} holds pictures both beside and inside sub-folders; sub-folders are classes, "
-                "so move the loose pictures into one"
+                f"{root} holds images both beside and inside sub-folders; sub-folders are classes, "
+                "so move the loose images into one"
             )
         self.classes = list(by_class)
         files: list[tuple[Path, int | None]] = [(path, None) for path in loose]
         files += [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
         if not files:
-            raise LoraCompError(f"{root} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+            raise LoraCompError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))})")
         self.files = spread(files, limit)
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class ImageNet(Folder):
         super().__init__(path, split, limit)
         self.name = "imagenet"
         if not self.classes:
-            raise LoraCompError(f"{self.root} has no class folders; sort its pictures into {self.root}/<wnid>/")
+            raise LoraCompError(f"{self.root} has no class folders; sort its images into {self.root}/<wnid>/")
 
 
 class Photos:
@@ -115,5 +115,5 @@ class Photos:
 
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
-        picture = photograph(name).astype(np.float32).transpose(2, 0, 1) / 255
-        return Sample(name, torch.from_numpy(np.ascontiguousarray(picture)))
+        image = photograph(name).astype(np.float32).transpose(2, 0, 1) / 255
+        return Sample(name, torch.from_numpy(np.ascontiguousarray(image)))

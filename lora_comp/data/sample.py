@@ -1,4 +1,4 @@
-"""One picture and what is known about it."""
+"""One image and what is known about it."""
 
 from dataclasses import dataclass, field
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with its annotations; those that a data set does not know are None or empty.
+    """An image with its annotations; those that a data set does not know are None or empty.
 
-    name: unique in the data set, "/"-separated where pictures lie in folders
+    name: unique in the data set, "/"-separated where images lie in folders
     image: float32 (3, H, W) in [0, 1]
-    label: the class of the picture, an index into the data set's `classes`, or None
+    label: the class of the image, an index into the data set's `classes`, or None
     boxes: float32 (n, 4), x1 y1 x2 y2 in pixels, right and lower edge exclusive, of the n objects
     labels: int64 (n,), classes of the objects
     masks: bool (n, H, W), the visible pixels of each object; none where only boxes are known

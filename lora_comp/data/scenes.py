@@ -1,6 +1,6 @@
-"""`scenes`: pictures made from a seed, with exact labels, boxes and masks, for classification, detection, segmentation.
+"""`scenes`: images made from a seed, with exact labels, boxes and masks, for classification, detection, segmentation.
 
-A scene is a photograph as background, one dominant object of twelve kinds that gives the picture its label, and up to
+A scene is a photograph as background, one dominant object of twelve kinds that gives the image its label, and up to
 four smaller objects of other kinds. An object is filled with another photograph, tinted to stand out from the
 background by a little or a lot. Light, scale, rotation, blur and noise vary. Objects that stand out by a little, and
 kinds that differ only in their outline's detail, are what heavy compression loses.
@@ -60,7 +60,7 @@ def _crop(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
 def _place(
     rng: np.random.RandomState, kind: int, centre: np.ndarray, radius: float, height: int, width: int
 ) -> _Object:
-    """An object of a kind, turned and slightly squeezed at random; what lies outside the picture is cut off."""
+    """An object of a kind, turned and slightly squeezed at random; what lies outside the image is cut off."""
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
     cos, sin = np.cos(angle) * radius, np.sin(angle) * radius
     turn = np.array([[cos, sin], [-sin, cos]]) * np.array([[1.0], [squeeze]])
@@ -91,7 +91,7 @@ def _arrange(rng: np.random.RandomState, label: int, height: int, width: int) ->
 def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[_Object], np.ndarray]:
     """The objects that show (at least 12 pixels and a third of themselves), and their visible masks (n, H, W).
 
-    The others are left out of the scene, so that there is nothing in the picture that the annotations do not name.
+    The others are left out of the scene, so that there is nothing in the image that the annotations do not name.
     """
     while True:
         covered = np.zeros((height, width), bool)
@@ -110,10 +110,10 @@ def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[_Obj
         objects = kept[::-1]
 
 
-def _paint(rng: np.random.RandomState, picture: np.ndarray, item: _Object) -> None:
+def _paint(rng: np.random.RandomState, image: np.ndarray, item: _Object) -> None:
     """Fill an object with a tinted photograph whose mean differs from what it covers by a random amount."""
     height, width = item.alpha.shape
-    under = picture[item.window]
+    under = image[item.window]
     fill = _crop(rng, height, width)
     direction = rng.uniform(-1, 1, size=3)
     step = direction / np.abs(direction).max() * rng.uniform(0.08, 0.32)
@@ -123,20 +123,20 @@ def _paint(rng: np.random.RandomState, picture: np.ndarray, item: _Object) -> No
     under += item.alpha[..., None] * (fill.astype(np.float32) - under)
 
 
-def _finish(rng: np.random.RandomState, picture: np.ndarray) -> np.ndarray:
+def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
     """Uneven coloured light, blur and noise; float32 (H, W, 3) to uint8."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     slope = rng.uniform(-0.3, 0.3, size=2)
     light = 1 + slope[0] * np.linspace(-1, 1, height)[:, None] + slope[1] * np.linspace(-1, 1, width)
     tint = rng.uniform(0.7, 1.15) * rng.uniform(0.9, 1.1, size=3)
-    picture = picture * light[..., None].astype(np.float32) * tint.astype(np.float32)
-    picture = np.clip(picture * 255, 0, 255).astype(np.uint8)
+    image = image * light[..., None].astype(np.float32) * tint.astype(np.float32)
+    image = np.clip(image * 255, 0, 255).astype(np.uint8)
     if rng.randint(2):
-        blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
-        picture = np.asarray(blurred)
-    noise = np.frombuffer(rng.bytes(2 * picture.size), np.uint8).reshape(2, *picture.shape)
+        blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3)))
+        image = np.asarray(blurred)
+    noise = np.frombuffer(rng.bytes(2 * image.size), np.uint8).reshape(2, *image.shape)
     noise = noise[0].astype(np.float32) + noise[1] - 255  # triangular, standard deviation 104
-    return np.clip(picture + noise * np.float32(rng.uniform(0, 6) / 104), 0, 255).round().astype(np.uint8)
+    return np.clip(image + noise * np.float32(rng.uniform(0, 6) / 104), 0, 255).round().astype(np.uint8)
 
 
 class Scenes:
@@ -173,10 +173,10 @@ class Scenes:
         height, width = self.size or tuple(int(side) for side in rng.randint(ODD[0], ODD[1] + 1, size=2))
         label = int(rng.randint(len(KINDS)))
         objects, masks = _visible(_arrange(rng, label, height, width), height, width)
-        picture = _crop(rng, height, width) * np.float32(rng.uniform(0.6, 1.0)) + np.float32(rng.uniform(0, 0.2))
+        image = _crop(rng, height, width) * np.float32(rng.uniform(0.6, 1.0)) + np.float32(rng.uniform(0, 0.2))
         for item in objects:
-            _paint(rng, picture, item)
-        pixels = np.ascontiguousarray(_finish(rng, picture).transpose(2, 0, 1))
+            _paint(rng, image, item)
+        pixels = np.ascontiguousarray(_finish(rng, image).transpose(2, 0, 1))
         return Sample(
             name=f"scene-{self.split}-{self.seed}-{index:06d}",
             image=torch.from_numpy(pixels).float() / 255,

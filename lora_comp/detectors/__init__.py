@@ -1,15 +1,15 @@
 """Networks that find objects, behind one interface: those that ship here, torchvision's, detectron2's and DETR.
 
-A detector takes float pictures (B, 3, H, W) in [0, 1] of any size; resizing, colour order and normalisation are its
+A detector takes float images (B, 3, H, W) in [0, 1] of any size; resizing, colour order and normalisation are its
 own. It has
     name               str
     classes            list of class names, in the order of its labels
     has_masks          bool: whether it segments
     published_scale    float, the factor with which the sum over its pyramid of the mean squared errors was published,
                        or None
-    stage_variance     variance of the numbers of each stage on natural pictures, or None where it was not measured
+    stage_variance     variance of the numbers of each stage on natural images, or None where it was not measured
     stages(x)          list of feature maps of its pyramid, fine to coarse, differentiable in x
-    detect(x)          a dict for each picture, without gradient: "boxes" float32 (n, 4), x1 y1 x2 y2 in pixels of x,
+    detect(x)          a dict for each image, without gradient: "boxes" float32 (n, 4), x1 y1 x2 y2 in pixels of x,
                        "scores" (n,), "labels" int64 (n,), indexes of `classes`, best first, and with masks "masks"
                        bool (n, H, W)
 Those trained on COCO count its 80 categories in the order of their ids, as `lora_comp.data` does.

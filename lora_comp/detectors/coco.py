@@ -1,4 +1,4 @@
-"""What the libraries' detectors share: COCO's ids turned into its categories, and pictures of bytes."""
+"""What the libraries' detectors share: COCO's ids turned into its categories, and images of bytes."""
 
 from collections.abc import Sequence
 
@@ -26,15 +26,15 @@ def in_classes(found: dict[str, Tensor], table: Tensor) -> dict[str, Tensor]:
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Pictures in [0, 1], rounded to 8 bits as a file of them would be: uint8."""
+    """Images in [0, 1], rounded to 8 bits as a file of them would be: uint8."""
     return x.detach().clamp(0, 1).mul(255).round().byte()
 
 
 def check_sides(x: Tensor, longest: int, name: str) -> None:
-    """LoraCompError where pictures (B, 3, H, W), made to fit into `longest`, would have no pixel across."""
+    """LoraCompError where images (B, 3, H, W), made to fit into `longest`, would have no pixel across."""
     short, long = sorted(x.shape[2:])
     if short * longest < long:
         raise LoraCompError(
-            f"{name} cannot take a picture of {x.shape[2]}x{x.shape[3]}: it makes the longer side "
+            f"{name} cannot take an image of {x.shape[2]}x{x.shape[3]}: it makes the longer side "
             f"{longest}, and nothing is left of the shorter one"
         )

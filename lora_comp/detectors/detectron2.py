@@ -51,7 +51,7 @@ class Detectron2Detector(nn.Module):
         self.reads_bgr = config.INPUT.FORMAT == "BGR"
 
     def _size(self, x: Tensor) -> tuple[int, int]:
-        """Of the pictures (B, 3, H, W) as the network takes them."""
+        """Of the images (B, 3, H, W) as the network takes them."""
         check_sides(x, self.longest, self.name)
         return transforms.ResizeShortestEdge.get_output_shape(*x.shape[2:], self.short, self.longest)
 
@@ -60,16 +60,16 @@ class Detectron2Detector(nn.Module):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         resized = F.interpolate(255 * self._colours(x), self._size(x), mode="bilinear", antialias=True)
-        prepared = self.model.preprocess_image([{"image": picture} for picture in resized])
+        prepared = self.model.preprocess_image([{"image": image} for image in resized])
         return list(self.model.backbone(prepared.tensor).values())
 
     @torch.no_grad()
     def detect(self, x: Tensor) -> list[dict[str, Tensor]]:
-        (height, width), pictures = x.shape[2:], self._colours(to_bytes(x)).permute(0, 2, 3, 1).cpu().numpy()
+        (height, width), images = x.shape[2:], self._colours(to_bytes(x)).permute(0, 2, 3, 1).cpu().numpy()
         resize = transforms.ResizeTransform(height, width, *self._size(x))
-        resized = [torch.tensor(resize.apply_image(picture)).permute(2, 0, 1).float() for picture in pictures]
+        resized = [torch.tensor(resize.apply_image(image)).permute(2, 0, 1).float() for image in images]
         found = []
-        for answer in self.model([{"image": picture, "height": height, "width": width} for picture in resized]):
+        for answer in self.model([{"image": image, "height": height, "width": width} for image in resized]):
             objects = answer["instances"]
             one = {"boxes": objects.pred_boxes.tensor, "scores": objects.scores, "labels": objects.pred_classes}
             found.append(one | ({"masks": objects.pred_masks} if self.has_masks else {}))

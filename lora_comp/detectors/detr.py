@@ -28,7 +28,7 @@ _IDS = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # COCO's 91
 
 
 class Detr(nn.Module):
-    """A DETR of transformers. Its stages are the four of its ResNet, strides 4 to 32 (16 with dilation), of the picture
+    """A DETR of transformers. Its stages are the four of its ResNet, strides 4 to 32 (16 with dilation), of the image
     as its image processor prepares it, of which DETR itself reads the last."""
 
     table: Tensor

@@ -20,7 +20,7 @@ from lora_comp.errors import LoraCompError
 from lora_comp.networks import ZOO, SmallResNet, read_network
 
 LEVELS = ("0", "1", "2", "3")  # at strides 4, 8, 16 and 32
-STRIDE = 32  # of the coarsest level; pictures are padded to multiples of it
+STRIDE = 32  # of the coarsest level; images are padded to multiples of it
 ANCHORS = ((16, 23), (32, 45), (64, 91), (128, 181))  # pixels, squares
 CANONICAL = 112  # pixels; objects of this side are looked at on the level of stride 16
 
@@ -142,13 +142,13 @@ class SmallRCNN(nn.Module):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """x: (B, 3, H, W) in [0, 1]. Returns four maps (B, channels, H / stride, W / stride), rounded up to cover the
-        picture padded to multiples of 32."""
+        image padded to multiples of 32."""
         return list(self._maps(x)[1].values())
 
     def forward(self, x: Tensor, targets: list[dict[str, Tensor]] | None = None) -> tuple[list[dict], dict]:
         """Detections and losses of torchvision's two parts, whose labels count the background as 0.
 
-        targets: in training, for each picture "boxes", "labels" and, with masks, "masks" as uint8.
+        targets: in training, for each image "boxes", "labels" and, with masks, "masks" as uint8.
         """
         images, maps = self._maps(x)
         proposals, losses = self.rpn(images, maps, targets)

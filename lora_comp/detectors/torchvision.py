@@ -23,7 +23,7 @@ _WITHOUT_EPS = (
 
 class TorchvisionDetector(nn.Module):
     """A detector of torchvision. Its stages are the maps that the backbone hands to the heads (of an R-CNN with a
-    feature pyramid P2 to P6), of the picture as its own transform prepares it.
+    feature pyramid P2 to P6), of the image as its own transform prepares it.
 
     categories: names of the model's ids, the background first.
     """
@@ -42,22 +42,22 @@ class TorchvisionDetector(nn.Module):
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]  # it would overwrite a map that is kept
 
-    def _pictures(self, x: Tensor) -> list[Tensor]:
+    def _images(self, x: Tensor) -> list[Tensor]:
         if self.model.transform.fixed_size is None:
             check_sides(x, self.model.transform.max_size, self.name)
         return list(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        prepared, _ = self.model.transform(self._pictures(x))
+        prepared, _ = self.model.transform(self._images(x))
         return list(self.model.backbone(prepared.tensors).values())
 
     @torch.no_grad()
     def detect(self, x: Tensor) -> list[dict[str, Tensor]]:
         found = []
-        for picture in self.model(self._pictures(x)):
-            one = {key: picture[key] for key in ("boxes", "scores", "labels")}
+        for image in self.model(self._images(x)):
+            one = {key: image[key] for key in ("boxes", "scores", "labels")}
             if self.has_masks:
-                one["masks"] = picture["masks"][:, 0] > 0.5
+                one["masks"] = image["masks"][:, 0] > 0.5
             found.append(in_classes(one, self.table))
         return found
 

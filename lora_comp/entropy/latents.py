@@ -46,7 +46,7 @@ class CodedLatents:
 
 
 class LatentCoder:
-    """Codes y and z of one picture with a codec's probability models.
+    """Codes y and z of one image with a codec's probability models.
 
     Args:
         codec: has h_s, entropy_bottleneck, medians, N and M as `codecs.tic.TIC`.
@@ -59,7 +59,7 @@ class LatentCoder:
         self.N, self.M = codec.N, codec.M
 
     def compress(self, y: Tensor, z: Tensor) -> CodedLatents:
-        """y float32 (1, M, h, w) and z float32 (1, N, ceil(h / 4), ceil(w / 4)) of one picture."""
+        """y float32 (1, M, h, w) and z float32 (1, N, ceil(h / 4), ceil(w / 4)) of one image."""
         z_symbols = (z[0].detach().double().cpu() - self.medians).round().numpy().astype(np.int32)
         means, scales = self.predict(z_symbols)
         y_symbols = np.empty(means.shape, np.int32)

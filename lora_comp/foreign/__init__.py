@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from lora_comp.data.folders import photograph
 from lora_comp.errors import LoraCompError
+from lora_comp.foreign.image import Input, Preparation, read_input
 from lora_comp.foreign.layers import pick, usable
-from lora_comp.foreign.picture import Input, Preparation, read_input
 from lora_comp.foreign.read import Found, first_line, read_network
 from lora_comp.foreign.taps import Modules, Probe
 
-SIDES = (256, 224, 384, 512, 640)  # of the pictures on which a network that names no size is tried
+SIDES = (256, 224, 384, 512, 640)  # of the images on which a network that names no size is tried
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
@@ -41,8 +41,8 @@ def load_foreign(
             the path), or what `networks.load_network` takes.
         weights: of timm's and torchvision's, as for `networks.load_network`.
         layers: names of the tensors to match; None picks them (`layers.pick`).
-        settings: how it wants pictures, see `picture.read_input`; what is not told is the network's own, or RGB in
-            [0, 1] at the picture's size.
+        settings: how it wants images, see `image.read_input`; what is not told is the network's own, or RGB in
+            [0, 1] at the image's size.
     Raises:
         LoraCompError, in one line: a file or name that is none, a network that cannot be converted, does not run on a
         photograph, returns no tensor or has no gradient to its input, and layers or settings that are not known.
@@ -54,11 +54,11 @@ def load_foreign(
 
 
 class ForeignNetwork(nn.Module):
-    """A network that takes pictures (B, 3, H, W) in [0, 1], and what of it is matched.
+    """A network that takes images (B, 3, H, W) in [0, 1], and what of it is matched.
 
     layers: names of the tensors that `stages` gives, in order of computation.
     identity: its name and a checksum of all that its features depend on.
-    probed: the size (H, W) of picture by which its layers were found.
+    probed: the size (H, W) of image by which its layers were found.
     """
 
     def __init__(self, name: str, found: Found, wanted: Input, layers: Sequence[str] | None = None):
@@ -70,7 +70,7 @@ class ForeignNetwork(nn.Module):
         size = self.probed
         self.layers = pick(probe, size) if layers is None else self._known(probe, layers)
         if not self.layers:
-            raise LoraCompError(f"no layer of {name} has a gradient to the picture, so there is nothing to match")
+            raise LoraCompError(f"no layer of {name} has a gradient to the image, so there is nothing to match")
         self.taps.keep(self.layers)
         self.stage_variance = self._variance(size)
         self.alone = self.alone or not self._takes_two(size)
@@ -78,7 +78,7 @@ class ForeignNetwork(nn.Module):
         self.identity = f"{Path(name).stem}-{zlib.crc32(repr(facts).encode()):08x}"
 
     def _first_probe(self) -> tuple[tuple[int, int], Probe]:
-        """The size of picture that it takes, and what it computes of such a one. A network that refuses the first of
+        """The size of image that it takes, and what it computes of such a one. A network that refuses the first of
         `SIDES` but takes another has that one for its size."""
         named = self.prepare.wanted.size
         refused: list[Exception] = []
@@ -96,7 +96,7 @@ class ForeignNetwork(nn.Module):
             return size, probe
         told = "x".join(map(str, named or (SIDES[0],) * 2))
         raise LoraCompError(
-            f"{self.name} does not run on a picture of {told}: {first_line(refused[0])}; if it takes "
+            f"{self.name} does not run on an image of {told}: {first_line(refused[0])}; if it takes "
             "another size, tell it: task.input.size=[HEIGHT,WIDTH]"
         )
 
@@ -106,7 +106,7 @@ class ForeignNetwork(nn.Module):
         for name in layers:
             if name not in found:
                 close = difflib.get_close_matches(str(name), found, 4, 0) or list(found)[:4]
-                why = "has no gradient to the picture" if name in probe.tensors else "is unknown"
+                why = "has no gradient to the image" if name in probe.tensors else "is unknown"
                 raise LoraCompError(
                     f"the layer {name!r} of {self.name} {why}; there are {len(found)}, such as {', '.join(close)}"
                 )
@@ -120,7 +120,7 @@ class ForeignNetwork(nn.Module):
 
     @torch.no_grad()
     def _takes_two(self, size: tuple[int, int]) -> bool:
-        """Whether two pictures together give what each gives alone."""
+        """Whether two images together give what each gives alone."""
         one, two = photos(size)[:2].split(1)
         try:
             together = self.taps.kept(self.prepare(torch.cat([one, two])))
@@ -141,23 +141,23 @@ class ForeignNetwork(nn.Module):
         """The tensors of `layers`, (B, ...) each."""
         with self._telling(x):
             if self.alone and len(x) > 1:
-                each = [self.taps.kept(self.prepare(picture)) for picture in x.split(1)]
+                each = [self.taps.kept(self.prepare(image)) for image in x.split(1)]
                 return [torch.cat(same) for same in zip(*each, strict=True)]
             return self.taps.kept(self.prepare(x))
 
     def forward(self, x: Tensor) -> Any:
-        """What the network itself returns, of one picture if it takes no more."""
+        """What the network itself returns, of one image if it takes no more."""
         with self._telling(x):
             return self.taps.answer(self.prepare(x))
 
     @contextmanager
     def _telling(self, x: Tensor) -> Iterator[None]:
-        """Tell in one line of a picture that the network cannot take."""
+        """Tell in one line of an image that the network cannot take."""
         try:
             yield
         except Exception as error:  # whatever the network's own code raises
             height, width = x.shape[2:]
-            what = f"{self.name} cannot take a picture of {height}x{width}: {first_line(error)}"
+            what = f"{self.name} cannot take an image of {height}x{width}: {first_line(error)}"
             sizes = [(-(-height // 32) * 32, -(-width // 32) * 32), *((side, side) for side in (32, 64, 128, *SIDES))]
             fits = None if self.prepare.wanted.size else next(filter(self._runs, sizes), None)
             if fits:

@@ -19,7 +19,7 @@ _PRODUCTS = ("Convolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Linear")  # autogr
 
 
 def usable(probe: Probe) -> dict[str, Tensor]:
-    """The tensors that can be matched: of the one picture (1, ...), with a gradient, their numbers not all the same."""
+    """The tensors that can be matched: of the one image (1, ...), with a gradient, their numbers not all the same."""
     return {
         name: t
         for name, t in probe.tensors.items()
@@ -33,7 +33,7 @@ def usable(probe: Probe) -> dict[str, Tensor]:
 
 
 def pick(probe: Probe, size: tuple[int, int]) -> list[str]:
-    """Names of the tensors to match, in order of computation; `size` (H, W) is that of the picture of the probe."""
+    """Names of the tensors to match, in order of computation; `size` (H, W) is that of the image of the probe."""
     found = usable(probe)
     heads, after = _heads(probe, found)
     inner = {name: tensor for name, tensor in found.items() if tensor.grad_fn not in after and name not in heads}
@@ -66,7 +66,7 @@ def _heads(probe: Probe, found: Mapping[str, Tensor]) -> tuple[set[str], set]:
 
 
 def _resolutions(inner: Mapping[str, Tensor], size: tuple[int, int]) -> set[str]:
-    """The last tensors at each of the coarsest octaves of resolution, from a quarter of the picture's on. What has the
+    """The last tensors at each of the coarsest octaves of resolution, from a quarter of the image's on. What has the
     shape of an attention map, whose rows each sum to 1, is none."""
     maps = {name: tensor for name, tensor in inner.items() if tensor.ndim == 4}
     attention = {tensor.shape for tensor in maps.values() if (tensor.detach().sum(-1) - 1).abs().max() < 1e-3}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lora_comp.errors import LoraCompError
-from lora_comp.foreign.picture import Input
+from lora_comp.foreign.image import Input
 from lora_comp.foreign.taps import Graph, Modules, Script
 from lora_comp.networks import library_model, load_network
 
@@ -25,7 +25,7 @@ KINDS = (
 @dataclass
 class Found:
     """A network as it was read. own: the input it says it wants. channels_last: it takes (B, H, W, 3).
-    alone: it takes one picture at a time."""
+    alone: it takes one image at a time."""
 
     taps: Modules | Graph | Script
     own: Input
@@ -79,7 +79,7 @@ def _read_onnx(path: Path) -> Found:
     sides = [side.dim_value for side in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []  # 0: any
     if len(sides) != 4 or not {sides[1], sides[3]} & {0, 3}:
         told = ", ".join(f"{v.name} {[d.dim_value or '?' for d in v.type.tensor_type.shape.dim]}" for v in inputs)
-        raise LoraCompError(f"{path} does not take one picture of three channels, but {told or 'nothing'}")
+        raise LoraCompError(f"{path} does not take one image of three channels, but {told or 'nothing'}")
     last = sides[3] == 3 and sides[1] != 3
     height, width = sides[1:3] if last else sides[2:]
     try:
@@ -116,7 +116,7 @@ def _read_export(path: Path) -> Found:
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     if len(inputs) != 1 or len(inputs[0]) != 4 or inputs[0][1] != 3:
-        raise LoraCompError(f"{path} does not take one picture (B, 3, H, W), but {[list(shape) for shape in inputs]}")
+        raise LoraCompError(f"{path} does not take one image (B, 3, H, W), but {[list(shape) for shape in inputs]}")
     batch, _, height, width = inputs[0]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     return Found(Graph(module), Input(size=size), alone=batch == 1 and isinstance(batch, int))

@@ -37,7 +37,7 @@ def tensors_in(answer: Any, name: str = "output") -> dict[str, Tensor]:
 
 @dataclass
 class Probe:
-    """What a network computed of one picture.
+    """What a network computed of one image.
 
     tensors: name -> tensor, in order of computation; of a part that runs several times, the last.
     outputs: names of those that the network returns.
@@ -198,7 +198,7 @@ class Script(nn.Module):
         }
 
     def _cut(self, places: Sequence[int]) -> Callable[[Tensor], tuple]:
-        """A function from a picture to the answer, and what the nodes at these places make."""
+        """A function from an image to the answer, and what the nodes at these places make."""
         graph = self.frozen.graph.copy()
         nodes, answer = list(graph.nodes()), next(graph.outputs())
         wanted = [answer, *(nodes[place].output() for place in places)]

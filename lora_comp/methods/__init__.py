@@ -1,4 +1,4 @@
-"""Ways to adapt a codec to a picture and a task: what is trained, what travels, how a decoder puts it back.
+"""Ways to adapt a codec to an image and a task: what is trained, what travels, how a decoder puts it back.
 
 A method has `name`, `adapter` (with the `identity` that files carry), `prepare(codec)` for the encoder and
 `restore(codec, payload)` for the decoder. The method "none" is the plain codec: None in place of an object.

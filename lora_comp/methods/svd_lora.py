@@ -2,7 +2,7 @@
 
 "Test-Time Fine-Tuning of Image Compression Models for Multi-Task Adaptability", CVPR 2025: every attention layer W of
 g_a and g_s becomes W + (alpha / r) U diag(S) V^T (`ops.svd_lora`). Before shipping all of U, S and V are trained for a
-task. For each picture the encoder trains all of its own and only S of the decoder; the file carries the decoder's
+task. For each image the encoder trains all of its own and only S of the decoder; the file carries the decoder's
 change of S. Plain LoRA (Hu et al., ICLR 2022) keeps S at 1, and its U and V travel.
 """
 
@@ -28,10 +28,10 @@ SEEDED = 0  # first byte of the identity of an adapter that is made from a seed;
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is added to a codec before any picture is seen: pre-trained, or made from a seed.
+    """What is added to a codec before any image is seen: pre-trained, or made from a seed.
 
     `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), or each of these with a first
-    dimension of the pictures that have their own.
+    dimension of the images that have their own.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,9 +43,9 @@ class Adapter:
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def of_each(self, pictures: int) -> "Adapter":
-        """The same for each of so many pictures: (pictures, out, r), (pictures, r), (pictures, in, r)."""
-        return replace(self, tensors={k: v.expand(pictures, *v.shape) for k, v in self.tensors.items()})
+    def of_each(self, images: int) -> "Adapter":
+        """The same for each of so many images: (images, out, r), (images, r), (images, in, r)."""
+        return replace(self, tensors={k: v.expand(images, *v.shape) for k, v in self.tensors.items()})
 
     def folded(self) -> "Adapter":
         """The same pre-trained update as plain LoRA has it: U diag(S) in place of U, and ones in place of S."""
@@ -108,7 +108,7 @@ class LowRankLinear(nn.Module):
     """A frozen linear layer with its update, for a `codecs.swin.SwinBlock` to compute.
 
     Tensors named in `travels` are used as a decoder will have them: `step` times whole numbers off the adapter's. They
-    have a first dimension of pictures, for each of which `step` float32 (B,) has its own.
+    have a first dimension of images, for each of which `step` float32 (B,) has its own.
     """
 
     step: Tensor
@@ -141,7 +141,7 @@ class LowRankLinear(nn.Module):
 
 
 class Latents(nn.Module):
-    """In place of g_a: the latents of the pictures x (B, 3, H', W'), to be trained themselves."""
+    """In place of g_a: the latents of the images x (B, 3, H', W'), to be trained themselves."""
 
     def __init__(self, g_a: nn.Module, x: Tensor):
         super().__init__()
@@ -155,8 +155,8 @@ class Latents(nn.Module):
 class Adapted(nn.Module):
     """A codec with low-rank layers in place, to be trained: see `LowRank.prepare`.
 
-    Where the adapter's tensors have a first dimension, the layers are those of so many pictures, each its own. What
-    travels needs it: `exponent` int (B,) says of each picture that its values are whole numbers of 2^-exponent.
+    Where the adapter's tensors have a first dimension, the layers are those of so many images, each its own. What
+    travels needs it: `exponent` int (B,) says of each image that its values are whole numbers of 2^-exponent.
     """
 
     exponent: np.ndarray
@@ -184,14 +184,14 @@ class Adapted(nn.Module):
     def analyse(self, x: Tensor) -> dict:
         return self.codec.analyse(x)
 
-    def synthesise(self, y_hat: Tensor) -> Tensor:
+    def synthesize(self, y_hat: Tensor) -> Tensor:
         return self.codec.g_s(y_hat)
 
     def decoder_layers(self) -> Iterator[LowRankLinear]:
         return (module for module in self.codec.g_s.modules() if isinstance(module, LowRankLinear))
 
     def travelling_parameters(self) -> list[nn.Parameter]:
-        """What is rounded and travels, in the order of the file: a first dimension of pictures each."""
+        """What is rounded and travels, in the order of the file: a first dimension of images each."""
         return [getattr(layer, name) for layer in self.decoder_layers() for name in layer.travels]
 
     def travelling(self) -> Tensor:
@@ -231,21 +231,21 @@ class Adapted(nn.Module):
 
         Args:
             slopes: of the distortion, in bits, along each change: float (B, n).
-            exponent, damping: of each picture: int and float (B,).
+            exponent, damping: of each image: int and float (B,).
         """
         k = self.whole() * 2.0 ** (exponent - self.exponent)[:, None]
         slopes = slopes * 2.0 ** -exponent[:, None]
         curvature = damping[:, None] * (np.abs(slopes) + np.abs(slopes).mean(1, keepdims=True) / 4)
-        proposed = [_nearby(*picture) for picture in zip(k, slopes, curvature, strict=True)]
+        proposed = [_nearby(*image) for image in zip(k, slopes, curvature, strict=True)]
         return np.array(proposed, np.int32)
 
     def payloads(self) -> list[bytes]:
-        """What the file of each picture carries."""
+        """What the file of each image carries."""
         return [deltas.encode(k, int(exponent)) for k, exponent in zip(self.whole(), self.exponent, strict=True)]
 
 
 def _nearby(k: np.ndarray, slopes: np.ndarray, curvature: np.ndarray) -> list[int]:
-    """The changes of one picture that `Adapted.propose` finds about its present ones, k: each float (n,)."""
+    """The changes of one image that `Adapted.propose` finds about its present ones, k: each float (n,)."""
     nearest = np.rint(k).astype(np.int32).tolist()
     choices = []
     for start, middle, slope, curve in zip(k, nearest, slopes, curvature, strict=True):
@@ -265,16 +265,16 @@ class LowRank:
         self.name, self.adapter, self.exponent = name, adapter, exponent
         self.travels = {"svd_lora": "S", "lora": "UV"}[name]
 
-    def prepare(self, codec: Codec, x: Tensor | None = None, pictures: int = 1) -> Adapted:
-        """A copy of `codec` to fit to pictures, each with what is trained for itself; `codec` itself is left alone.
+    def prepare(self, codec: Codec, x: Tensor | None = None, images: int = 1) -> Adapted:
+        """A copy of `codec` to fit to images, each with what is trained for itself; `codec` itself is left alone.
 
-        Without `x` the encoder's adapter is trained, as published, one for each of `pictures`. With the pictures x,
+        Without `x` the encoder's adapter is trained, as published, one for each of `images`. With the images x,
         float32 (B, 3, H', W'), their latents are, from where that adapter has them (Campos et al., "Content Adaptive
         Optimization for Neural Image Compression", CVPR workshops 2019): the copy codes x alone, and takes no time for
         the analysis transform.
         """
-        pictures = pictures if x is None else len(x)
-        return Adapted(codec, self.adapter.of_each(pictures), self.travels, self.exponent, x)
+        images = images if x is None else len(x)
+        return Adapted(codec, self.adapter.of_each(images), self.travels, self.exponent, x)
 
     @torch.no_grad()
     def restore(self, codec: Codec, payload: bytes) -> nn.Sequential:

@@ -20,7 +20,7 @@ HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 class Layer(NamedTuple):
     """x W^T + ((x V) * s) U^T + b: see `svd_lora_linear`, its scale being part of s. Without u a plain layer.
 
-    u (out, r), s (r,), v (in, r); or (B, out, r), (B, r), (B, in, r), a low-rank part for each picture of a batch.
+    u (out, r), s (r,), v (in, r); or (B, out, r), (B, r), (B, in, r), a low-rank part for each image of a batch.
     """
 
     weight: Tensor
@@ -106,8 +106,8 @@ def _fits(x: Tensor, parts: Parts, window: int) -> bool:
         return False
     heads, channels, hidden = parts.position.shape[0], x.shape[3], parts.fc1.bias.shape[0]
     ranks = [layer.s.shape[-1] for layer in parts.layers if layer.s is not None]
-    pictures = {tuple(layer.s.shape[:-1]) for layer in parts.layers if layer.s is not None}
-    if pictures not in (set(), {()}, {(x.shape[0],)}):  # all layers share an adapter, or all have one for each picture
+    images = {tuple(layer.s.shape[:-1]) for layer in parts.layers if layer.s is not None}
+    if images not in (set(), {()}, {(x.shape[0],)}):  # all layers share an adapter, or all have one for each image
         return False
     return (
         window == FUSED_WINDOW

@@ -31,7 +31,7 @@ def merge(x: Tensor, window: int, height: int, width: int) -> Tensor:
 def regions(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Who may attend to whom: int32 (windows, N), tokens of a window with equal numbers see each other.
 
-    After the cyclic shift the last window of a row holds two strips that are no neighbours in the picture, and the
+    After the cyclic shift the last window of a row holds two strips that are no neighbours in the image, and the
     padding of a map that is no multiple of the window belongs to nobody.
     """
 
@@ -73,7 +73,7 @@ def plain_window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -
 def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     """softmax(q k^T / sqrt(dim) + bias) v in each window of a map that was shifted by `shift`, cyclically.
 
-    A token attends to those of its window that are its neighbours in the picture too, never to what pads a map whose
+    A token attends to those of its window that are its neighbours in the image too, never to what pads a map whose
     sides are no multiples of the window. In float32 and bfloat16 one fused kernel does it all, gradients included, in
     memory for one window: on the CPU in numbers of float32, on a GPU with tensor cores in bfloat16. Elsewhere it is
     `plain_window_attention`.

@@ -31,7 +31,7 @@ from lora_comp.report.summary import markdown, rates_markdown
 from lora_comp.zoo import ROOT, read_weights
 
 QUALITIES = (1, 2, 3, 4)
-Coder = Callable[[Tensor], tuple[int, float]]  # a picture to its bytes and PSNR
+Coder = Callable[[Tensor], tuple[int, float]]  # an image to its bytes and PSNR
 
 console = Console()
 
@@ -40,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit code: 0, 2 for a mistake in the input, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m lora_comp.report", description="Compare what has been measured.")
     commands = parser.add_subparsers(dest="command", required=True)
-    codecs = commands.add_parser("codecs", help="JPEG, WebP, AVIF and JPEG 2000 on a folder of pictures")
-    codecs.add_argument("folder", type=Path, help="the pictures")
+    codecs = commands.add_parser("codecs", help="JPEG, WebP, AVIF and JPEG 2000 on a folder of images")
+    codecs.add_argument("folder", type=Path, help="the images")
     codecs.add_argument("--codec", help="one of our codecs to set beside them, such as tic-s")
-    codecs.add_argument("--out", type=Path, help="JSON file for the curves and the figures of every picture")
+    codecs.add_argument("--out", type=Path, help="JSON file for the curves and the figures of every image")
     codecs.add_argument("--card", type=Path, help="Markdown file for the card of --codec; its figures go beside it")
     results = commands.add_parser("table", help="the table of a run in Markdown")
     results.add_argument("results", type=Path, help="results.json of `python -m lora_comp.run`")
@@ -111,9 +111,9 @@ def _summary(path: Path) -> list[dict]:
 
 
 def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = None) -> dict:
-    """Print and return the curves of the classic codecs, and of `codec`, over the readable pictures of a folder.
+    """Print and return the curves of the classic codecs, and of `codec`, over the readable images of a folder.
 
-    Returns "pictures" and "skipped" (counts), "curves" (per codec a list of setting, bpp, psnr: means over pictures),
+    Returns "images" and "skipped" (counts), "curves" (per codec a list of setting, bpp, psnr: means over images),
     "bd_rate" (per codec and anchor, percent), "gain_db" (per point of `codec`, dB above each anchor at equal bpp) and
     "records" (codec, setting, image, bytes, bpp, psnr). Raises LoraCompError for a folder or codec that is not there.
     """
@@ -140,12 +140,12 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
                 {"codec": name, "setting": setting, "image": sample.name, "bytes": size, "bpp": bpp, "psnr": quality}
             )
     if not records:
-        raise LoraCompError(f"none of the {skipped} pictures in {folder} can be read")
+        raise LoraCompError(f"none of the {skipped} images in {folder} can be read")
     curves = _curves(records)
     points = {name: [(row["bpp"], row["psnr"]) for row in rows] for name, rows in curves.items()}
     anchors = {name: curve for name, curve in points.items() if name != codec}
     report = {
-        "pictures": len(data) - skipped,
+        "images": len(data) - skipped,
         "skipped": skipped,
         "curves": curves,
         "bd_rate": {test: {name: bd_rate(anchors[name], curve) for name in anchors} for test, curve in points.items()},
@@ -163,15 +163,15 @@ def _ours(name: str, quality: int) -> Coder:
 
     codec = lc.load_codec(name, quality=quality)
 
-    def code(picture: Tensor) -> tuple[int, float]:
-        data = lc.encode(picture, codec, None, method="none").data
-        return len(data), psnr(to_bytes(picture), to_bytes(lc.decode(data)))
+    def code(image: Tensor) -> tuple[int, float]:
+        data = lc.encode(image, codec, None, method="none").data
+        return len(data), psnr(to_bytes(image), to_bytes(lc.decode(data)))
 
     return code
 
 
 def _curves(records: list[dict]) -> dict[str, list[dict]]:
-    """Means over the pictures, per codec a list that follows its settings."""
+    """Means over the images, per codec a list that follows its settings."""
     groups: dict[tuple[str, int], list[Point]] = {}
     for record in records:
         groups.setdefault((record["codec"], record["setting"]), []).append((record["bpp"], record["psnr"]))
@@ -190,7 +190,7 @@ def _print(report: dict, codec: str | None) -> None:
         "bpp",
         "PSNR dB",
         *[f"dB over {name}" for name in anchors if codec],
-        title=f"means over {report['pictures']} pictures",
+        title=f"means over {report['images']} images",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -217,7 +217,7 @@ def _print(report: dict, codec: str | None) -> None:
         differences.add_row(name, *[_signed(values[anchor], 1) for anchor in anchors])
     console.print(differences)
     if report["skipped"]:
-        console.print(f"{report['skipped']} unreadable pictures skipped")
+        console.print(f"{report['skipped']} unreadable images skipped")
 
 
 def _signed(value: float, digits: int) -> str:

@@ -7,7 +7,7 @@ from lora_comp.zoo.registry import digest
 
 
 def codec_scores(name: str, report: dict, folder: str) -> dict:
-    """What the card of a codec and the zoo tell of it, from what `compare_codecs` returns for the pictures of `folder`.
+    """What the card of a codec and the zoo tell of it, from what `compare_codecs` returns for the images of `folder`.
 
     "curve" names each rate point's weights by their SHA-256, so that figures of earlier weights are never shown.
     """
@@ -16,7 +16,7 @@ def codec_scores(name: str, report: dict, folder: str) -> dict:
         for row, gain in zip(report["curves"][name], report["gain_db"], strict=True)
     ]
     against = {anchor: rate for anchor, rate in report["bd_rate"][name].items() if anchor != name}
-    return {"codec": name, "folder": folder, "pictures": report["pictures"], "curve": curve, "bd_rate": against}
+    return {"codec": name, "folder": folder, "images": report["images"], "curve": curve, "bd_rate": against}
 
 
 def codec_card(scores: dict) -> str:
@@ -38,7 +38,7 @@ def codec_card(scores: dict) -> str:
     )
     lines += [
         "",
-        f"Means over the {scores['pictures']} pictures of {scores['folder']}, every byte of a file that was "
+        f"Means over the {scores['images']} images of {scores['folder']}, every byte of a file that was "
         "decoded; dB: PSNR above another codec at equal bpp.",
         "",
     ]

@@ -1,4 +1,4 @@
-"""Classic codecs on the same pictures, by Pillow's encoders: bytes of real files, and PSNR of what they decode to.
+"""Classic codecs on the same images, by Pillow's encoders: bytes of real files, and PSNR of what they decode to.
 
 The settings are those a user would pick: JPEG with 4:2:0 chroma and optimised Huffman tables, WebP with its slowest
 method, AVIF at Pillow's default speed with 4:2:0, JPEG 2000 with the irreversible wavelet and colour transform, as a
@@ -18,22 +18,22 @@ from lora_comp.errors import LoraCompError
 from lora_comp.report.bdrate import Point, rising
 
 
-def _jpeg(picture: Image.Image, quality: int) -> bytes:
-    return _save(picture, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    return _save(image, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
 
 
-def _webp(picture: Image.Image, quality: int) -> bytes:
-    return _save(picture, "WEBP", quality=quality, method=6)
+def _webp(image: Image.Image, quality: int) -> bytes:
+    return _save(image, "WEBP", quality=quality, method=6)
 
 
-def _avif(picture: Image.Image, quality: int) -> bytes:
-    return _save(picture, "AVIF", quality=quality, subsampling="4:2:0")
+def _avif(image: Image.Image, quality: int) -> bytes:
+    return _save(image, "AVIF", quality=quality, subsampling="4:2:0")
 
 
-def _jpeg2000(picture: Image.Image, ratio: int) -> bytes:
-    resolutions = min(6, min(picture.size).bit_length())  # OpenJPEG refuses more than the picture can be halved
+def _jpeg2000(image: Image.Image, ratio: int) -> bytes:
+    resolutions = min(6, min(image.size).bit_length())  # OpenJPEG refuses more than the image can be halved
     return _save(
-        picture,
+        image,
         "JPEG2000",
         quality_mode="rates",
         quality_layers=[ratio],
@@ -44,9 +44,9 @@ def _jpeg2000(picture: Image.Image, ratio: int) -> bytes:
     )  # mct: Pillow codes RGB without a colour transform unless told
 
 
-def _save(picture: Image.Image, kind: str, **options) -> bytes:
+def _save(image: Image.Image, kind: str, **options) -> bytes:
     encoded = io.BytesIO()
-    picture.save(encoded, kind, **options)
+    image.save(encoded, kind, **options)
     return encoded.getvalue()
 
 
@@ -74,46 +74,46 @@ def settings(name: str) -> tuple[int, ...]:
     return _CLASSIC[name][1]
 
 
-def to_bytes(picture: Tensor) -> np.ndarray:
+def to_bytes(image: Tensor) -> np.ndarray:
     """float (3, H, W) in [0, 1] as a file shows it: uint8 (H, W, 3)."""
-    array = picture.detach().float().clamp(0, 1).mul(255).round().byte()
+    array = image.detach().float().clamp(0, 1).mul(255).round().byte()
     return array.permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, 3)
 
 
 def psnr(original: np.ndarray, decoded: np.ndarray) -> float:
-    """PSNR in dB over the three channels of two uint8 (H, W, 3) pictures; inf if they are equal."""
+    """PSNR in dB over the three channels of two uint8 (H, W, 3) images; inf if they are equal."""
     error = np.mean((original.astype(np.float64) - decoded) ** 2)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def through(name: str, setting: int, picture: Tensor) -> tuple[int, np.ndarray]:
-    """One picture, float (3, H, W) in [0, 1], through a classic codec and back: bytes, and uint8 (H, W, 3)."""
-    data = _CLASSIC[name][0](Image.fromarray(to_bytes(picture)), setting)
+def through(name: str, setting: int, image: Tensor) -> tuple[int, np.ndarray]:
+    """One image, float (3, H, W) in [0, 1], through a classic codec and back: bytes, and uint8 (H, W, 3)."""
+    data = _CLASSIC[name][0](Image.fromarray(to_bytes(image)), setting)
     with Image.open(io.BytesIO(data)) as decoded:
         return len(data), np.array(decoded.convert("RGB"))
 
 
-def measure(name: str, setting: int, picture: Tensor) -> tuple[int, float]:
-    """Bytes and PSNR (dB) of one picture, float (3, H, W) in [0, 1], through a classic codec and back."""
-    size, decoded = through(name, setting, picture)
-    return size, psnr(to_bytes(picture), decoded)
+def measure(name: str, setting: int, image: Tensor) -> tuple[int, float]:
+    """Bytes and PSNR (dB) of one image, float (3, H, W) in [0, 1], through a classic codec and back."""
+    size, decoded = through(name, setting, image)
+    return size, psnr(to_bytes(image), decoded)
 
 
 def mean_point(points: Iterable[Point]) -> Point:
-    """Mean bpp and mean PSNR over pictures at one rate point: the field's way, not bits over pixels in sum."""
+    """Mean bpp and mean PSNR over images at one rate point: the field's way, not bits over pixels in sum."""
     rate, quality = np.mean(list(points), axis=0)
     return float(rate), float(quality)
 
 
-def anchor_curve(name: str, pictures: Sequence[Tensor]) -> list[Point]:
-    """(bpp, PSNR in dB) of a classic codec, a point per setting, each the mean over `pictures`.
+def anchor_curve(name: str, images: Sequence[Tensor]) -> list[Point]:
+    """(bpp, PSNR in dB) of a classic codec, a point per setting, each the mean over `images`.
 
-    pictures: float (3, H, W) in [0, 1] each. Raises LoraCompError for a codec that this Pillow lacks.
+    images: float (3, H, W) in [0, 1] each. Raises LoraCompError for a codec that this Pillow lacks.
     """
     curve = []
     for setting in settings(name):
-        results = [(picture, measure(name, setting, picture)) for picture in pictures]
-        curve.append(mean_point((8 * size / picture[0].numel(), quality) for picture, (size, quality) in results))
+        results = [(image, measure(name, setting, image)) for image in images]
+        curve.append(mean_point((8 * size / image[0].numel(), quality) for image, (size, quality) in results))
     return curve
 
 

@@ -1,4 +1,4 @@
-"""Plots: a run's score over rate, one picture original, plain and adapted side by side, and speeds."""
+"""Plots: a run's score over rate, one image original, plain and adapted side by side, and speeds."""
 
 import math
 import os
@@ -57,7 +57,7 @@ def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
         axes.set_ylabel(f"{label}, {'lower' if lower_is_better(name) else 'higher'} is better")
     tasks = ", ".join(dict.fromkeys(f"task {row['task']}, codec {row['codec']}" for row in rows))
     count = max(row["count"] for row in rows)
-    figure.suptitle(f"{tasks}: mean of {count} picture{'s' if count > 1 else ''}", fontsize=11)
+    figure.suptitle(f"{tasks}: mean of {count} image{'s' if count > 1 else ''}", fontsize=11)
     _save(figure, path, dpi=150)
 
 
@@ -98,7 +98,7 @@ def _lines(axes: Axes, rows: Sequence[dict], key: str) -> None:
 
 
 def caption(record: dict, answer: str | None = None) -> str:
-    """What stands under a coded picture: bytes, bpp, PSNR, and the answer of the task network (or the score)."""
+    """What stands under a coded image: bytes, bpp, PSNR, and the answer of the task network (or the score)."""
     last = f"answer: {answer}" if answer is not None else f"score {record['score']:.3f}"
     return f"{record['bytes']:,} bytes, {record['bpp']:.3f} bpp\nPSNR {record['psnr']:.2f} dB\n{last}"
 
@@ -113,25 +113,25 @@ def side_by_side(
 ) -> None:
     """Original, plain and adapted beside each other, and under the coded ones where they differ from the original.
 
-    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each picture. boxes: x, y,
+    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each image. boxes: x, y,
     width and height in pixels of the objects found in each.
-    Pictures that are much wider than high stand under each other. Raises LoraCompError when the file cannot be written.
+    Images that are much wider than high stand under each other. Raises LoraCompError when the file cannot be written.
     """
-    shapes = [tuple(picture.shape) for picture in (original, plain, adapted)]
+    shapes = [tuple(image.shape) for image in (original, plain, adapted)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3 or len(captions) != 3:
-        raise ValueError(f"three pictures (3, H, W) of one size and three captions are needed, not {shapes}")
+        raise ValueError(f"three images (3, H, W) of one size and three captions are needed, not {shapes}")
     _, height, width = shapes[0]
-    pictures = [
-        picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy() for picture in (original, plain, adapted)
+    images = [
+        image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy() for image in (original, plain, adapted)
     ]  # (H, W, 3) each
-    errors = [255 * np.abs(picture - pictures[0]).mean(axis=2) for picture in pictures[1:]]  # (H, W) each
+    errors = [255 * np.abs(image - images[0]).mean(axis=2) for image in images[1:]]  # (H, W) each
     brightest = max(1.0, float(np.quantile(errors, 0.995)))  # one scale for both, or they could not be compared
     titles = ("original", "plain codec", "adapted")
     cell = _cell_size(height, width)
     stacked = width > 2 * height
     layout = _Sheet(cell, columns=2 if stacked else 3, rows=3 if stacked else 2)
-    for i, picture in enumerate(pictures):
-        axes = layout.show(picture, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
+    for i, image in enumerate(images):
+        axes = layout.show(image, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
         for x, y, *size in boxes[i]:
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, fill=False, edgecolor=_COLOURS[4], linewidth=2))
     for i, error in enumerate(errors, start=1):
@@ -145,7 +145,7 @@ def side_by_side(
 
 
 def _cell_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels to show a picture at: whole multiples of small ones, at most 768 of large ones.
+    """Height and width in pixels to show an image at: whole multiples of small ones, at most 768 of large ones.
 
     A strip thinner than 1:12 is shown 1:12, or nothing could be seen of it.
     """
@@ -156,7 +156,7 @@ def _cell_size(height: int, width: int) -> tuple[int, int]:
 
 
 class _Sheet:
-    """A grid of pictures of one size, each with a title above and a caption below, placed to the pixel."""
+    """A grid of images of one size, each with a title above and a caption below, placed to the pixel."""
 
     dpi = 100
     gap = 24
@@ -165,17 +165,17 @@ class _Sheet:
 
     def __init__(self, cell: tuple[int, int], columns: int, rows: int):
         self.cell = cell
-        self.step = max(cell[1], 270) + self.gap  # a caption needs its room under a small picture too
+        self.step = max(cell[1], 270) + self.gap  # a caption needs its room under a small image too
         self.row = cell[0] + self.title + self.text
         self.size = (rows * self.row + self.gap, columns * self.step + self.gap)  # (H, W)
         self.figure = Figure(figsize=(self.size[1] / self.dpi, self.size[0] / self.dpi), dpi=self.dpi)
 
-    def show(self, picture: np.ndarray, row: int, column: int, title: str, caption: str) -> Axes:
+    def show(self, image: np.ndarray, row: int, column: int, title: str, caption: str) -> Axes:
         height, width = self.size
         left, top = self.gap + column * self.step, self.gap / 2 + row * self.row + self.title
         box = (left / width, 1 - (top + self.cell[0]) / height, self.cell[1] / width, self.cell[0] / height)
         axes = self.figure.add_axes(box)
-        axes.imshow(picture, aspect="auto", vmin=0, vmax=1, cmap="gray", interpolation="auto")
+        axes.imshow(image, aspect="auto", vmin=0, vmax=1, cmap="gray", interpolation="auto")
         axes.set_axis_off()
         self.figure.text(left / width, 1 - (top - 8) / height, title, fontsize=11, fontweight="bold", va="bottom")
         letters = (self.step - self.gap) // 8  # of 10 points at 100 dots an inch, on average

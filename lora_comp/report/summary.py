@@ -1,6 +1,6 @@
 """The records of a run in a few rows: means per method and rate point, adapted beside plain, and BD-rates.
 
-A record is what `results.json` holds per picture and setting; a row is the mean of the records of one task, codec,
+A record is what `results.json` holds per image and setting; a row is the mean of the records of one task, codec,
 method and quality.
 """
 
@@ -46,8 +46,8 @@ def lower_is_better(name: str) -> bool:
 def summary(records: Sequence[dict]) -> list[dict]:
     """A row per task, codec, method and quality: `count`, and the mean of every number that its records hold.
 
-    The mean of bpp is the mean over pictures of each one's bpp, as the field reports it. A figure that some records
-    lack (None or absent: a picture without label has no top-1) is the mean over those that have it. Plain rows come
+    The mean of bpp is the mean over images of each one's bpp, as the field reports it. A figure that some records
+    lack (None or absent: an image without label has no top-1) is the mean over those that have it. Plain rows come
     first, then methods as they appear, each by rising quality.
     """
     groups: dict[tuple, list[dict]] = {}
@@ -157,16 +157,16 @@ def bd_rate_lines(rows: Sequence[dict]) -> list[str]:
     return lines
 
 
-def _pictures(rows: Sequence[dict]) -> str:
+def _images(rows: Sequence[dict]) -> str:
     fewest, most = min(row["count"] for row in rows), max(row["count"] for row in rows)
-    return f"{most} picture{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} pictures"
+    return f"{most} image{'s' if most > 1 else ''}" if fewest == most else f"{fewest} to {most} images"
 
 
 def table(rows: Sequence[dict]) -> Table:
     """The rows for the terminal, with the BD-rates under them."""
     headings, lines = _cells(rows, brief=True)
     shown = Table(
-        title=f"means over {_pictures(rows)}",
+        title=f"means over {_images(rows)}",
         caption="\n".join(bd_rate_lines(rows)) or None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -186,14 +186,14 @@ def markdown(rows: Sequence[dict]) -> str:
     headings, lines = _cells(rows)
     marks = ["---" if i == 1 else "---:" for i in range(len(headings))]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
-    return "\n\n".join([f"Means over {_pictures(rows)}.", text, *bd_rate_lines(rows)]) + "\n"
+    return "\n\n".join([f"Means over {_images(rows)}.", text, *bd_rate_lines(rows)]) + "\n"
 
 
 def rates_markdown(runs: dict[str, Sequence[dict]]) -> str:
     """A row of BD-rates for each run, by its name, from its summary: a Markdown table."""
     found = {(name, method): (rows, rates) for name, rows in runs.items() for method, rates in bd_rates(rows).items()}
     figures = list(dict.fromkeys(figure for _, rates in found.values() for figure in rates))
-    headings = ["run", "task", "pictures", "method", *(f"BD-rate at equal {_words(figure)}" for figure in figures)]
+    headings = ["run", "task", "images", "method", *(f"BD-rate at equal {_words(figure)}" for figure in figures)]
     lines = [headings, ["---"] * 2 + ["---:", "---"] + ["---:"] * len(figures)]
     for (name, method), (rows, rates) in found.items():
         score = _words(score_name(rows))

@@ -1,6 +1,6 @@
 """Pre-training an adapter for a task: the stage before shipping, in which all of U, S and V are trained.
 
-weight x distortion + bpp, the objective of `ttft`, over many pictures; see "Pre-training" in LoRA_comp, CVPR 2025.
+weight x distortion + bpp, the objective of `ttft`, over many images; see "Pre-training" in LoRA_comp, CVPR 2025.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from lora_comp.codecs import Codec
 from lora_comp.methods.svd_lora import Adapted, LowRankLinear, seeded
 from lora_comp.training import loop, parallel
 from lora_comp.training.codec import bits
-from lora_comp.ttft import half_pays
+from lora_comp.ttft import use_bf16
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
 
     Args:
         method: "svd_lora", or "lora", whose S stays at 1.
-        batches: called with the step, gives pictures float32 (B, 3, H, W), sides multiples of 64, for all processes.
+        batches: called with the step, gives images float32 (B, 3, H, W), sides multiples of 64, for all processes.
     Returns:
         The tensors of the adapter, `LAYER.U` and so on, and the last metrics.
     """
@@ -50,7 +50,7 @@ def train(
             group["lr"] = lr * loop.cosine(progress)
         x = batches(i)
         x = x[parallel.share(len(x))].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half_pays(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
             out = adapted(x)
         bpp = bits(out["likelihoods"]) / (x.numel() / 3)
         distortion = task.loss(out["x_hat"].float().clamp(0, 1), x)

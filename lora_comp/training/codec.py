@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lora_comp.codecs import Codec
 from lora_comp.training import loop, parallel
-from lora_comp.training.pictures import Crops
-from lora_comp.ttft import half_pays
+from lora_comp.training.crops import Crops
+from lora_comp.ttft import use_bf16
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # quality 1 to 4
 CLIP = 10.0  # of the gradient's norm; 1 holds back the first steps, where the loss is large
@@ -44,7 +44,7 @@ def train(
     held_out = data.held_out(24).to(device)
 
     def losses(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half_pays(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
             out = codec(x)
         mse = (out["x_hat"].float() - x).square().mean()
         bpp = bits(out["likelihoods"]) / (x.numel() / 3)

@@ -17,7 +17,7 @@ from lora_comp.networks import load_network, save_network
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.training.loop import cosine, fit
 from lora_comp.training.network import adamw, hardware, in_turn, stage_variance
-from lora_comp.ttft import half_pays
+from lora_comp.ttft import use_bf16
 
 FRESH = 4  # new scenes in a batch
 LAG = 50  # steps after which they come again, turned, and once more after as many, mirrored
@@ -28,7 +28,7 @@ RATES = {False: 1.5e-3, True: 7e-4}  # of the detector, and of the segmenter, wh
 
 
 class ObjectBatches(Dataset):
-    """Item i is batch i of generated scenes: pictures (B, 3, H, W), and for each what torchvision's losses ask for.
+    """Item i is batch i of generated scenes: images (B, 3, H, W), and for each what torchvision's losses ask for.
 
     A scene takes longer to make than to learn from, so each is seen three times: as it is, turned by 180 degrees, and
     mirrored. Sides differ from batch to batch, from 160 to 288.
@@ -39,7 +39,7 @@ class ObjectBatches(Dataset):
         self.made: OrderedDict[int, list[tuple[Tensor, Tensor, Tensor]]] = OrderedDict()
 
     def _fresh(self, step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Pictures as uint8, labels and masks that are new at a step."""
+        """Images as uint8, labels and masks that are new at a step."""
         if step not in self.made:
             sides = np.random.RandomState([self.seed, step % LAG]).uniform(160, 288, size=2)
             height, width = (int(CELL * round(side / CELL)) for side in sides)
@@ -74,16 +74,16 @@ def _boxes(masks: Tensor) -> Tensor:
 def scores(network: SmallRCNN, data) -> dict[str, float]:
     """COCO's mAP@[.5:.95] and AP50 of a detector on annotated data, and those of its masks as "mask mAP" and so on."""
     network.eval()
-    pictures = []
+    images = []
     for i in range(len(data)):
         sample: Sample = data[i]
         [seen] = network.detect(sample.image[None])
         found = objects(seen["boxes"], seen["labels"], seen.get("masks"), seen["scores"])
-        pictures.append({"truth": truth_of(sample), "found": found})
+        images.append({"truth": truth_of(sample), "found": found})
     network.train()
     kinds = {"": "bbox", "mask ": "segm"} if network.has_masks else {"": "bbox"}
     return {
-        before + name: average_precision(pictures, kind)[name]
+        before + name: average_precision(images, kind)[name]
         for before, kind in kinds.items()
         for name in ("mAP", "AP50")
     }
@@ -124,7 +124,7 @@ def train_detector(
         images, targets = batch(index)
         for group in optimiser.param_groups:
             group["lr"] = rate * cosine(progress, warmup=0.05)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half_pays(images.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(images.device)):
             losses = network(images.to(memory_format=torch.channels_last), targets)[1]
         loss = torch.stack([*losses.values()]).sum()
         optimiser.zero_grad(set_to_none=True)

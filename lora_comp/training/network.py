@@ -1,4 +1,4 @@
-"""Train the small classifiers that ship as task networks, on `scenes` or on a folder of pictures."""
+"""Train the small classifiers that ship as task networks, on `scenes` or on a folder of images."""
 
 import os
 import platform
@@ -19,13 +19,13 @@ from lora_comp.data.shapes import KINDS
 from lora_comp.detectors.small import SmallRCNN
 from lora_comp.networks import SmallResNet, save_network
 from lora_comp.training.loop import cosine, fit
-from lora_comp.ttft import half_pays
+from lora_comp.ttft import use_bf16
 
 CELL = 16  # pixels; the stride of the third stage
 SCENES, PICTURES = 24, 48  # in a batch
 RATE, DECAY, SMOOTHING = 3e-3, 0.05, 0.1
-SHOWN = 100  # pictures scored at each checkpoint
-MIXED = 0.93  # share of the steps on pictures of a folder that change and mix them; the last ones show them as they are
+SHOWN = 100  # images scored at each checkpoint
+MIXED = 0.93  # share of the steps on images of a folder that change and mix them; the last ones show them as they are
 
 
 def _cells(sample: Sample) -> Tensor:
@@ -38,7 +38,7 @@ def _cells(sample: Sample) -> Tensor:
 
 
 class SceneBatches(Dataset):
-    """Item i is batch i of generated scenes: pictures, labels, and what is where in cells of 16x16 pixels.
+    """Item i is batch i of generated scenes: images, labels, and what is where in cells of 16x16 pixels.
 
     Sides differ from batch to batch, so that the network fits any size, and grow from 96..160 to 192..272.
     """
@@ -58,10 +58,10 @@ class SceneBatches(Dataset):
 
 
 class FolderBatches(Dataset):
-    """Item i is batch i of a folder's pictures, shuffled in each epoch: cropped, mirrored, changed by one operation of
+    """Item i is batch i of a folder's images, shuffled in each epoch: cropped, mirrored, changed by one operation of
     TrivialAugment (ICCV 2021) and mixed in pairs, by CutMix (ICCV 2019) or mixup (ICLR 2018), with shares of the
-    classes as labels (B, classes). A few thousand pictures are learnt by heart without that. In the last steps they are
-    only cropped and mirrored: the batch norms should know what pictures are like.
+    classes as labels (B, classes). A few thousand images are learnt by heart without that. In the last steps they are
+    only cropped and mirrored: the batch norms should know what images are like.
 
     Sides grow from 96 to 160, and are 176 in the last steps.
     """
@@ -95,7 +95,7 @@ class FolderBatches(Dataset):
 
 @torch.no_grad()
 def top1(network: SmallResNet, data) -> float:
-    """Share of the pictures of a labelled data set that the network names rightly."""
+    """Share of the images of a labelled data set that the network names rightly."""
     network.eval()
     right = 0
     for i in range(len(data)):
@@ -107,7 +107,7 @@ def top1(network: SmallResNet, data) -> float:
 
 @torch.no_grad()
 def stage_variance(network: SmallResNet | SmallRCNN, data) -> list[float]:
-    """Mean over pictures of the variance of each stage's numbers within a picture."""
+    """Mean over images of the variance of each stage's numbers within an image."""
     network.eval()
     each = [[float(f.var()) for f in network.stages(data[i].image[None])] for i in range(len(data))]
     return np.mean(each, axis=0).round(5).tolist()
@@ -180,7 +180,7 @@ def train_network(
         images, labels, cells = batch(index)
         for group in optimiser.param_groups:
             group["lr"] = RATE * cosine(progress, warmup=0.05)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half_pays(images.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(images.device)):
             stages, logits = network.stages_and_logits(images.to(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
             if cells is not None:

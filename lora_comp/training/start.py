@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_comp.codecs import Codec
 
-GAIN = 1.5  # of the first convolution; each residual stage doubles, so that y comes out some 12 times the picture
+GAIN = 1.5  # of the first convolution; each residual stage doubles, so that y comes out some 12 times the image
 
 
 def components(x: Tensor, count: int) -> Tensor:
@@ -28,12 +28,12 @@ def set_bias(layer: nn.Module, value: Tensor | float) -> None:
 
 
 @torch.no_grad()
-def initialise(codec: Codec, pictures: Tensor) -> None:
-    """Set the weights of a new TIC from pictures (B, 3, H, W), sides multiples of 64."""
-    mean = pictures.mean().item()
+def initialise(codec: Codec, images: Tensor) -> None:
+    """Set the weights of a new TIC from images (B, 3, H, W), sides multiples of 64."""
+    mean = images.mean().item()
     convs = [m for m in codec.g_a if isinstance(m, nn.Conv2d)]
     deconvs = [m for m in codec.g_s if isinstance(m, nn.ConvTranspose2d)][::-1]
-    x = pictures - mean
+    x = images - mean
     for conv, deconv in zip(convs, deconvs, strict=True):
         basis = components(x, conv.out_channels)
         count, inputs = basis.shape[:2]
@@ -52,5 +52,5 @@ def initialise(codec: Codec, pictures: Tensor) -> None:
         deconv.weight /= 4
     deconvs[0].weight /= GAIN
     set_bias(deconvs[0], mean)
-    y = codec.g_a(pictures)
+    y = codec.g_a(images)
     set_bias(codec.h_s[-1], torch.cat([y.std((0, 2, 3)), y.mean((0, 2, 3))]))

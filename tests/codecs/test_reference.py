@@ -13,7 +13,7 @@ SYSTEMS = ["tic", "tic_svdlora"]
 
 
 def golden(shared, system):
-    """The system's state dict as `fill.py` makes it, the input picture, and the expected outputs."""
+    """The system's state dict as `fill.py` makes it, the input image, and the expected outputs."""
     folder = shared / "golden"
     spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
     fill = importlib.util.module_from_spec(spec)

@@ -16,7 +16,7 @@ def attend(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Tensor:
 
 def slow_attention(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Tensor:
     """The definition, token by token: a token attends to those of its own window that are in the map and that are
-    its neighbours in the picture, not strangers that the cyclic shift brought together."""
+    its neighbours in the image, not strangers that the cyclic shift brought together."""
     _, height, width, dim = x.shape
     window, shift, heads = attention.window, attention.shift, attention.heads
     rows, columns = (-(-side // window) * window for side in (height, width))
@@ -56,9 +56,9 @@ def test_every_size_gives_every_token_its_own_window(height, width, shift, seed)
 
 
 @pytest.mark.parametrize("shift", [0, 4])
-def test_pictures_of_a_batch_do_not_see_each_other(shift):
+def test_images_of_a_batch_do_not_see_each_other(shift):
     block = swin.SwinBlock(dim=32, heads=2, window=8, shift=shift, mlp_ratio=2)
     x = torch.randn(3, 20, 12, 32)
     with torch.no_grad():
-        together, alone = block(x), torch.cat([block(picture[None]) for picture in x])
+        together, alone = block(x), torch.cat([block(image[None]) for image in x])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Pictures whose objects are annotated, in the layouts that people have."""
+"""Images whose objects are annotated, in the layouts that people have."""
 
 import json
 
@@ -16,8 +16,8 @@ def save(path, height=20, width=30):
     Image.new("RGB", (width, height), "teal").save(path)
 
 
-def coco(root, pictures="val2017", file="annotations/instances_val2017.json"):
-    """Two pictures: one of a dog (a polygon) and a crowd of cats (runs), one of nothing."""
+def coco(root, images="val2017", file="annotations/instances_val2017.json"):
+    """Two images: one of a dog (a polygon) and a crowd of cats (runs), one of nothing."""
     annotations = [
         {
             "id": 1,
@@ -44,31 +44,31 @@ def coco(root, pictures="val2017", file="annotations/instances_val2017.json"):
         "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
     }
     for i in (7, 9):
-        save(root / pictures / f"{i}.png")
+        save(root / images / f"{i}.png")
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_text(json.dumps(content))
     return root
 
 
 @pytest.mark.parametrize(
-    "pictures, file",
+    "images, file",
     [
         ("val2017", "annotations/instances_val2017.json"),
         ("images/val2017", "annotations/instances_val2017.json"),
         ("images", "instances.json"),
     ],
 )
-def test_coco_as_it_unpacks_and_as_people_make_it(tmp_path, pictures, file):
-    data = load_data("coco", coco(tmp_path, pictures, file))
+def test_coco_as_it_unpacks_and_as_people_make_it(tmp_path, images, file):
+    data = load_data("coco", coco(tmp_path, images, file))
     assert (len(data), data.classes) == (2, ["cat", "dog"])  # by rising id
     sample = data[0]
     assert sample.annotated and sample.labels.tolist() == [1, 0] and sample.crowd.tolist() == [False, True]
     assert sample.boxes.tolist() == [[2, 3, 12, 8], [0, 0, 1, 20]]
     assert sample.masks.sum((1, 2)).tolist() == [50, 20] and sample.masks[0, 3:8, 2:12].all()
-    assert data[1].annotated and data[1].boxes.shape == (0, 4)  # a picture of nothing is one to be silent about
+    assert data[1].annotated and data[1].boxes.shape == (0, 4)  # an image of nothing is one to be silent about
 
 
-def test_an_annotated_picture_that_is_missing_is_told_when_its_turn_comes(tmp_path):
+def test_an_annotated_image_that_is_missing_is_told_when_its_turn_comes(tmp_path):
     (coco(tmp_path) / "val2017" / "7.png").unlink()
     data = load_data("coco", tmp_path)
     assert data[1].name == "9.png"
@@ -76,7 +76,7 @@ def test_an_annotated_picture_that_is_missing_is_told_when_its_turn_comes(tmp_pa
         data[0]
 
 
-def test_annotations_of_another_size_are_not_of_this_picture(tmp_path):
+def test_annotations_of_another_size_are_not_of_this_image(tmp_path):
     save(coco(tmp_path) / "val2017" / "7.png", 40, 60)
     with pytest.raises(ImageError, match=r"7\.png is 60x40, but .* says 30x20"):
         load_data("coco", tmp_path)[0]
@@ -108,9 +108,9 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
         with pytest.raises(LoraCompError, match="needs the path of its folder"):
             load_data(name)
-    for picture in (coco(tmp_path) / "val2017").iterdir():
-        picture.unlink()
-    with pytest.raises(LoraCompError, match="holds none of the 2 pictures"):
+    for image in (coco(tmp_path) / "val2017").iterdir():
+        image.unlink()
+    with pytest.raises(LoraCompError, match="holds none of the 2 images"):
         load_data("coco", tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_cityscapes(tmp_path):
 
 
 @pytest.mark.data
-def test_real_coco_pictures(shared):
+def test_real_coco_images(shared):
     data = load_data("coco", shared / "data" / "coco96")
     assert (len(data), len(data.classes), data.classes[0]) == (96, 80, "person")
     assert sum(len(data[i].boxes) for i in range(3)) > 0 and data[0].masks.shape[1:] == data[0].image.shape[1:]

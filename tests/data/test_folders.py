@@ -1,4 +1,4 @@
-"""Folders of pictures, bundled photographs, and asking for data by name."""
+"""Folders of images, bundled photographs, and asking for data by name."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path):
 
 def test_plain_folder_has_no_labels_and_ignores_other_files(tmp_path):
     fill(tmp_path, "b.png", "a.PNG")
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     data = load_data("folder", tmp_path)
     assert data.classes == []
     assert [(data[i].name, data[i].label, len(data[i].boxes), data[i].masks.shape) for i in range(2)] == [
@@ -53,9 +53,9 @@ def test_imagenet_labels_are_ranks_of_the_wnids(tmp_path):
     assert [data[i].label for i in range(len(data))] == [0, 1]
 
 
-def test_an_unreadable_picture_leaves_the_others_readable(tmp_path):
+def test_an_unreadable_image_leaves_the_others_readable(tmp_path):
     fill(tmp_path, "a.png", "c.png")
-    (tmp_path / "b.png").write_text("not a picture")
+    (tmp_path / "b.png").write_text("not an image")
     data = load_data("folder", tmp_path)
     assert len(data) == 3
     with pytest.raises(ImageError, match=r"b\.png"):
@@ -67,14 +67,14 @@ def test_an_unreadable_picture_leaves_the_others_readable(tmp_path):
     "name, files, message",
     [
         ("folder", None, "is not a folder"),
-        ("folder", [], "holds no pictures"),
+        ("folder", [], "holds no images"),
         ("folder", ["a.png", "cat/b.png"], "beside and inside"),
         ("imagenet", ["n01440764/a.png"], "no folder 'val'"),
         ("imagenet", ["val/a.png"], "no class folders"),
     ],
 )
 def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, message):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     if files is not None:
         folder.mkdir()
         fill(folder, *files)

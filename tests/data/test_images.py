@@ -1,4 +1,4 @@
-"""Reading and writing pictures: what comes in has the right values, and what cannot is one clear line."""
+"""Reading and writing images: what comes in has the right values, and what cannot is one clear line."""
 
 import io
 import resource
@@ -27,10 +27,10 @@ def saved(path, array, **options):
 
 
 def test_colour_is_float32_in_zero_to_one_channels_first(tmp_path):
-    picture = read_image(saved(tmp_path / "a.png", np.full((2, 5, 3), RED, np.uint8)))
-    assert picture.shape == (3, 2, 5)
-    assert picture.dtype == torch.float32
-    assert torch.equal(picture[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    image = read_image(saved(tmp_path / "a.png", np.full((2, 5, 3), RED, np.uint8)))
+    assert image.shape == (3, 2, 5)
+    assert image.dtype == torch.float32
+    assert torch.equal(image[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
 
 
 def test_one_pixel(tmp_path):
@@ -49,8 +49,8 @@ def test_grey_and_palette_become_rgb(tmp_path):
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    picture = read_image(saved(tmp_path / "a.png", values))
-    assert torch.allclose(picture, torch.from_numpy(values / 65535).float().expand(3, 1, 4))
+    image = read_image(saved(tmp_path / "a.png", values))
+    assert torch.allclose(image, torch.from_numpy(values / 65535).float().expand(3, 1, 4))
 
 
 def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
@@ -84,11 +84,11 @@ def test_cmyk_jpeg_keeps_its_colour(tmp_path):
 
 @pytest.mark.parametrize("suffix, tolerance", [("png", 0), ("jpg", 0.05)])
 def test_exif_rotation_is_applied(tmp_path, suffix, tolerance):
-    picture = np.zeros((16, 32, 3), np.uint8)
-    picture[:, :16] = 255  # white left half
+    image = np.zeros((16, 32, 3), np.uint8)
+    image[:, :16] = 255  # white left half
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    upright = read_image(saved(tmp_path / f"a.{suffix}", picture, exif=exif))
+    upright = read_image(saved(tmp_path / f"a.{suffix}", image, exif=exif))
     assert upright.shape == (3, 32, 16)
     assert upright[:, :15].min() >= 1 - tolerance
     assert upright[:, 17:].max() <= tolerance
@@ -97,8 +97,8 @@ def test_exif_rotation_is_applied(tmp_path, suffix, tolerance):
 def test_exif_rotation_of_16_bit_grey(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8
-    picture = read_image(saved(tmp_path / "a.png", np.array([[0, 65535]], np.uint16), exif=exif))
-    assert picture[0].tolist() == [[1], [0]]
+    image = read_image(saved(tmp_path / "a.png", np.array([[0, 65535]], np.uint16), exif=exif))
+    assert image[0].tolist() == [[1], [0]]
 
 
 def damaged(tmp_path, case):
@@ -110,7 +110,7 @@ def damaged(tmp_path, case):
     elif case != "missing":
         path.write_bytes(
             {
-                "text": b"this is not a picture\n",
+                "text": b"this is not an image\n",
                 "empty": b"",
                 "cut": whole.getvalue()[:2000],
                 "signature only": whole.getvalue()[:8],
@@ -121,14 +121,14 @@ def damaged(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", ["text", "empty", "cut", "signature only", "cut in header", "missing", "folder"])
-def test_what_is_no_picture_is_named_in_one_line(tmp_path, case):
+def test_what_is_no_image_is_named_in_one_line(tmp_path, case):
     path = damaged(tmp_path, case)
     with pytest.raises(ImageError) as error:
         read_image(path)
     assert one_line_about(path, error)
 
 
-def test_cut_jpeg_is_an_error_not_half_a_picture(tmp_path):
+def test_cut_jpeg_is_an_error_not_half_a_image(tmp_path):
     path = saved(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ImageError) as error:
@@ -150,9 +150,9 @@ def test_32_bit_samples_are_refused_rather_than_guessed(tmp_path):
         read_image(saved(tmp_path / "a.tif", np.ones((2, 2), np.float32)))
 
 
-def test_written_png_holds_the_picture_rounded_to_8_bits(tmp_path):
-    picture = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.7, -0.2, 1.0]).reshape(1, 1, 6).expand(3, 1, 6)
-    write_image(tmp_path / "a.png", picture)
+def test_written_png_holds_the_image_rounded_to_8_bits(tmp_path):
+    image = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.7, -0.2, 1.0]).reshape(1, 1, 6).expand(3, 1, 6)
+    write_image(tmp_path / "a.png", image)
     assert read_image(tmp_path / "a.png")[0, 0].mul(255).round().tolist() == [0, 0, 1, 255, 0, 255]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

@@ -83,7 +83,7 @@ def test_every_kind_comes_up_equally_often():
     assert counts.min() > 25
 
 
-def test_pictures_are_whole_numbers_of_255ths():
+def test_images_are_whole_numbers_of_255ths():
     levels = Scenes("val", 1)[0].image * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
 

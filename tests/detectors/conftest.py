@@ -4,14 +4,14 @@ from torch import Tensor, nn
 
 
 @pytest.fixture
-def pair(picture) -> Tensor:
-    """Two small pictures: float32 (2, 3, 96, 128)."""
-    return torch.stack([picture(96, 128), picture(96, 128).flip(1)])
+def pair(make_image) -> Tensor:
+    """Two small images: float32 (2, 3, 96, 128)."""
+    return torch.stack([make_image(96, 128), make_image(96, 128).flip(1)])
 
 
 @pytest.fixture
 def lively():
-    """Gives batch norms the statistics of pictures, so that random weights tell one from another."""
+    """Gives batch norms the statistics of images, so that random weights tell one from another."""
 
     def give(detector: nn.Module, x: Tensor) -> nn.Module:
         norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]

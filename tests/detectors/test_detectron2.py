@@ -1,4 +1,4 @@
-"""detectron2's networks behind the contract, and beside detectron2's own predictor on the same picture."""
+"""detectron2's networks behind the contract, and beside detectron2's own predictor on the same image."""
 
 import pickle
 
@@ -62,7 +62,7 @@ def both(tmp_path_factory):
 
 
 def by_predictor(predictor, x):
-    """Its instances for a picture (3, H, W), and the features that its backbone made on the way."""
+    """Its instances for an image (3, H, W), and the features that its backbone made on the way."""
     seen = []
     hook = predictor.model.backbone.register_forward_hook(lambda *call: seen.extend(call[2].values()))
     bgr = np.ascontiguousarray((x * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1])
@@ -72,10 +72,10 @@ def by_predictor(predictor, x):
 
 
 @pytest.mark.parametrize("size, tolerance", [((800, 800), 1e-4), ((200, 150), 2e-2)])
-def test_boxes_and_features_are_those_of_detectron2s_predictor(both, picture, size, tolerance):
+def test_boxes_and_features_are_those_of_detectron2s_predictor(both, make_image, size, tolerance):
     """Boxes always; features to rounding where nothing is resized, else to what it does that bytes are resized."""
     detector, predictor = both
-    x = F.interpolate(picture(200, 150)[None], size, mode="bilinear").mul(255).round().div(255)
+    x = F.interpolate(make_image(200, 150)[None], size, mode="bilinear").mul(255).round().div(255)
     instances, features = by_predictor(predictor, x[0])
     [found] = detector.detect(x)
     assert len(instances) >= 10

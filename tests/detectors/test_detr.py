@@ -29,8 +29,8 @@ def test_it_keeps_the_contract(detector, pair, check_contract):
     check_contract(detector, pair, stages=4)
 
 
-def test_it_finds_what_transformers_finds_by_hand(detector, picture):
-    x = picture(150, 200)
+def test_it_finds_what_transformers_finds_by_hand(detector, make_image):
+    x = make_image(150, 200)
     pil = Image.fromarray((x.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
     processor = transformers.DetrImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
     prepared = processor(images=pil, return_tensors="pt")
@@ -49,18 +49,18 @@ def test_it_finds_what_transformers_finds_by_hand(detector, picture):
         assert (stage - same).abs().max() < 0.02 * same.abs().max()  # of pixels resized as floats, and as bytes
 
 
-def test_features_of_a_picture_that_needs_no_resizing_are_the_librarys(detector, picture):
-    x = picture(96, 128)
+def test_features_of_a_image_that_needs_no_resizing_are_the_librarys(detector, make_image):
+    x = make_image(96, 128)
     prepared = detector.processor(images=[(x * 255).round().byte()], return_tensors="pt")
     maps = detector.model.model.backbone(**prepared)
     for stage, (same, _) in zip(detector.stages(x[None]), maps, strict=True):
         assert (stage - same).abs().max() < 1e-4 * same.abs().max()
 
 
-def test_dilation_keeps_the_last_stage_at_a_stride_of_16(picture):
+def test_dilation_keeps_the_last_stage_at_a_stride_of_16(make_image):
     detector = load_detector(f"{NAME}-dc5", None)
     detector.processor.size = {"shortest_edge": 64, "longest_edge": 107}
-    assert [tuple(stage.shape[1:]) for stage in detector.stages(picture(64, 64)[None])] == [
+    assert [tuple(stage.shape[1:]) for stage in detector.stages(make_image(64, 64)[None])] == [
         (256, 16, 16),
         (512, 8, 8),
         (1024, 4, 4),
@@ -97,5 +97,5 @@ def test_a_wrong_request_is_told_in_one_line(monkeypatch, tmp_path, detector):
         with pytest.raises(LoraCompError, match=message) as error:
             load_detector(name, weights)
         assert "\n" not in str(error.value)
-    with pytest.raises(LoraCompError, match="cannot take a picture of 2000x1"):
+    with pytest.raises(LoraCompError, match="cannot take an image of 2000x1"):
         detector.detect(torch.rand(1, 3, 2000, 1))

@@ -25,7 +25,7 @@ def test_it_names_the_kinds_of_object(detector):
 
 
 @pytest.mark.parametrize("height, width", [(256, 256), (64, 64), (161, 351), (32, 33)])
-def test_pictures_of_any_size_are_taken_as_they_are(detector, height, width):
+def test_images_of_any_size_are_taken_as_they_are(detector, height, width):
     x = torch.rand(2, 3, height, width)
     assert [tuple(s.shape) for s in detector.stages(x)] == [
         (2, 48, 32 // stride * -(-height // 32), 32 // stride * -(-width // 32)) for stride in (4, 8, 16, 32)
@@ -47,7 +47,7 @@ def test_pictures_of_any_size_are_taken_as_they_are(detector, height, width):
             assert (one["masks"].shape, one["masks"].dtype) == ((count, height, width), torch.bool)
 
 
-def test_a_picture_alone_is_found_in_as_in_a_batch(detector):
+def test_a_image_alone_is_found_in_as_in_a_batch(detector):
     x = torch.rand(2, 3, 96, 128)
     both, alone = detector.detect(x), detector.detect(x[1:])
     for name, value in alone[0].items():
@@ -61,7 +61,7 @@ def test_nothing_may_be_found(detector, monkeypatch):
     assert not detector.has_masks or found["masks"].shape == (0, 64, 96)
 
 
-def test_gradients_reach_the_picture_from_every_stage_and_no_weight(detector):
+def test_gradients_reach_the_image_from_every_stage_and_no_weight(detector):
     x = torch.rand(1, 3, 64, 96, requires_grad=True)
     for stage in detector.stages(x):
         assert torch.autograd.grad(stage.square().sum(), x, retain_graph=True)[0].abs().max() > 0

@@ -57,7 +57,7 @@ def test_every_family_keeps_the_contract_and_answers_as_the_library_does(
             assert torch.equal(one["masks"], answer["masks"][known, 0] > 0.5)
 
 
-def test_the_stages_of_an_rcnn_are_p2_to_p6_of_the_resized_and_padded_picture():
+def test_the_stages_of_an_rcnn_are_p2_to_p6_of_the_resized_and_padded_image():
     detector = load_detector("torchvision/fasterrcnn_resnet50_fpn", None)
     with torch.no_grad():
         stages = detector.stages(torch.rand(1, 3, 64, 400))  # to 213x1333, then to 224x1344
@@ -137,9 +137,9 @@ def test_segmentation_needs_a_network_with_masks():
         load_detector(f"torchvision/{SMALL}", None, masks=True)
 
 
-def test_a_picture_too_narrow_to_resize_is_told_in_one_line():
+def test_a_image_too_narrow_to_resize_is_told_in_one_line():
     detector = load_detector(f"torchvision/{SMALL}", None)
     for call in (detector.stages, detector.detect):
-        with pytest.raises(LoraCompError, match=r"cannot take a picture of 1x2000: .* nothing is left"):
+        with pytest.raises(LoraCompError, match=r"cannot take an image of 1x2000: .* nothing is left"):
             call(torch.rand(1, 3, 1, 2000))
     assert len(detector.stages(torch.rand(1, 3, 1, 1))) == 3

@@ -25,8 +25,8 @@ def coder(codec):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_decoder_gets_the_y_that_the_codec_rounded_to(codec, coder, picture, size):
-    out = latents(codec, picture(*size))
+def test_the_decoder_gets_the_y_that_the_codec_rounded_to(codec, coder, make_image, size):
+    out = latents(codec, make_image(*size))
     coded = coder.compress(out["y"], out["z"])
     y_hat = coder.decompress(coded, *out["z"].shape[2:])
     differ = (y_hat - out["y_hat"]).abs() > 1e-3  # a value on a boundary may round the other way in float64
@@ -36,27 +36,27 @@ def test_the_decoder_gets_the_y_that_the_codec_rounded_to(codec, coder, picture,
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_file_is_as_long_as_the_likelihoods_say(codec, picture, size):
-    out = latents(codec, picture(*size))
+def test_a_file_is_as_long_as_the_likelihoods_say(codec, make_image, size):
+    out = latents(codec, make_image(*size))
     estimated = sum(-p.double().log2().sum().item() for p in out["likelihoods"].values())
-    real = 8 * len(lc.encode(picture(*size), codec, method="none").data)
+    real = 8 * len(lc.encode(make_image(*size), codec, method="none").data)
     assert abs(real - estimated) <= 0.01 * estimated + 8 * 40
 
 
-def test_what_was_decoded_codes_to_the_same_bytes(codec, coder, picture):
-    out = latents(codec, picture(64, 64))
+def test_what_was_decoded_codes_to_the_same_bytes(codec, coder, make_image):
+    out = latents(codec, make_image(64, 64))
     coded = coder.compress(out["y"], out["z"])
     again = coder.compress(coder.decompress(coded, 1, 1), out["z_hat"])
     assert again == coded
 
 
 @pytest.mark.parametrize("part", ["h_s.3.weight", "h_s.3.bias", "entropy_bottleneck.quantiles"])
-def test_a_decoder_with_other_weights_says_so(codec, coder, picture, part):
+def test_a_decoder_with_other_weights_says_so(codec, coder, make_image, part):
     other = lc.load_codec("tic-s", 2, weights=None)
     other.load_state_dict(codec.state_dict())
     with torch.no_grad():
         other.get_parameter(part).mul_(1.1).add_(0.2)
-    out = latents(codec, picture(64, 64))
+    out = latents(codec, make_image(64, 64))
     coded = coder.compress(out["y"], out["z"])
     if part == "entropy_bottleneck.quantiles":
         coded = CodedLatents(coded.z[::-1], coded.y, coded.symbols_crc)
@@ -64,10 +64,10 @@ def test_a_decoder_with_other_weights_says_so(codec, coder, picture, part):
         LatentCoder(other).decompress(coded, 1, 1)
 
 
-def test_bytes_of_another_picture_are_told_by_the_checksum(codec, coder, picture):
+def test_bytes_of_another_image_are_told_by_the_checksum(codec, coder, make_image):
     one, two = (
         coder.compress(out["y"], out["z"])
-        for out in (latents(codec, picture(64, 64)), latents(codec, picture(64, 64).flip(2)))
+        for out in (latents(codec, make_image(64, 64)), latents(codec, make_image(64, 64).flip(2)))
     )
     with pytest.raises(lc.BitstreamError):
         coder.decompress(CodedLatents(one.z, two.y, one.symbols_crc), 1, 1)
@@ -155,11 +155,11 @@ def test_without_hints_such_a_decoder_would_not():
     assert (other != symbols).any()
 
 
-def test_hints_travel_in_the_file(codec, picture, monkeypatch):
-    """With a margin so wide that some scales of any picture lie within it."""
-    plain = lc.encode(picture(130, 200), codec, method="none").data
+def test_hints_travel_in_the_file(codec, make_image, monkeypatch):
+    """With a margin so wide that some scales of any image lie within it."""
+    plain = lc.encode(make_image(130, 200), codec, method="none").data
     monkeypatch.setattr("lora_comp.entropy.latents.MARGIN", 1e-3)
-    data = lc.encode(picture(130, 200), codec, method="none").data
+    data = lc.encode(make_image(130, 200), codec, method="none").data
     assert lc.info(data)["bytes_hints"] >= HINT.itemsize and "bytes_hints" not in lc.info(plain)
     assert torch.equal(lc.decode(data, codec), lc.decode(plain, codec))
 
@@ -167,8 +167,8 @@ def test_hints_travel_in_the_file(codec, picture, monkeypatch):
 @pytest.mark.parametrize(
     "hints", [b"1234", np.array([(10**9, 0)], HINT).tobytes(), np.array([(0, 64)], HINT).tobytes()]
 )
-def test_hints_that_cannot_be_are_refused(codec, coder, picture, hints):
-    out = latents(codec, picture(64, 64))
+def test_hints_that_cannot_be_are_refused(codec, coder, make_image, hints):
+    out = latents(codec, make_image(64, 64))
     coded = coder.compress(out["y"], out["z"])
     with pytest.raises(lc.BitstreamError, match="hint"):
         coder.decompress(CodedLatents(coded.z, coded.y, coded.symbols_crc, hints), 1, 1)
@@ -188,10 +188,10 @@ def test_what_is_no_latent_is_refused(y, mean, scale):
             decode(data, *arrays[1:], [])
 
 
-def test_the_margin_is_far_above_the_error_of_float64(codec, picture):
+def test_the_margin_is_far_above_the_error_of_float64(codec, make_image):
     """The hyper synthesis, with the sums of its linear layers taken in another order."""
     coder = LatentCoder(codec)
-    z = latents(codec, picture(130, 200))["z"]
+    z = latents(codec, make_image(130, 200))["z"]
     symbols = (z[0].double() - coder.medians).round().numpy().astype(np.int32)
     _, scales = coder.predict(symbols)
 

@@ -1,4 +1,4 @@
-"""Networks that others wrote: what can be read, which of their tensors are matched, how pictures reach them, and what
+"""Networks that others wrote: what can be read, which of their tensors are matched, how images reach them, and what
 is said of those that cannot be used."""
 
 import sys
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lora_comp.errors import LoraCompError
 from lora_comp.foreign import load_foreign
-from lora_comp.foreign.picture import Input, Preparation, read_input
+from lora_comp.foreign.image import Input, Preparation, read_input
 
 
 class Detector(nn.Module):
@@ -35,7 +35,7 @@ def detector() -> Detector:
 
 
 def onnx_detector(path, operator="Tanh", size=64, channels_last=False):
-    """The detector as an ONNX file for one picture of a fixed size; with another operator at its end, and taking
+    """The detector as an ONNX file for one image of a fixed size; with another operator at its end, and taking
     (1, H, W, 3), if wanted."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnx2torch")
@@ -57,9 +57,7 @@ def onnx_detector(path, operator="Tanh", size=64, channels_last=False):
 
     body = torch.nn.utils.fusion.fuse_conv_bn_eval(net.body[0], net.body[1])
     entry = (
-        node("Transpose", ["picture"], ["x"], perm=[0, 3, 1, 2])
-        if channels_last
-        else node("Identity", ["picture"], ["x"])
+        node("Transpose", ["image"], ["x"], perm=[0, 3, 1, 2]) if channels_last else node("Identity", ["image"], ["x"])
     )
     nodes = [
         entry,
@@ -76,7 +74,7 @@ def onnx_detector(path, operator="Tanh", size=64, channels_last=False):
     graph = onnx.helper.make_graph(
         nodes,
         "detector",
-        [onnx.helper.make_tensor_value_info("picture", real, shape)],
+        [onnx.helper.make_tensor_value_info("image", real, shape)],
         [onnx.helper.make_tensor_value_info(name, real, None) for name in ("boxes", "scores")],
         weights,
     )
@@ -154,7 +152,7 @@ def test_layers_can_be_named(files):
     assert load_foreign(files / "exported.pt2", layers=["softmax", "conv2d_2"]).layers == ["conv2d_2", "softmax"]
 
 
-def test_a_network_for_one_picture_sees_several_one_after_the_other(tmp_path):
+def test_a_network_for_one_image_sees_several_one_after_the_other(tmp_path):
     network, x = load_foreign(onnx_detector(tmp_path / "one.onnx")), torch.rand(3, 3, 50, 70)
     assert network.alone
     for together, alone in zip(network.stages(x), network.stages(x[2:]), strict=True):
@@ -167,10 +165,10 @@ def test_its_identity_tells_networks_apart(files):
     assert one.identity.startswith("traced-")
 
 
-# How pictures reach a network
+# How images reach a network
 
 
-def test_a_picture_is_resized_its_channels_turned_scaled_and_normalised(tmp_path):
+def test_a_image_is_resized_its_channels_turned_scaled_and_normalised(tmp_path):
     path = tmp_path / "input.yaml"
     path.write_text("size: [2, 4]\nchannels: bgr\nrange: 255\nmean: [1, 2, 3]\nstd: [1, 1, 2]\n")
     prepared = Preparation(read_input(path, Input()))(torch.tensor([0.0, 0.2, 1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
@@ -274,7 +272,7 @@ def test_without_onnx2torch_it_is_told_how_to_get_it(tmp_path, monkeypatch):
         load_foreign(tmp_path / "a.onnx")
 
 
-def test_a_picture_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
+def test_a_image_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
     network = load_foreign(script_of(Halves(), tmp_path / "halves.pt"))
-    with pytest.raises(LoraCompError, match=r"cannot take a picture of 40x50: .*; it takes 64x64: .*size=\[64,64\]"):
+    with pytest.raises(LoraCompError, match=r"cannot take an image of 40x50: .*; it takes 64x64: .*size=\[64,64\]"):
         network.stages(torch.rand(1, 3, 40, 50))

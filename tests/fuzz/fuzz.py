@@ -1,6 +1,6 @@
 """Fuzz one of the Python targets with atheris, guided by coverage of lora_comp's own code.
 
-    python tests/fuzz/fuzz.py container|payload|picture [libFuzzer's arguments, as -max_total_time=60 FOLDER]
+    python tests/fuzz/fuzz.py container|payload|image [libFuzzer's arguments, as -max_total_time=60 FOLDER]
 
 Without FOLDER the corpus in the tree is read and nothing is written to it. Changed files get a right CRC in three of
 four cases, or next to none would come past the container.
@@ -31,7 +31,7 @@ import torch
 from mutations import with_crc
 from targets import CORPUS, TARGETS
 
-FOLDERS = {"container": ("valid", "forged"), "payload": ("payload",), "picture": ("valid", "forged")}
+FOLDERS = {"container": ("valid", "forged"), "payload": ("payload",), "image": ("valid", "forged")}
 
 
 def mutated_with_crc(data: bytes, max_size: int, seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Decode changed files by the million: each is refused in one line or gives a picture, soon and in little memory.
+"""Decode changed files by the million: each is refused in one line or gives an image, soon and in little memory.
 
     python tests/fuzz/mutate.py COUNT [--seed S] [--start INDEX] [--jobs N] [--log FILE]
 
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not 
 
 import torch
 from mutations import Mutants
-from targets import corpus, picture
+from targets import corpus, image
 
 CHUNK = 5000  # files to a child
 SECONDS = 1.0  # of processor time that one file may take
@@ -85,7 +85,7 @@ def limit_memory() -> None:
 def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None:
     """In a child: decode files and send a line of the report. `at` holds the number of the file at hand."""
     for data in mutants.files:
-        assert picture(data) == "read"
+        assert image(data) == "read"
     limit_memory()
     base, start = peak_megabytes(), time.monotonic()
     outcomes, kinds = collections.Counter(), collections.Counter()
@@ -98,7 +98,7 @@ def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None
         kind, data = mutants[index]
         before, began = peak_megabytes(), time.process_time()
         try:
-            outcome = class_of(picture(data))
+            outcome = class_of(image(data))
         except Exception as error:
             outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             findings[str(index)] = outcome
@@ -202,7 +202,7 @@ def main() -> int:
     torch.set_num_threads(1)
     files = list(corpus("valid/*").values())
     for data in files:  # also loads the codecs, which children inherit
-        said = picture(data)
+        said = image(data)
         if said != "read":
             raise SystemExit(f"error: a file of the corpus does not decode ({said}): run tests/fuzz/make_corpus.py")
     key = {"seed": options.seed, "files": zlib.crc32(b"".join(files))}

@@ -20,7 +20,7 @@ fuzz() {  # name, command: one line, or all that was said where something was fo
     echo "$name: $(grep -E '^skipped|^Done' "$said" | tail -n 1)"
 }
 
-for name in container payload picture; do
+for name in container payload image; do
     fuzz "$name" "${PYTHON:-python3}" "$here/fuzz.py" "$name" "-max_total_time=$seconds"
 done
 

@@ -48,17 +48,17 @@ def payload(data: bytes) -> None:
 
 
 @refused_in_one_line
-def picture(data: bytes) -> None:
+def image(data: bytes) -> None:
     decoded = lc.decode(data)
     header, _ = bitstream.read(data)
     assert decoded.shape == (3, header.height, header.width) and decoded.dtype == torch.float32
     assert decoded.isfinite().all() and decoded.min() >= 0 and decoded.max() <= 1
 
 
-TARGETS = {"container": container, "payload": payload, "picture": picture}
+TARGETS = {"container": container, "payload": payload, "image": image}
 
 
 def corpus(*patterns: str) -> dict[str, bytes]:
-    """The stored files by name, as `picture/plain-1x1-q2.lcz`; all of them without patterns."""
+    """The stored files by name, as `image/plain-1x1-q2.lcz`; all of them without patterns."""
     paths = {path for pattern in patterns or ("*/*",) for path in CORPUS.glob(pattern)}
     return {str(path.relative_to(CORPUS)): path.read_bytes() for path in sorted(paths)}

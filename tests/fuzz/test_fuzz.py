@@ -24,7 +24,7 @@ def test_every_target_stands_every_file_of_the_corpus(target):
 
 def test_valid_files_decode_wherever_they_were_made():
     """Where this fails after a change of the format or of the weights: python tests/fuzz/make_corpus.py."""
-    said = {name: targets.picture(data) for name, data in corpus("valid/*").items()}
+    said = {name: targets.image(data) for name, data in corpus("valid/*").items()}
     assert len(said) >= 15 and set(said.values()) == {"read"}, said
 
 
@@ -49,30 +49,30 @@ def test_payloads_are_read_or_refused():
     ],
 )
 def test_forged_files_are_refused_for_what_is_wrong(file, message):
-    assert re.search(message, targets.picture((CORPUS / "forged" / f"{file}.lcz").read_bytes()))
+    assert re.search(message, targets.image((CORPUS / "forged" / f"{file}.lcz").read_bytes()))
 
 
-def test_the_largest_picture_is_what_the_user_says(tmp_path, capsys):
-    file, picture = CORPUS / "valid" / "none-100x70-q4.lcz", tmp_path / "picture.png"
+def test_the_largest_image_is_what_the_user_says(tmp_path, capsys):
+    file, image = CORPUS / "valid" / "none-100x70-q4.lcz", tmp_path / "image.png"
     assert lc.decode(file.read_bytes(), max_pixels=7000).shape == (3, 100, 70)
     with pytest.raises(lc.BitstreamError, match="70x100 pixels, more than the 6999"):
         lc.decode(file.read_bytes(), max_pixels=6999)
-    assert cli.command(["decode", str(file), str(picture), "max_pixels=6999"]) == 2
-    assert "more than the 6999 allowed" in capsys.readouterr().err and not picture.exists()
-    assert cli.command(["decode", str(file), str(picture), "max_pixels=7000"]) == 0 and picture.exists()
-    assert cli.command(["decode", str(file), str(picture), "max_pixels=many"]) == 2
+    assert cli.command(["decode", str(file), str(image), "max_pixels=6999"]) == 2
+    assert "more than the 6999 allowed" in capsys.readouterr().err and not image.exists()
+    assert cli.command(["decode", str(file), str(image), "max_pixels=7000"]) == 0 and image.exists()
+    assert cli.command(["decode", str(file), str(image), "max_pixels=many"]) == 2
     assert capsys.readouterr().err == "error: max_pixels must be a whole number, not 'many'\n"
 
 
-def test_info_tells_of_a_picture_of_any_size(capsys):
+def test_info_tells_of_a_image_of_any_size(capsys):
     assert cli.command(["info", str(CORPUS / "forged" / "wide.lcz")]) == 0
     assert "268435456" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", ["huge-y", "large-y", "huge-z", "large-z"])
-def test_symbols_of_any_size_give_a_picture(file):
+def test_symbols_of_any_size_give_a_image(file):
     """Whose every sample is a number in [0, 1]: that is checked by the target."""
-    assert targets.picture((CORPUS / "forged" / f"{file}.lcz").read_bytes()) == "read"
+    assert targets.image((CORPUS / "forged" / f"{file}.lcz").read_bytes()) == "read"
 
 
 def test_changed_files_are_told_apart_by_number():
@@ -97,7 +97,7 @@ def test_a_crash_and_a_hang_are_found_and_the_rest_goes_on(monkeypatch):
     """That nothing was found means something: here a target dies at file 3, hangs at 5, and breaks its word at 7."""
     import mutate
 
-    def picture(data):
+    def image(data):
         match data[0]:
             case 3:
                 mutate.os._exit(139)
@@ -113,7 +113,7 @@ def test_a_crash_and_a_hang_are_found_and_the_rest_goes_on(monkeypatch):
         def __getitem__(self, index):
             return "bytes", bytes([index])
 
-    monkeypatch.setattr(mutate, "picture", picture)
+    monkeypatch.setattr(mutate, "image", image)
     monkeypatch.setattr(mutate, "HANG", 1.0)
     report = mutate.Report()
     for line in mutate.run(Numbers(), [range(0, 4), range(4, 10)], jobs=2):
@@ -129,4 +129,4 @@ def test_a_crash_and_a_hang_are_found_and_the_rest_goes_on(monkeypatch):
 def test_hints_cannot_outnumber_latents():
     parts = split((CORPUS / "valid" / "hints-64x64-q2.lcz").read_bytes())
     parts.sections[-1] = parts.sections[-1][:5] * (96 * 16 + 1)
-    assert "more hints than latents" in targets.picture(parts.join(fitting=True))
+    assert "more hints than latents" in targets.image(parts.join(fitting=True))

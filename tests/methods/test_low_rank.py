@@ -55,20 +55,20 @@ def test_the_encoder_trains_its_whole_adapter_and_the_decoder_what_travels(codec
 
 
 @BOTH
-def test_an_adapter_made_from_a_seed_changes_nothing_yet(codec, picture, name):
-    x = picture(64, 64)[None]
+def test_an_adapter_made_from_a_seed_changes_nothing_yet(codec, make_image, name):
+    x = make_image(64, 64)[None]
     with torch.no_grad():
         torch.testing.assert_close(load_method(name, codec).prepare(codec)(x)["x_hat"], codec(x)["x_hat"])
 
 
 @BOTH
-def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, picture, name):
+def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, make_image, name):
     before = state(codec)
     method = load_method(name, codec)
     adapted = method.prepare(codec)
     frozen = {k: p.clone() for k, p in adapted.named_parameters() if not p.requires_grad}
     trained = {k: p.clone() for k, p in adapted.named_parameters() if p.requires_grad}
-    x = picture(64, 64)
+    x = make_image(64, 64)
     parts = in_parts((64, 64), lambda rows, columns: lambda y: human.distortion(y, x[None]))
     lc.api.ttft.fit(adapted, x[None], (64, 64), parts, 500.0, 4, lr=0.02)
     assert same(before, codec)
@@ -126,11 +126,11 @@ def test_proposed_changes_go_down_the_slope_where_it_is_steep_and_to_0_where_it_
 
 @BOTH
 @pytest.mark.parametrize("mlp", [False, True])
-def test_merged_decoding_equals_the_adapted_transform(codec, picture, name, mlp):
+def test_merged_decoding_equals_the_adapted_transform(codec, make_image, name, mlp):
     method = load_method(name, codec, mlp=mlp)
     adapted = disturbed(method, codec)
     with torch.no_grad():
-        y_hat = codec(picture(64, 64)[None])["y_hat"]
+        y_hat = codec(make_image(64, 64)[None])["y_hat"]
         plain, expected = codec.g_s(y_hat), adapted.codec.g_s(y_hat)
         torch.testing.assert_close(method.restore(codec, *adapted.payloads())(y_hat), expected, rtol=0, atol=1e-4)
     assert (expected - plain).abs().max() > 0.01
@@ -186,12 +186,12 @@ def pretrained(path, codec, codec_hash=None):
 
 
 @pytest.fixture
-def coded(codec, human, picture, tmp_path):
+def coded(codec, human, make_image, tmp_path):
     """A file that needs a pre-trained adapter, and that adapter's path."""
     path = tmp_path / "adapter.safetensors"
     pretrained(path, codec)
     method = load_method("svd_lora", codec, adapter=path)
-    (data,) = api.write(codec, method.prepare(codec).codec, picture()[None], (64, 64), method, [b""])
+    (data,) = api.write(codec, method.prepare(codec).codec, make_image()[None], (64, 64), method, [b""])
     return data, path
 
 
@@ -217,7 +217,7 @@ def test_an_adapter_for_other_weights_is_refused(codec, coded):
         load_method("svd_lora", codec, adapter=path)
 
 
-def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, picture, tmp_path, monkeypatch):
+def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, make_image, tmp_path, monkeypatch):
     """Its U holds S, and its files name the adapter as it then is."""
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     monkeypatch.setattr("lora_comp.methods.ROOT", tmp_path)
@@ -226,10 +226,10 @@ def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, picture, tm
     lora, svd_lora = (load_method(name, codec, "human") for name in ("lora", "svd_lora"))
     assert all(torch.equal(t, torch.ones_like(t)) for k, t in lora.adapter.tensors.items() if k.endswith(".S"))
     with torch.no_grad():
-        made, expected = (method.prepare(codec)(picture()[None])["x_hat"] for method in (lora, svd_lora))
+        made, expected = (method.prepare(codec)(make_image()[None])["x_hat"] for method in (lora, svd_lora))
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
     (data,) = api.write(
-        codec, lora.prepare(codec).codec, picture()[None], (64, 64), lora, lora.prepare(codec).payloads()
+        codec, lora.prepare(codec).codec, make_image()[None], (64, 64), lora, lora.prepare(codec).payloads()
     )
     assert lora.adapter.identity != svd_lora.adapter.identity
     assert torch.equal(lc.decode(data, codec), lc.decode(data, codec, method=lora))

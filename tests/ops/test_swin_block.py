@@ -11,10 +11,10 @@ from lora_comp.ops.swin_block import Layer, Parts, _fused, plain_swin_block, swi
 half_only = pytest.mark.skipif(not _C.swin_block_half(), reason="the processor does not multiply in bfloat16")
 
 
-def random_parts(channels, heads, hidden, ranks, pictures=None, seed=0):
-    """Of random tensors; ranks of qkv, proj, fc1 and fc2. With `pictures`, low-rank tensors for each of them."""
+def random_parts(channels, heads, hidden, ranks, images=None, seed=0):
+    """Of random tensors; ranks of qkv, proj, fc1 and fc2. With `images`, low-rank tensors for each of them."""
     generator = torch.Generator().manual_seed(seed)
-    many = () if pictures is None else (pictures,)
+    many = () if images is None else (images,)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator)
@@ -105,26 +105,26 @@ def test_in_bfloat16_it_is_near_its_definition(batch, size, shift, channels, ran
     assert_near(got, expected(x, parts, shift, grad, dense), 1e-2)
 
 
-def test_every_picture_may_have_an_adapter_of_its_own():
-    parts = random_parts(64, 4, 128, (4, 4, 0, 2), pictures=3)
+def test_every_image_may_have_an_adapter_of_its_own():
+    parts = random_parts(64, 4, 128, (4, 4, 0, 2), images=3)
     x, grad = torch.randn(2, 3, 16, 9, 64)
     y, grad_x, *grads = evaluate(swin_block, x, parts, 4, grad, dense=True)
     grads, dense_grads = grads[:9], grads[9:]
     total = [torch.zeros(()) for _ in dense_grads]
     for i in range(3):
 
-        def of_picture(layer, i=i):
+        def of_image(layer, i=i):
             low_rank = () if layer.u is None else (layer.u[i].detach(), layer.s[i].detach(), layer.v[i].detach())
             return Layer(layer.weight, layer.bias, *low_rank)
 
         alone = Parts(
             parts.norm1,
-            of_picture(parts.qkv),
+            of_image(parts.qkv),
             parts.position,
-            of_picture(parts.proj),
+            of_image(parts.proj),
             parts.norm2,
-            of_picture(parts.fc1),
-            of_picture(parts.fc2),
+            of_image(parts.fc1),
+            of_image(parts.fc2),
         )
         wanted = evaluate(swin_block, x[i : i + 1], alone, 4, grad[i : i + 1], dense=True)
         assert_near([y[i : i + 1], grad_x[i : i + 1], *(g[i] for g in grads)], wanted[:11], 1e-5)
@@ -179,15 +179,15 @@ def test_what_is_kept_serves_a_second_backward_pass():
     assert torch.equal(first, second)
 
 
-def test_one_layer_alone_may_have_an_adapter_for_each_picture():
-    parts = random_parts(32, 2, 64, (4, 0, 0, 0), pictures=2)
+def test_one_layer_alone_may_have_an_adapter_for_each_image():
+    parts = random_parts(32, 2, 64, (4, 0, 0, 0), images=2)
     parts = parts._replace(proj=random_parts(32, 2, 64, (0, 4, 0, 0)).proj)
     x, grad = torch.randn(2, 2, 8, 8, 32)
     assert_near(evaluate(swin_block, x, parts, 0, grad), expected(x, parts, 0, grad), 1e-5)
 
 
-def test_adapters_for_another_number_of_pictures_are_refused():
-    parts = random_parts(32, 2, 64, (4, 0, 0, 0), pictures=2)
+def test_adapters_for_another_number_of_images_are_refused():
+    parts = random_parts(32, 2, 64, (4, 0, 0, 0), images=2)
     with pytest.raises(ValueError, match="an entry an adapter"):
         swin_block(torch.randn(3, 8, 8, 32), parts, 8, 0)
 

@@ -26,23 +26,23 @@ class Squares(nn.Module):
         return [F.avg_pool2d(x, 4), F.avg_pool2d(x, 8)]
 
     def detect(self, x):
-        return [self._one(picture) for picture in x]
+        return [self._one(image) for image in x]
 
-    def _one(self, picture):
-        mask = picture[0] > 0.5
+    def _one(self, image):
+        mask = image[0] > 0.5
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
         n = int(len(rows) > 0)
         box = [[columns[0, 0], rows[0, 0], columns[-1, 0] + 1, rows[-1, 0] + 1]] if n else []
         return {
             "boxes": torch.tensor(box, dtype=torch.float32).reshape(-1, 4),
             "scores": torch.full((n,), 0.9),
-            "labels": torch.full((n,), int(n and picture[1][mask].mean() < 0.5)),
+            "labels": torch.full((n,), int(n and image[1][mask].mean() < 0.5)),
             "masks": mask[None][:n],
         }
 
 
 def square(name, side=32, red=False, **known):
-    """A picture of a square at (16, 16), annotated with a box and a mask."""
+    """An image of a square at (16, 16), annotated with a box and a mask."""
     image, mask = torch.full((3, 64, 64), 0.1), torch.zeros(1, 64, 64, dtype=torch.bool)
     image[: 1 if red else 3, 16 : 16 + side, 16 : 16 + side] = 0.9
     mask[0, 16 : 16 + side, 16 : 16 + side] = True
@@ -70,8 +70,8 @@ def test_what_is_decoded_as_it_was_scores_one_and_what_is_not_scores_less(task):
     assert task.measure(torch.zeros(3, 64, 64), sample)["score"] == 0
 
 
-def test_the_score_of_pictures_together_is_cocos_and_not_the_mean(task):
-    """A class counts once, however many pictures show it."""
+def test_the_score_of_images_together_is_cocos_and_not_the_mean(task):
+    """A class counts once, however many images show it."""
     shown = [task.measure(s.image, s)["objects"] for s in (square("a"), square("b"), square("c", red=True))]
     shown[2]["found"] = []
     assert task.pool(shown)["mAP"] == pytest.approx(0.5)
@@ -106,21 +106,21 @@ def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
             task.measure(square("a").image, square("a", masks=torch.zeros(0)))
 
 
-def test_an_empty_picture_is_rightly_seen_as_empty():
+def test_an_empty_image_is_rightly_seen_as_empty():
     found = objects(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0]), scores=torch.tensor([0.8]))
     assert average_precision([{"truth": [], "found": []}])["mAP"] == 1
     assert average_precision([{"truth": [], "found": found}])["mAP"] == 0
 
 
-def test_a_run_pools_its_pictures_and_goes_on_where_it_was(task, codec, tmp_path):
+def test_a_run_pools_its_images_and_goes_on_where_it_was(task, codec, tmp_path):
     class Data(list):
         name = "squares"
 
     data = Data([square("a"), square("b", 24), square("c", red=True)])
 
-    def start(pictures):
+    def start(images):
         with Progress(disable=True) as progress:
-            return evaluate(Data(pictures), {2: codec}, task, {}, Settings(0, 0.01, 0), tmp_path, progress)
+            return evaluate(Data(images), {2: codec}, task, {}, Settings(0, 0.01, 0), tmp_path, progress)
 
     start(data[:2])
     records = start(data)

@@ -13,7 +13,7 @@ from lora_comp.tasks import load_task
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
-    """A TorchScript file of a small network that takes pictures of any size from 24x24 on."""
+    """A TorchScript file of a small network that takes images of any size from 24x24 on."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 4, 2))
@@ -22,15 +22,15 @@ def script(tmp_path_factory):
     return path
 
 
-def test_adapting_to_a_network_never_seen_lowers_its_objective(script, codec, picture):
-    task, image = load_task("open", network=script), picture(64, 128)
+def test_adapting_to_a_network_never_seen_lowers_its_objective(script, codec, make_image):
+    task, image = load_task("open", network=script), make_image(64, 128)
     coded = lc.encode(image, codec, task, steps=5)
     assert coded.method == "svd_lora"
     assert coded.loss_after < 0.95 * coded.loss_before
 
 
-def test_the_score_is_the_share_of_variance_that_is_kept(script, picture):
-    task, image = load_task("open", network=script), picture()
+def test_the_score_is_the_share_of_variance_that_is_kept(script, make_image):
+    task, image = load_task("open", network=script), make_image()
     same = task.measure(image, Sample("a", image))
     assert same["score"] == same["feature_fidelity"] == pytest.approx(1)
     assert same["feature_distance"] == pytest.approx(0, abs=1e-6)
@@ -51,8 +51,8 @@ def test_a_network_that_gives_logits_tells_whether_its_answer_stays(tmp_path):
     assert task.measure(dark, Sample("a", bright))["agreement"] == 0
 
 
-def test_the_command_takes_a_network_and_how_it_wants_pictures(script, tmp_path, weights, picture, capsys):
-    write_image(tmp_path / "street.png", picture(40, 60))
+def test_the_command_takes_a_network_and_how_it_wants_images(script, tmp_path, weights, make_image, capsys):
+    write_image(tmp_path / "street.png", make_image(40, 60))
     (tmp_path / "input.yaml").write_text("size: [48, 48]\nchannels: bgr\n")
     layer = load_task("open", network=script).network.layers[0]
     for words in (
@@ -86,11 +86,11 @@ def test_the_command_takes_a_network_and_how_it_wants_pictures(script, tmp_path,
         (["task.network=SCRIPT", "task.input=7"], "task.input must"),
         (["task.network=SCRIPT", "task.input.channels=yuv"], "rgb or bgr"),
         (["task.network=SCRIPT", "task.weights=w.pth"], "holds its weights"),
-        (["task.network=SCRIPT"], "cannot take a picture of 16x64"),
+        (["task.network=SCRIPT"], "cannot take an image of 16x64"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(script, tmp_path, weights, picture, capsys, words, says):
-    write_image(tmp_path / "small.png", picture(16, 64))
+def test_a_mistake_is_told_in_one_line(script, tmp_path, weights, make_image, capsys, words, says):
+    write_image(tmp_path / "small.png", make_image(16, 64))
     words = [word.replace("SCRIPT", str(script)) for word in words]
     assert (
         cli.command(

@@ -69,8 +69,8 @@ def test_several_tasks_are_words_like_one():
             load_config("run", wrong)
 
 
-def test_what_is_outside_the_region_costs_few_bits(human, picture):
-    codec, image, weights = lc.load_codec("tic-s", 2), picture(128, 192), torch.zeros(128, 192)
+def test_what_is_outside_the_region_costs_few_bits(human, make_image):
+    codec, image, weights = lc.load_codec("tic-s", 2), make_image(128, 192), torch.zeros(128, 192)
     weights[32:96, 32:96] = 1
     whole, part = (lc.encode(image, codec, human, steps=3, roi=roi) for roi in (None, weights))
     assert len(part.data) < 0.6 * len(whole.data)
@@ -78,8 +78,8 @@ def test_what_is_outside_the_region_costs_few_bits(human, picture):
     assert seen[1] > seen[0] - 0.5
 
 
-def test_outside_the_region_the_task_sees_no_error(codec, human, picture):
-    image = picture(64, 64)
+def test_outside_the_region_the_task_sees_no_error(codec, human, make_image):
+    image = make_image(64, 64)
     nothing = lc.encode(image, codec, human, steps=0, roi=torch.zeros(64, 64))
     assert nothing.loss_before == pytest.approx(nothing.bpp, rel=0.5) and nothing.loss_after <= nothing.loss_before
     torch.testing.assert_close(quiet(image[None], torch.ones(1, 1, 64, 64)), image[None])
@@ -93,13 +93,13 @@ def test_the_detectors_own_boxes_are_a_region(both, human):
         region("boxes", sample.image, human)
 
 
-def test_a_region_that_does_not_fit_is_told(codec, human, picture, tmp_path):
-    for roi, message in ((torch.ones(8, 8), "is .H, W. like its picture"), (torch.full((64, 64), 2.0), "from 0 to 1")):
+def test_a_region_that_does_not_fit_is_told(codec, human, make_image, tmp_path):
+    for roi, message in ((torch.ones(8, 8), "is .H, W. like its image"), (torch.full((64, 64), 2.0), "from 0 to 1")):
         with pytest.raises(lc.LoraCompError, match=message):
-            lc.encode(picture(), codec, human, roi=roi)
+            lc.encode(make_image(), codec, human, roi=roi)
     lc.data.write_image(tmp_path / "mask.png", torch.ones(3, 8, 8))
-    with pytest.raises(lc.LoraCompError, match=r"mask\.png is 8x8, the picture 64x64"):
-        region(str(tmp_path / "mask.png"), picture(), human)
+    with pytest.raises(lc.LoraCompError, match=r"mask\.png is 8x8, the image 64x64"):
+        region(str(tmp_path / "mask.png"), make_image(), human)
 
 
 @pytest.mark.parametrize(

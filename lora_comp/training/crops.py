@@ -1,4 +1,4 @@
-"""Training pictures: which of a data set's are read, and crops of them drawn from a seed."""
+"""Training images: which of a data set's are read, and crops of them drawn from a seed."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from lora_comp.training import parallel
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 WORKERS = 4
-IN_MEMORY = 8 << 30  # bytes of decoded pictures that are kept; those of a larger set are decoded whenever drawn
-MISSING = 100  # pictures in a row that cannot be read before a training gives up
+IN_MEMORY = 8 << 30  # bytes of decoded images that are kept; those of a larger set are decoded whenever drawn
+MISSING = 100  # images in a row that cannot be read before a training gives up
 
-# Where a data set keeps its training pictures. What lies beside them is there to be tested on, and is not read.
+# Where a data set keeps its training images. What lies beside them is there to be tested on, and is not read.
 LAYOUTS = {
     "ImageNet": ("train/n????????", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train", "ILSVRC2012_img_train"),
     "COCO": ("train20??", "unlabeled20??", "images/train20??", "images/unlabeled20??"),
@@ -32,7 +32,7 @@ LAYOUTS = {
 
 
 def layout(folder: Path) -> tuple[str, list[Path]]:
-    """A data set's layout, a name of `LAYOUTS` or "a folder", and the folders in it whose pictures are trained on."""
+    """A data set's layout, a name of `LAYOUTS` or "a folder", and the folders in it whose images are trained on."""
     for name, patterns in LAYOUTS.items():
         if found := sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_dir()):
             return name, found
@@ -40,12 +40,12 @@ def layout(folder: Path) -> tuple[str, list[Path]]:
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width by the file's header, or None where that is no picture's."""
+    """Height and width by the file's header, or None where that is no image's."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
-            with Image.open(path) as picture:
-                return (picture.height, picture.width) if picture.height * picture.width <= MAX_PIXELS else None
+            with Image.open(path) as image:
+                return (image.height, image.width) if image.height * image.width <= MAX_PIXELS else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
@@ -53,19 +53,19 @@ def size_of(path: Path) -> tuple[int, int] | None:
 def decode(path: Path) -> np.ndarray | None:
     """uint8 (H, W, 3), or None where the file is damaged."""
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError):
         return None
 
 
 class Crops:
-    """Random square crops of all the pictures of some data sets that are large enough.
+    """Random square crops of all the images of some data sets that are large enough.
 
     Args:
         folders: each of one of `LAYOUTS`, or searched with all its subfolders.
         size: side of a crop in pixels.
-        held_out: every picture whose index is a multiple of this is left for validation.
+        held_out: every image whose index is a multiple of this is left for validation.
     """
 
     def __init__(self, folders: Sequence[str | Path], size: int, held_out: int = 40):
@@ -73,25 +73,25 @@ class Crops:
         found = [layout(Path(f)) for f in folders]
         paths = sorted({p for _, below in found for f in below for p in f.rglob("*") if p.suffix.lower() in SUFFIXES})
         shown = partial(track, transient=True, disable=parallel.rank() > 0)
-        sizes = shown(self.pool.map(size_of, paths), "looking at pictures", total=len(paths))
+        sizes = shown(self.pool.map(size_of, paths), "looking at images", total=len(paths))
         told = {path: extent for path, extent in zip(paths, sizes, strict=True) if extent}
         self.sizes = {path: extent for path, extent in told.items() if min(extent) >= size}
         small = len(told) - len(self.sizes)
         self.kept: dict[Path, np.ndarray] = {}
         if 3 * sum(height * width for height, width in self.sizes.values()) <= IN_MEMORY:
-            decoded = shown(self.pool.map(decode, self.sizes), "decoding pictures", total=len(self.sizes))
-            self.kept = {p: picture for p, picture in zip(self.sizes, decoded, strict=True) if picture is not None}
+            decoded = shown(self.pool.map(decode, self.sizes), "decoding images", total=len(self.sizes))
+            self.kept = {p: image for p, image in zip(self.sizes, decoded, strict=True) if image is not None}
             self.sizes = {path: self.sizes[path] for path in self.kept}
         skipped = f"skipped {len(paths) - small - len(self.sizes)} that cannot be read and {small} that are smaller"
         if len(self.sizes) < 2:
             raise LoraCompError(
-                f"there are no two pictures of at least {size}x{size} to train on under "
+                f"there are no two images of at least {size}x{size} to train on under "
                 f"{', '.join(map(str, folders))}; {skipped}"
             )
         large = list(self.sizes)
         self.validation, self.training = large[::held_out], [p for i, p in enumerate(large) if i % held_out]
         if parallel.rank() == 0:
-            print(f"{len(large)} pictures from {', '.join(dict.fromkeys(kind for kind, _ in found))}; {skipped}")
+            print(f"{len(large)} images from {', '.join(dict.fromkeys(kind for kind, _ in found))}; {skipped}")
 
     def batch(self, count: int, seed: int, share: slice = slice(None)) -> Tensor:
         """Crops, each mirrored with probability 1/2, the same for the same seed: float32 (count, 3, size, size).
@@ -101,40 +101,40 @@ class Crops:
         rng = np.random.default_rng(seed)
         places = [self._place(rng) for _ in range(count)][share]
         crops, missing = [c for c in self.pool.map(self._crop, places) if c is not None], 0
-        while len(crops) < len(places):  # in place of damaged pictures
+        while len(crops) < len(places):  # in place of damaged images
             if (crop := self._crop(self._place(rng))) is not None:
                 crops.append(crop)
             elif (missing := missing + 1) > MISSING:
-                raise LoraCompError(f"{missing} pictures in a row cannot be read: are their folders still there?")
+                raise LoraCompError(f"{missing} images in a row cannot be read: are their folders still there?")
         return to_float(np.stack(crops))
 
     def _place(self, rng: np.random.Generator) -> tuple[Path, int, int, bool]:
-        """A picture, the upper left corner of a crop in it, and whether to mirror that."""
+        """An image, the upper left corner of a crop in it, and whether to mirror that."""
         path = self.training[rng.integers(len(self.training))]
         top, left = (int(rng.integers(side - self.size + 1)) for side in self.sizes[path])
         return path, top, left, bool(rng.random() < 0.5)
 
     def _crop(self, place: tuple[Path, int, int, bool]) -> np.ndarray | None:
         path, top, left, mirrored = place
-        picture = self.kept[path] if self.kept else decode(path)
-        if picture is None:
+        image = self.kept[path] if self.kept else decode(path)
+        if image is None:
             print(f"skipped {path}, which cannot be read")
             return None
-        crop = picture[top : top + self.size, left : left + self.size]
+        crop = image[top : top + self.size, left : left + self.size]
         return crop[:, ::-1] if mirrored else crop
 
     def held_out(self, count: int) -> Tensor:
-        """The middle crops of the first pictures held out: float32 (at most count, 3, size, size)."""
+        """The middle crops of the first images held out: float32 (at most count, 3, size, size)."""
         crops: list[np.ndarray] = []
         for path in self.validation:
             top, left = ((side - self.size) // 2 for side in self.sizes[path])
             if len(crops) < count and (crop := self._crop((path, top, left, False))) is not None:
                 crops.append(crop)
         if not crops:
-            raise LoraCompError(f"none of the {len(self.validation)} pictures held out for validation can be read")
+            raise LoraCompError(f"none of the {len(self.validation)} images held out for validation can be read")
         return to_float(np.stack(crops))
 
 
-def to_float(pictures: np.ndarray) -> Tensor:
+def to_float(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)

@@ -1,4 +1,4 @@
-"""Training pictures: which of a data set's are read, and that what cannot be used is skipped and counted."""
+"""Training images: which of a data set's are read, and that what cannot be used is skipped and counted."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from lora_comp.errors import LoraCompError
-from lora_comp.training import pictures
-from lora_comp.training.pictures import Crops, layout
+from lora_comp.training import crops
+from lora_comp.training.crops import Crops, layout
 
 
 def fill(folder, *names, side=40):
@@ -40,7 +40,7 @@ def fill(folder, *names, side=40):
         (["a.png", "more/b.png", "more/of/c.png"], "a folder", ["."]),
     ],
 )
-def test_of_a_data_set_only_the_training_pictures_are_read(tmp_path, names, kind, read):
+def test_of_a_data_set_only_the_training_images_are_read(tmp_path, names, kind, read):
     fill(tmp_path, *names)
     assert layout(tmp_path) == (kind, [tmp_path / name for name in read])
 
@@ -53,7 +53,7 @@ def test_a_folder_is_searched_with_all_below_it(tmp_path):
 def damaged(folder):
     fill(folder, *(f"{i}.png" for i in range(5)))
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:-900])
-    (folder / "text.jpg").write_text("not a picture")
+    (folder / "text.jpg").write_text("not an image")
     fill(folder, "small.png", side=20)
     return folder
 
@@ -61,13 +61,13 @@ def damaged(folder):
 def test_what_cannot_be_used_is_skipped_and_counted_in_one_line(tmp_path, capsys):
     Crops([damaged(tmp_path)], 32)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "5 pictures from a folder; skipped 2 that cannot be read and 1 that are smaller"
+        "5 images from a folder; skipped 2 that cannot be read and 1 that are smaller"
     )
 
 
 @pytest.mark.parametrize("names", [[], ["a.png"]])
-def test_no_pictures_is_one_line(tmp_path, names):
-    with pytest.raises(LoraCompError, match="no two pictures of at least 64x64") as error:
+def test_no_images_is_one_line(tmp_path, names):
+    with pytest.raises(LoraCompError, match="no two images of at least 64x64") as error:
         Crops([fill(tmp_path, *names)], 64)
     assert "\n" not in str(error.value)
 
@@ -75,15 +75,15 @@ def test_no_pictures_is_one_line(tmp_path, names):
 def test_a_set_too_large_to_keep_gives_the_same_crops(tmp_path, monkeypatch):
     fill(tmp_path, *(f"{i}.png" for i in range(5)))
     kept = Crops([tmp_path], 32)
-    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
+    monkeypatch.setattr(crops, "IN_MEMORY", 0)
     drawn = Crops([tmp_path], 32)
     assert not drawn.kept
     assert torch.equal(drawn.batch(8, seed=3), kept.batch(8, seed=3))
     assert torch.equal(drawn.held_out(2), kept.held_out(2))
 
 
-def test_a_damaged_picture_of_such_a_set_is_replaced_when_it_is_drawn(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures, "IN_MEMORY", 0)
+def test_a_damaged_image_of_such_a_set_is_replaced_when_it_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(crops, "IN_MEMORY", 0)
     data = Crops([damaged(tmp_path)], 32)
     assert data.batch(64, seed=0).shape == (64, 3, 32, 32)
     assert "cut.png, which cannot be read" in capsys.readouterr().out

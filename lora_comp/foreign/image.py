@@ -1,4 +1,4 @@
-"""How a network wants its pictures: resized, in its order of channels, scaled and normalised."""
+"""How a network wants its images: resized, in its order of channels, scaled and normalised."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from lora_comp.errors import LoraCompError
 
 @dataclass(frozen=True)
 class Input:
-    """What becomes of a picture in [0, 1], RGB, before a network sees it, in this order.
+    """What becomes of an image in [0, 1], RGB, before a network sees it, in this order.
 
     size: (H, W) it is resized to, without keeping its aspect; None: as it is.
     channels: "rgb" or "bgr".
@@ -91,7 +91,7 @@ def _is_number(value) -> bool:
 
 
 class Preparation(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to what a network takes. channels_last: to (B, H, W, 3)."""
+    """Images (B, 3, H, W) in [0, 1] to what a network takes. channels_last: to (B, H, W, 3)."""
 
     mean: Tensor
     std: Tensor
