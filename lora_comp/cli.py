@@ -2,40 +2,17 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lora_comp.errors import LoraCompError
+from lora_comp.program import report_errors
 
 USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=10] ...
        lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH] [max_pixels=268435456]
        lora-comp info FILE.lcz
        lora-comp zoo [fetch NAME]
        lora-comp import CHECKPOINT --system tic_svdlora [quality=1] [into=FOLDER]"""
-
-
-def report_errors(
-    command: Callable[[Sequence[str]], None],
-    stopped: str = "stopped; what is done is kept, and the same command goes on from there",
-) -> Callable[[Sequence[str]], int]:
-    """A command as a program: a mistake of the user's is one line and exit code 2, Ctrl-C is exit code 130."""
-
-    @functools.wraps(command)
-    def program(words: Sequence[str]) -> int:
-        try:
-            command(words)
-        except LoraCompError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except OSError as error:
-            print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(stopped, file=sys.stderr)
-            return 130
-        return 0
-
-    return program
 
 
 def encode(source: str, file: str, words: Sequence[str]) -> None:
@@ -104,8 +81,8 @@ def info(file: str) -> None:
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
 
 
-def bring(checkpoint: str, words: Sequence[str]) -> None:
-    from lora_comp.zoo.bring import bring
+def import_(checkpoint: str, words: Sequence[str]) -> None:
+    from lora_comp.import_checkpoint import import_checkpoint
 
     rest = list(words)
     if "--system" in rest[:-1]:
@@ -116,7 +93,7 @@ def bring(checkpoint: str, words: Sequence[str]) -> None:
         raise LoraCompError("import takes --system NAME, quality=1 and into=FOLDER after the checkpoint")
     if options["quality"] not in ("1", "2", "3", "4"):
         raise LoraCompError(f"quality must be 1 to 4, not {options['quality']}")
-    for line in bring(Path(checkpoint), options["system"], int(options["quality"]), Path(options["into"])):
+    for line in import_checkpoint(Path(checkpoint), options["system"], int(options["quality"]), Path(options["into"])):
         print(line)
 
 
@@ -141,7 +118,7 @@ def command(words: Sequence[str]) -> None:
 
             zoo(rest)
         case ["import", checkpoint, *rest]:
-            bring(checkpoint, rest)
+            import_(checkpoint, rest)
         case ["--help"] | ["-h"]:
             print(USAGE)
         case _:

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lora_comp.cli import report_errors
 from lora_comp.config import load_config, start_engine
 from lora_comp.errors import LoraCompError
+from lora_comp.program import report_errors
 
 USAGE = """usage: python -m lora_comp.run [task=cls] [data=scenes] [data.limit=3] [quality=[2]] [out=FOLDER] ...
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from lora_comp import zoo
-from lora_comp.cli import report_errors
 from lora_comp.config import load_config
 from lora_comp.errors import LoraCompError
+from lora_comp.program import report_errors
 from lora_comp.training import parallel
+from lora_comp.weights import write_weights
 from lora_comp.zoo import registry
 
 CROP = 128
@@ -66,7 +67,7 @@ def made_on(row: dict, config, device: torch.device) -> dict:
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: dict) -> None:
     if parallel.rank() == 0:
-        zoo.write_weights(path, tensors, card)
+        write_weights(path, tensors, card)
 
 
 def codecs(config, into: Path | None, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import torch
 import lora_comp as lc
 from lora_comp.data.folders import photograph
 from lora_comp.networks import SmallResNet, save_network
-from lora_comp.zoo import write_weights
+from lora_comp.weights import write_weights
 
 torch.set_num_threads(1)
 

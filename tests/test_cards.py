@@ -6,7 +6,8 @@ import pytest
 
 from lora_comp.codecs import QUALITIES
 from lora_comp.report.card import adapters_card, codec_card, network_card
-from lora_comp.zoo import ROOT, codec_path, read_weights
+from lora_comp.weights import read_weights
+from lora_comp.zoo import ROOT, codec_path
 from lora_comp.zoo.registry import digest
 
 

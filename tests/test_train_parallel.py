@@ -18,7 +18,7 @@ from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, parallel
 from lora_comp.training.crops import Crops
-from lora_comp.zoo import read_weights
+from lora_comp.weights import read_weights
 
 STEPS = 4
 

@@ -11,7 +11,8 @@ import torch
 from lora_comp.codecs.tic import TIC
 from lora_comp.entropy.tables import bottleneck_tables, gaussian_tables
 from lora_comp.errors import LoraCompError
-from lora_comp.zoo import codec_path, read_weights
+from lora_comp.weights import read_weights
+from lora_comp.zoo import codec_path
 
 Codec: TypeAlias = TIC  # what methods and coding can rely on
 ARCHITECTURES: dict[str, Callable[[], Codec]] = {

@@ -10,7 +10,8 @@ from lora_comp.codecs import Codec
 from lora_comp.entropy.deltas import EXPONENTS
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.svd_lora import Adapter, LowRank, from_identity, identify, seeded
-from lora_comp.zoo import ROOT, adapter_path, read_weights
+from lora_comp.weights import read_weights
+from lora_comp.zoo import ROOT, adapter_path
 
 METHODS = ("none", "svd_lora", "lora")
 STARTS = {"svd_lora": ("svd_lora",), "lora": ("lora", "svd_lora")}  # the methods whose pre-trained adapters one takes

@@ -28,7 +28,8 @@ from lora_comp.report.card import adapters_card, codec_card, codec_scores, netwo
 from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
 from lora_comp.report.plots import speed_plot
 from lora_comp.report.summary import markdown, rates_markdown
-from lora_comp.zoo import ROOT, read_weights
+from lora_comp.weights import read_weights
+from lora_comp.zoo import ROOT
 
 QUALITIES = (1, 2, 3, 4)
 Coder = Callable[[Tensor], tuple[int, float]]  # an image to its bytes and PSNR

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from lora_comp.zoo import codec_path, read_weights
+from lora_comp.weights import read_weights
+from lora_comp.zoo import codec_path
 from lora_comp.zoo.registry import digest
 
 

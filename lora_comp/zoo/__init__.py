@@ -1,19 +1,6 @@
-"""Where weights lie, and how they are read and written: safetensors, float16 on disk, float32 in use.
+"""Where the weights in the package lie. What there is, with sizes, checksums and scores: `zoo.registry`."""
 
-What there is, with sizes, checksums and scores, and where published checkpoints come from: `zoo.registry`.
-"""
-
-import json
-from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
-from lora_comp.errors import LoraCompError
-from lora_comp.files import make_folder, write_file
 
 ROOT = Path(__file__).parent
 
@@ -24,22 +11,3 @@ def codec_path(name: str, quality: int) -> Path:
 
 def adapter_path(codec: str, quality: int, method: str, task: str) -> Path:
     return ROOT / "adapters" / f"{codec}-q{quality}-{method}-{task}.safetensors"
-
-
-def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
-    """The tensors of a file, as float32, and its metadata. Raises LoraCompError where there are none."""
-    if not path.exists():
-        raise LoraCompError(f"there are no weights for {what}: {path} is missing")
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in list(file.keys())}
-            return tensors, json.loads((file.metadata() or {}).get("card", "{}"))
-    except SafetensorError as error:
-        raise LoraCompError(f"{path} is not a safetensors file of weights: {error}") from None
-
-
-def write_weights(path: Path, tensors: Mapping[str, Tensor], card: dict, dtype: torch.dtype = torch.float16) -> None:
-    """Write tensors with a card: how they were made and what they reach."""
-    make_folder(path.parent)
-    stored = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
-    write_file(path, save(stored, {"card": json.dumps(card)}))

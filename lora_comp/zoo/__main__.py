@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lora_comp.cli import report_errors
 from lora_comp.errors import LoraCompError
+from lora_comp.program import report_errors
 from lora_comp.reference import SYSTEMS
 from lora_comp.zoo import registry
 

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 from lora_comp import zoo
 from lora_comp.errors import LoraCompError
 from lora_comp.files import make_folder, write_file
+from lora_comp.weights import read_weights
 
 CHUNK = 1 << 20
 BROWSER_ONLY = ("drive.google.com",)  # hands out a page, not the file
@@ -84,7 +85,7 @@ def _told(path: Path, sha256: str) -> tuple[dict, dict[str, float]]:
     if path.parent.name == "networks":
         card = json.loads(path.with_suffix(".json").read_text())
         return card, {k: card[k] for k in ("top1", "mAP", "mask mAP") if k in card}
-    card = zoo.read_weights(path, path.stem)[1]
+    card = read_weights(path, path.stem)[1]
     if path.parent.name == "adapters":
         return card, {k: card[k] for k in ("loss", "bpp", "distortion") if k in card}
     measured = path.with_name(f"{card['codec']}.json")

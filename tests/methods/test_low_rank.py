@@ -10,6 +10,7 @@ from lora_comp.entropy import deltas
 from lora_comp.methods import LowRank, load_method, method_of_file
 from lora_comp.methods.svd_lora import LowRankLinear, identify, layers, seeded
 from lora_comp.parts import in_parts
+from lora_comp.weights import write_weights
 
 BOTH = pytest.mark.parametrize("name", ["svd_lora", "lora"])
 
@@ -181,7 +182,7 @@ def pretrained(path, codec, codec_hash=None):
         "rank": 4,
         "alpha": 8,
     }
-    zoo.write_weights(path, tensors, card)
+    write_weights(path, tensors, card)
     return tensors
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from lora_comp import zoo
 from lora_comp.errors import LoraCompError
 from lora_comp.reference import SYSTEMS
+from lora_comp.weights import write_weights
 from lora_comp.zoo import __main__ as command
 from lora_comp.zoo import registry
 
@@ -26,7 +27,7 @@ def test_all_that_ships_stays_below_24_mb():
 def test_a_damaged_file_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     path = zoo.codec_path("tic-s", 1)
-    zoo.write_weights(path, {}, {"codec": "tic-s"})
+    write_weights(path, {}, {"codec": "tic-s"})
     registry.write()
     assert [entry.whole for entry in registry.shipped()] == [True]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -36,7 +37,7 @@ def test_a_damaged_file_is_told(tmp_path, monkeypatch):
 def test_scores_of_earlier_weights_are_not_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     path = zoo.codec_path("tic-s", 1)
-    zoo.write_weights(path, {}, {"codec": "tic-s"})
+    write_weights(path, {}, {"codec": "tic-s"})
     registry.write()
     row = '{"curve": [{"setting": 1, "bpp": 0.2, "psnr": 28.0, "sha256": "%s"}]}'
     path.with_name("tic-s.json").write_text(row % registry.digest(path))

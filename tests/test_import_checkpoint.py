@@ -37,7 +37,7 @@ def image():
     return torch.rand(1, 3, SIZE, SIZE)
 
 
-def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, make_image, capsys):
+def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, image, capsys):
     bare = {name: value for name, value in state.items() if "lora" not in name}
     torch.save(bare, tmp_path / "base_codec_2.pth.tar")
     into = tmp_path / "a folder"
@@ -46,24 +46,24 @@ def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, make_image, c
     path = into / "base_codec_2.safetensors"
     assert f"codec=tic codec.weights={path} quality=2" in capsys.readouterr().out
     with torch.no_grad():
-        ours, theirs = lc.load_codec("tic", 2, path)(make_image), lc.from_reference("tic", bare)(make_image)
+        ours, theirs = lc.load_codec("tic", 2, path)(image), lc.from_reference("tic", bare)(image)
     assert torch.equal(ours["x_hat"], theirs["x_hat"])
 
 
-def test_an_adapter_computes_what_the_checkpoint_did(tmp_path, state, make_image):
+def test_an_adapter_computes_what_the_checkpoint_did(tmp_path, state, image):
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "cls.pth.tar")
     assert cli.command(["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]) == 0
     codec = lc.load_codec("tic", 1, tmp_path / "cls.safetensors")
     method = load_method("svd_lora", codec, adapter=tmp_path / "cls-adapter.safetensors")
     with torch.no_grad():
-        ours = Adapted(codec, method.adapter, travels="", exponent=0).eval()(make_image)
-        theirs, plain = lc.from_reference("tic_svdlora", state)(make_image), codec(make_image)
+        ours = Adapted(codec, method.adapter, travels="", exponent=0).eval()(image)
+        theirs, plain = lc.from_reference("tic_svdlora", state)(image), codec(image)
     assert torch.equal(ours["x_hat"], theirs["x_hat"])
     assert not torch.equal(ours["x_hat"], plain["x_hat"])
 
 
 @pytest.mark.data
-def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, make_image):
+def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, image):
     import json
 
     keys = json.loads((shared / "golden" / "tic_svdlora.keys.json").read_text())

@@ -10,13 +10,13 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from lora_comp import zoo
 from lora_comp.codecs import load_codec
 from lora_comp.errors import LoraCompError
 from lora_comp.reference import ALPHA, RANK, from_reference
+from lora_comp.weights import write_weights
 
 
-def bring(path: Path, system: str, quality: int, into: Path) -> list[str]:
+def import_checkpoint(path: Path, system: str, quality: int, into: Path) -> list[str]:
     """Write the weights that a checkpoint holds to safetensors files in `into`.
 
     Args:
@@ -33,13 +33,13 @@ def bring(path: Path, system: str, quality: int, into: Path) -> list[str]:
     adapter = {name: p for name, p in tensors.items() if name.rsplit(".", 1)[-1] in ("U", "S", "V")}
     card = {"codec": "tic", "quality": quality, "system": system, "checkpoint": path.name}
     codec_file = into / f"{path.name.split('.')[0]}.safetensors"
-    zoo.write_weights(codec_file, {n: p for n, p in tensors.items() if n not in adapter}, card, torch.float32)
+    write_weights(codec_file, {n: p for n, p in tensors.items() if n not in adapter}, card, torch.float32)
     words = f"codec=tic codec.weights={codec_file} quality={quality}"
     if not adapter:
         return [f"{codec_file}: use it with {words}"]
     adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
     codec_hash = load_codec("tic", quality, codec_file).hash.hex()
-    zoo.write_weights(
+    write_weights(
         adapter_file,
         adapter,
         card | {"codec_hash": codec_hash, "method": "svd_lora", "rank": RANK, "alpha": ALPHA},
