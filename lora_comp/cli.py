@@ -40,13 +40,13 @@ def encode(source: str, file: str, words: Sequence[str]) -> None:
             codec,
             task,
             method,
-            engine.steps,
-            engine.lr,
-            engine.seed,
-            lambda step, _: progress.update(bar, completed=step),
-            engine.recipe,
-            None if config.roi is None else region(config.roi, image, task),
-            engine.tile,
+            steps=engine.steps,
+            lr=engine.lr,
+            seed=engine.seed,
+            on_step=lambda step, _: progress.update(bar, completed=step),
+            recipe=engine.recipe,
+            roi=None if config.roi is None else region(config.roi, image, task),
+            tile=engine.tile,
         )
     write_file(file, coded.data)
     print(

@@ -30,8 +30,8 @@ def main(words: Sequence[str]) -> None:
 def run(config, console: Console) -> None:
     from lora_comp.codecs import load_codec
     from lora_comp.data import load_data
-    from lora_comp.evaluate import Settings, evaluate
-    from lora_comp.methods import load_method
+    from lora_comp.evaluate import Point, evaluate
+    from lora_comp.methods import FitSettings, load_method
     from lora_comp.tasks import load_task
 
     device = start_engine(config.engine)
@@ -39,8 +39,8 @@ def run(config, console: Console) -> None:
     task = load_task(**config.task).to(device)
     qualities = [config.quality] if isinstance(config.quality, int) else list(config.quality)
     codecs = {q: load_codec(config.codec.name, q, config.codec.weights).to(device) for q in qualities}
-    found = {q: load_method(codec=codec, task=task.key, **config.method) for q, codec in codecs.items()}
-    methods = {q: method for q, method in found.items() if method is not None}
+    methods = {q: load_method(codec=codec, task=task.key, **config.method) for q, codec in codecs.items()}
+    points = [Point(codec, [None] if methods[q] is None else [None, methods[q]]) for q, codec in codecs.items()]
     engine = config.engine
     columns = (
         TextColumn("{task.description:>8}"),
@@ -51,16 +51,8 @@ def run(config, console: Console) -> None:
     )
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
-        records = evaluate(
-            data,
-            codecs,
-            task,
-            methods,
-            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi, engine.tile),
-            out,
-            progress,
-            engine.batch,
-        )
+        settings = FitSettings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, engine.tile)
+        records = evaluate(data, points, task, settings, out, progress, engine.batch, config.roi)
     if not records.wanted:
         raise LoraCompError("none of the images could be read")
     results = records.results()

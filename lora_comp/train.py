@@ -111,41 +111,28 @@ def codecs(config, into: Path | None, device: torch.device) -> None:
 
 def adapters(config, into: Path | None, device: torch.device) -> None:
     from lora_comp.codecs import load_codec
+    from lora_comp.methods import METHODS
     from lora_comp.tasks import load_task
     from lora_comp.training import adapter
 
+    given = dict(config.method)
+    name = given.pop("name")
+    method = METHODS.get(name)
+    if method is None or method.pretrain is None:
+        trained = [n for n, spec in METHODS.items() if spec.pretrain]
+        raise LoraCompError(f"method={name} has no adapter to train; known are {', '.join(trained)}")
     task = load_task(**config.task).to(device)
     batches = images(list(config.images), config.batch or parallel.size())
     for quality in config.quality:
         codec = load_codec(config.codec.name, quality, config.codec.weights).to(device)
-        name = config.method.name
         path = zoo.adapter_path(codec.name, quality, name, task.key)
-        tensors, row = adapter.train(
-            codec,
-            name,
-            task,
-            batches,
-            Path(config.work) / path.stem,
-            lr=config.lr or 2e-2,
-            rank=config.method.rank,
-            alpha=config.method.alpha,
-            minutes=config.minutes,
-            steps=config.steps,
-        )
-        write(
-            into / path.name if into else path,
-            tensors,
-            {
-                "codec": codec.name,
-                "quality": quality,
-                "codec_hash": codec.hash.hex(),
-                "method": name,
-                "task": task.key,
-                "rank": config.method.rank,
-                "alpha": config.method.alpha,
-                **made_on(row, config, device),
-            },
-        )
+        pretraining = method.pretrain(codec, method.options(**given))
+        folder, lr = Path(config.work) / path.stem, config.lr or 2e-2
+        budget = {"minutes": config.minutes, "steps": config.steps}
+        tensors, row = adapter.train(pretraining, quality, task, batches, folder, lr=lr, **budget)
+        card = {"codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name}
+        card |= {"task": task.key, **pretraining.card, **made_on(row, config, device)}
+        write(into / path.name if into else path, tensors, card)
 
 
 def images(folders: list[str], count: int) -> Callable[[int], Tensor]:

@@ -27,7 +27,7 @@ class Classification:
     """
 
     name = "cls"
-    lr = 4e-2  # docs/ttft.md
+    lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "agreement", "feature_distance")
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):

@@ -29,7 +29,7 @@ class Detection:
     """
 
     name, masks, kind = "det", False, "bbox"
-    lr = 4e-2  # docs/ttft.md
+    lr = 4e-2  # docs/finetuning.md
     sure = 0.5  # the score from which an answer on the original counts as the truth where nobody has annotated it
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
 

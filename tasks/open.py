@@ -33,7 +33,7 @@ class Open:
     """
 
     name = "open"
-    lr = 4e-2  # docs/ttft.md
+    lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "feature_fidelity", "feature_distance")
 
     def __init__(

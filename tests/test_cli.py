@@ -75,7 +75,7 @@ def everything_under(folder):
 
 
 @pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
-def test_a_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
+def test_an_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
     words = [f"codec.weights={weights}", f"task.network={network}", f"method={method}", "engine.steps=3", "quality=2"]
     assert cli.command(["encode", cat, lcz, *words]) == 0
     assert f"{os.path.getsize(lcz)} bytes" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["quality=9"], "quality must be 1 to 4, not 9"),
+        (["quality=9"], "quality must be 1, 2, 3 or 4, not 9"),
         (["quality=two"], "quality must be"),
         (["quality=[1,2]"], "quality must be"),
         (["task=hearing"], "task/hearing"),
@@ -308,7 +308,7 @@ def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
         (["data=scenes", "data.size=big"], "size of scenes"),
         (["data.split=7"], "data.split must be text"),
         (["quality=[]"], "quality must be"),
-        (["quality=[1,9]"], "quality must be 1 to 4, not 9"),
+        (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
         (["task=nothing"], "task/nothing"),
         (["out=null"], "out must be text"),
     ],
@@ -334,15 +334,15 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monke
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
-    encode_batch, methods = api.encode_batch, []
+    encode_images, methods = api.encode_images, []
 
     def stop_when_adapting(images, codec, task, method, *rest):
         methods.append(method)
         if method is not None and len(methods) == 2:
             raise KeyboardInterrupt
-        return encode_batch(images, codec, task, method, *rest)
+        return encode_images(images, codec, task, method, *rest)
 
-    monkeypatch.setattr(api, "encode_batch", stop_when_adapting)
+    monkeypatch.setattr(api, "encode_images", stop_when_adapting)
     assert run.main(over_folder) == 130
     assert capsys.readouterr().err.startswith("stopped; what is done is kept")
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 1
