@@ -29,7 +29,7 @@ from torchvision.ops import batched_nms
 import lora_comp as lc
 from lora_comp.data import read_image
 from lora_comp.report.bdrate import bd_rate
-from lora_comp.report.codecs import through
+from lora_comp.report.codecs import round_trip
 
 CLASSIC = {"jpeg": (5, 10, 15, 20, 30, 50), "webp": (1, 5, 10, 20, 40, 60), "avif": (10, 15, 25, 35, 45, 55)}
 DRAWS = 200  # of as many images as there are, with repetition, that tell what the choice of images is worth
@@ -110,7 +110,7 @@ def from_run(folder: Path, records: list[dict]) -> Iterator[tuple[str, Tensor]]:
 def from_classic(name: str, setting: int, originals: dict[str, Tensor], rates: list[float]):
     """Images through a classic codec; the bpp of each is added to `rates`."""
     for name_of, original in originals.items():
-        size, decoded = through(name, setting, original)
+        size, decoded = round_trip(name, setting, original)
         rates.append(8 * size / original[0].numel())
         yield name_of, torch.from_numpy(decoded).permute(2, 0, 1).float() / 255
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lora_comp as lc
 from lora_comp.report.bdrate import bd_rate
-from lora_comp.report.codecs import through
+from lora_comp.report.codecs import round_trip
 
 CLASSIC = {"jpeg": (5, 10, 20, 35, 60), "webp": (1, 10, 30, 60), "avif": (15, 30, 45, 60)}
 
@@ -37,7 +37,7 @@ def main() -> None:
     for name, settings in CLASSIC.items():
         curve = []
         for setting in settings:
-            coded = [through(name, setting, s.image) for s in samples]
+            coded = [round_trip(name, setting, s.image) for s in samples]
             bpp = np.mean([8 * size / s.image[0].numel() for (size, _), s in zip(coded, samples, strict=True)])
             images = (torch.from_numpy(image).permute(2, 0, 1).float() / 255 for _, image in coded)
             curve.append((float(bpp), score(task, samples, images)))

@@ -1,4 +1,4 @@
-"""What a user relies on in a report: the field's figures, means as the field takes them, and images of any size."""
+"""BD-rate, summary tables, plots and conventional codecs."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ from rich.console import Console
 from lora_comp.data import load_data
 from lora_comp.errors import LoraCompError
 from lora_comp.report.__main__ import main
-from lora_comp.report.bdrate import bd_rate, rising
+from lora_comp.report.bdrate import bd_rate, pareto_front
 from lora_comp.report.codecs import anchor_curve, classic_codecs, gains, measure, psnr, psnr_at, settings
 from lora_comp.report.plots import caption, score_plot, side_by_side
 from lora_comp.report.summary import bd_rate_lines, bd_rates, markdown, metric_names, score_name, summary, table
@@ -58,7 +58,7 @@ def record(image="a", method="none", quality=1, **values) -> dict:
 
 
 def run(halved: bool = True) -> list[dict]:
-    """A run in which the adapted codec needs half the rate for the same score."""
+    """Records in which the adapted codec needs half the rate for the same score."""
     return [
         record(
             method=method,
@@ -76,28 +76,28 @@ def run(halved: bool = True) -> list[dict]:
 
 
 @given(curves)
-def test_equal_curves_differ_by_nothing(curve):
+def test_bd_rate_of_equal_curves_is_zero(curve):
     assert bd_rate(curve, curve) == pytest.approx(0, abs=1e-9)
 
 
 @given(curves, st.floats(0.1, 10))
-def test_a_rate_scaled_at_every_quality_is_that_difference(curve, scale):
+def test_scaling_all_rates_gives_that_bd_rate(curve, scale):
     scaled = [(rate * scale, quality) for rate, quality in curve]
     assert bd_rate(curve, scaled) == pytest.approx(100 * (scale - 1), abs=1e-6)
 
 
-def test_half_the_rate_is_minus_fifty_percent():
+def test_half_the_rate_is_a_bd_rate_of_minus_fifty_percent():
     assert bd_rate(CURVE, [(rate / 2, quality) for rate, quality in CURVE]) == pytest.approx(-50, abs=1e-9)
 
 
-def test_bd_rate_of_two_straight_lines_by_hand():
-    # ln(rate) differs by ln 2 at quality 30 and by 0 at 32; the mean over [30, 32] is ln(2) / 2.
+def test_bd_rate_of_two_points_matches_the_closed_form():
+    # The log rates differ by ln 2 at quality 30 and by 0 at 32: ln(2) / 2 on average.
     anchor = [(1.0, 30.0), (4.0, 32.0)]
     test = [(2.0, 30.0), (4.0, 32.0)]
     assert bd_rate(anchor, test) == pytest.approx(100 * (math.sqrt(2) - 1))
 
 
-def test_the_order_of_the_points_does_not_matter():
+def test_bd_rate_does_not_depend_on_the_order_of_points():
     test = [(rate * 0.8, quality - 0.3) for rate, quality in CURVE]
     expected = bd_rate(CURVE, test)
     assert all(bd_rate(list(order), test) == pytest.approx(expected) for order in itertools.permutations(CURVE))
@@ -106,10 +106,10 @@ def test_the_order_of_the_points_does_not_matter():
 @pytest.mark.parametrize(
     "test",
     [
-        [(0.1, 10.0), (0.2, 20.0)],  # another interval of quality
-        [(0.1, 36.0), (0.2, 40.0)],  # touches in one point only
+        [(0.1, 10.0), (0.2, 20.0)],  # another quality interval
+        [(0.1, 36.0), (0.2, 40.0)],  # one common quality
         [(0.1, 30.0)],  # one point
-        [(0.1, 30.0), (0.2, 30.0), (0.3, 29.0)],  # only one that more rate does not worsen
+        [(0.1, 30.0), (0.2, 30.0), (0.3, 29.0)],  # one point on the Pareto front
         [(0.1, 30.0), (0.2, math.inf)],
         [],
     ],
@@ -118,26 +118,26 @@ def test_curves_that_cannot_be_compared_give_nan(test):
     assert math.isnan(bd_rate(CURVE, test))
 
 
-def test_points_that_another_beats_are_left_out():
+def test_dominated_points_are_left_out():
     noisy = [*CURVE, (0.5, 31.0), (0.4, 32.0), (0.9, 36.0)]
-    assert rising(noisy) == CURVE
+    assert pareto_front(noisy) == CURVE
     assert bd_rate(CURVE, noisy) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
-def test_a_rate_that_is_no_rate_is_refused(rate):
+def test_rates_that_are_not_positive_numbers_raise(rate):
     with pytest.raises(ValueError, match="bits per pixel"):
         bd_rate(CURVE, [(rate, 30.0), (1.0, 31.0)])
 
 
-def test_summary_takes_means_over_images():
+def test_summary_averages_over_images():
     rows = summary([record("a", bpp=0.1, psnr=20.0), record("b", bpp=0.3, psnr=40.0, height=8, width=8)])
     assert len(rows) == 1 and rows[0]["count"] == 2
     assert rows[0]["bpp"] == pytest.approx(0.2) and rows[0]["psnr"] == pytest.approx(30)
     assert "height" not in rows[0] and "image" not in rows[0]
 
 
-def test_summary_keeps_settings_apart_and_plain_first():
+def test_summary_has_a_row_per_setting_with_plain_first():
     rows = summary([record(method=method, quality=quality) for quality in (2, 1) for method in ("svd_lora", "none")])
     assert [(row["method"], row["quality"]) for row in rows] == [
         ("none", 1),
@@ -147,7 +147,7 @@ def test_summary_keeps_settings_apart_and_plain_first():
     ]
 
 
-def test_a_figure_that_some_images_lack_is_the_mean_of_the_others():
+def test_missing_values_are_left_out_of_the_mean():
     rows = summary([record("a", top1=1.0), record("b", top1=None), record("c", top1=0.0)])
     assert rows[0]["top1"] == 0.5 and rows[0]["count"] == 3
 
@@ -160,13 +160,13 @@ def test_the_score_is_named_after_its_metric_and_shown_once():
 
 
 def test_bd_rates_compare_with_the_plain_codec():
-    found = bd_rates(summary(run()))
-    assert found == {"svd_lora": pytest.approx({"score": -50, "feature_distance": -50, "psnr": -50})}
+    rates = bd_rates(summary(run()))
+    assert rates == {"svd_lora": pytest.approx({"score": -50, "feature_distance": -50, "psnr": -50})}
     assert "-50.0 % at equal score (top-1)" in bd_rate_lines(summary(run()))[0]
     assert bd_rate_lines(summary([record(), record(method="svd_lora")])) == []
 
 
-def test_the_rates_of_several_runs_stand_under_each_other(tmp_path, capsys):
+def test_rates_prints_a_row_per_run(tmp_path, capsys):
     paths = [tmp_path / name / "results.json" for name in ("closed", "open")]
     for path, halved in zip(paths, (True, False), strict=True):
         path.parent.mkdir()
@@ -185,7 +185,7 @@ def test_the_table_fits_a_terminal_and_shows_the_difference():
     assert "-50.0 %" in text and "svd_lora" in text
 
 
-def test_markdown_has_as_many_cells_in_every_row():
+def test_markdown_rows_have_equal_numbers_of_cells():
     lines = [line for line in markdown(summary(run())).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 8
     assert len({line.count("|") for line in lines}) == 1
@@ -202,7 +202,7 @@ def test_markdown_has_as_many_cells_in_every_row():
     ],
     ids=["full", "one record", "one rate point", "equal scores", "two codecs"],
 )
-def test_score_plot_draws_any_run(tmp_path, records):
+def test_score_plot_handles_any_run(tmp_path, records):
     score_plot(summary(records), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > image.height
@@ -216,9 +216,9 @@ def test_score_plot_also_writes_vector_graphics(tmp_path):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (256, 256), (3, 700), (700, 3), (33, 41), (900, 1300)])
-def test_side_by_side_shows_images_of_any_size(tmp_path, height, width):
+def test_side_by_side_handles_any_image_size(tmp_path, height, width):
     original = torch.zeros(3, height, width)
-    original[0] = 1  # red, blue and green: each must be seen
+    original[0] = 1  # red, green and blue: each must be visible
     plain, adapted = original.roll(1, 0), original.roll(2, 0)
     captions = ["a $ sign is no formula", caption(record()), caption(record(), answer="cat")]
     side_by_side(original, plain, adapted, captions, tmp_path / "side.png")
@@ -229,21 +229,21 @@ def test_side_by_side_shows_images_of_any_size(tmp_path, height, width):
     assert image.width < 3000 and image.height < 3000
 
 
-def test_side_by_side_refuses_images_of_two_sizes(tmp_path):
+def test_side_by_side_rejects_images_of_different_sizes(tmp_path):
     with pytest.raises(ValueError, match="one size"):
         side_by_side(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4), torch.zeros(3, 4, 5), ["", "", ""], tmp_path / "a.png")
 
 
-def test_a_caption_says_what_a_file_costs_and_gives():
+def test_caption_shows_bytes_bpp_psnr_and_answer():
     assert caption(record(), answer="cat") == "1,000 bytes, 0.125 bpp\nPSNR 28.00 dB\nanswer: cat"
 
 
-def test_plots_into_a_missing_folder_are_one_clear_line(tmp_path):
+def test_plotting_into_a_missing_folder_raises_a_one_line_error(tmp_path):
     with pytest.raises(LoraCompError, match=r"cannot write .*: No such file"):
         score_plot(summary(run()), tmp_path / "missing" / "plot.png")
 
 
-def test_psnr_by_hand():
+def test_psnr_matches_the_closed_form():
     original = np.zeros((2, 2, 3), np.uint8)
     assert psnr(original, original + np.uint8(255)) == 0
     assert psnr(original, original + np.uint8(1)) == pytest.approx(48.1308, abs=1e-4)
@@ -251,54 +251,54 @@ def test_psnr_by_hand():
 
 
 @pytest.mark.parametrize("name", classic_codecs())
-def test_a_classic_codec_spends_more_bytes_for_more_quality(name):
+def test_conventional_codecs_rise_in_rate_and_quality(name):
     image = load_data("photos")[0].image[:, :128, :192]
     curve = anchor_curve(name, [image])
     assert len(curve) == len(settings(name)) >= 8
-    assert rising(curve) == curve
+    assert pareto_front(curve) == curve
     size, quality = measure(name, settings(name)[0], image)
     assert curve[0] == pytest.approx((8 * size / (128 * 192), quality))
 
 
 @pytest.mark.parametrize("name", [name for name in classic_codecs() if name != "jpeg"])
-def test_every_later_codec_needs_fewer_bits_than_jpeg(name):
+def test_conventional_codecs_after_jpeg_have_a_lower_bd_rate(name):
     image = load_data("photos")[0].image[:, :256, :256]
     assert bd_rate(anchor_curve("jpeg", [image]), anchor_curve(name, [image])) < -10
 
 
 @pytest.mark.parametrize("name", classic_codecs())
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 1, 37), (3, 37, 2)])
-def test_a_classic_codec_takes_tiny_images(name, shape):
+def test_conventional_codecs_accept_tiny_images(name, shape):
     image = torch.linspace(0, 1, math.prod(shape)).reshape(shape)
     size, quality = measure(name, settings(name)[-1], image)
     assert size > 0 and quality > 10
 
 
-def test_a_curve_is_the_mean_over_images_of_bpp_and_psnr():
+def test_anchor_curve_averages_bpp_and_psnr_over_images():
     small, large = torch.rand(3, 16, 16), torch.full((3, 64, 64), 0.4)
     both = anchor_curve("jpeg", [small, large])
     singly = [anchor_curve("jpeg", [image]) for image in (small, large)]
     assert np.allclose(both, np.mean(singly, axis=0))
 
 
-def test_an_unknown_classic_codec_is_named():
-    with pytest.raises(LoraCompError, match="no classic codec 'gif'"):
+def test_an_unknown_conventional_codec_raises():
+    with pytest.raises(LoraCompError, match="this Pillow has no codec 'gif'"):
         anchor_curve("gif", [torch.rand(3, 8, 8)])
 
 
-def test_psnr_at_a_rate_between_and_outside_the_points():
+def test_psnr_at_interpolates_and_is_nan_outside_the_curve():
     assert psnr_at(CURVE, 0.2) == pytest.approx(30)
     assert 30 < psnr_at(CURVE, 0.3) < 32.5
     assert math.isnan(psnr_at(CURVE, 0.09)) and math.isnan(psnr_at(CURVE, 0.81))
     assert math.isnan(psnr_at(CURVE[:1], 0.1))
 
 
-def test_gains_are_told_per_rate_point_and_anchor():
-    found = gains([(0.2, 31.5), (9.0, 50.0)], {"jpeg": CURVE})
-    assert found[0] == {"jpeg": pytest.approx(1.5)} and math.isnan(found[1]["jpeg"])
+def test_gains_are_given_per_rate_point_and_anchor():
+    first, second = gains([(0.2, 31.5), (9.0, 50.0)], {"jpeg": CURVE})
+    assert first == {"jpeg": pytest.approx(1.5)} and math.isnan(second["jpeg"])
 
 
-def test_the_command_compares_codecs_and_counts_what_it_skipped(tmp_path, capsys):
+def test_codecs_command_counts_skipped_images(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -321,7 +321,7 @@ def test_the_command_compares_codecs_and_counts_what_it_skipped(tmp_path, capsys
         ([".", "--out", "missing/out.json"], "cannot write"),
     ],
 )
-def test_the_command_answers_bad_input_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_codecs_command_reports_bad_input_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("a.png")
     assert main(["codecs", *arguments]) == 2
@@ -331,7 +331,7 @@ def test_the_command_answers_bad_input_in_one_line(tmp_path, monkeypatch, capsys
 
 @pytest.mark.data
 @pytest.mark.skipif(not (SHARED / "data" / "kodak").is_dir(), reason="LORA_COMP_SHARED has no data/kodak")
-def test_jpeg_on_kodak_is_where_the_field_finds_it():
+def test_jpeg_on_kodak_matches_published_psnr():
     kodak = load_data("folder", path=SHARED / "data" / "kodak")
     hard = [kodak[i - 1].image for i in (1, 5, 9, 13, 17, 21)]
     assert psnr_at(anchor_curve("jpeg", hard), 0.479) == pytest.approx(27.4, abs=0.1)

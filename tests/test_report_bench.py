@@ -1,4 +1,4 @@
-"""What a user relies on in the table of speeds: a row per claim, who is ours and who a peer, and the machine."""
+"""The benchmark table: a row per claim, our times and the peers', and the machine."""
 
 import json
 import os
@@ -55,9 +55,9 @@ def printed(capsys, path):
     return capsys.readouterr().out.splitlines()
 
 
-def test_a_claim_is_a_row_with_every_peer_and_how_many_times_ours_it_takes(write, capsys):
+def test_each_claim_is_a_row_with_times_and_ratios_of_all_peers(write, capsys):
     assert printed(capsys, write()) == [
-        "| what is timed | ours | peers | peers / ours |",
+        "| benchmark | ours | peers | peers / ours |",
         "| --- | ---: | --- | ---: |",
         "| rANS encoding | 0.801 ms | CompressAI 15.1 ms, constriction 12.6 ms | 18.9, 15.7 |",
         "| training step | 0.300 s | published 1.20 s | 4.00 |",
@@ -66,12 +66,12 @@ def test_a_claim_is_a_row_with_every_peer_and_how_many_times_ours_it_takes(write
     ]
 
 
-def test_a_gpu_is_named(write, capsys):
+def test_the_machine_line_names_the_gpu(write, capsys):
     line = printed(capsys, write(machine={**MACHINE, "gpu": "A Graphics Card"}))[-1]
     assert line == "Medians on A $2 Processor, AVX-512, 2 cores, A Graphics Card, torch 2.9.0, 1 thread, 2026-01-02."
 
 
-def test_the_order_in_which_kinds_ran_does_not_matter(write):
+def test_claims_do_not_depend_on_the_order_of_kinds(write):
     claims = [(claim.name, claim.ours, dict(claim.peers)) for claim in read_speeds(write(RUN[::-1])).claims]
     assert sorted(claims) == [
         ("rANS encoding", 0.000801, {"CompressAI": 0.0151, "constriction": 0.0126}),
@@ -88,40 +88,40 @@ def test_the_order_in_which_kinds_ran_does_not_matter(write):
         (1.5, 1850, "1.50 s | torch 1,850 s | 1,230"),
     ],
 )
-def test_a_row_has_the_unit_of_its_slowest(write, capsys, ours, peer, cells):
+def test_a_row_uses_the_unit_of_its_slowest_time(write, capsys, ours, peer, cells):
     lines = printed(capsys, write([benchmark("a", "ours", ours), benchmark("a", "torch", peer)]))
     assert lines[2] == f"| a | {cells} |"
 
 
 @given(st.floats(1e-9, 1e9))
-def test_three_digits_are_the_value_to_half_a_percent(value):
+def test_three_digits_round_within_half_a_percent(value):
     text = three_digits(value)
     assert float(text.replace(",", "")) == pytest.approx(value, rel=0.0051)
     assert "e" not in text
 
 
-def test_what_has_no_kind_claims_nothing_and_half_a_comparison_is_named(write, capsys):
-    lonely = [benchmark("kernels", None, 1.0), benchmark("layer", "ours", 1.0), benchmark("block", "PEFT", 1.0)]
-    lines = printed(capsys, write([*lonely, *RUN]))
-    assert lines[-1] == "Left out, without ours or without a peer in this run: layer; block."
+def test_groups_without_a_peer_are_listed_and_tests_without_a_kind_are_not(write, capsys):
+    unmatched = [benchmark("kernels", None, 1.0), benchmark("layer", "ours", 1.0), benchmark("block", "PEFT", 1.0)]
+    lines = printed(capsys, write([*unmatched, *RUN]))
+    assert lines[-1] == "Left out (nothing to compare in this run): layer; block."
     assert not any("kernels" in line for line in lines)
 
 
-def test_a_run_that_others_disturbed_is_told(write, capsys):
+def test_noisy_claims_are_listed(write, capsys):
     lines = printed(capsys, write([*RUN[:-1], benchmark("training step", "published", 1.2, fastest=0.7)]))
-    assert lines[-1] == "Disturbed, a median over 1.25 times the fastest round: training step."
+    assert lines[-1] == "Noisy (median > 1.25x the fastest round): training step."
 
 
-def test_a_machine_that_tells_little_is_still_named(write, capsys):
+def test_the_machine_line_needs_only_the_architecture(write, capsys):
     assert printed(capsys, write(machine={"machine": "arm64"}))[-1] == "Medians on arm64, 2026-01-02."
 
 
-def test_processor_time_is_told_from_the_time_of_a_clock(write, capsys):
+def test_the_machine_line_names_processor_time(write, capsys):
     timed = [run | {"options": {"timer": "process_time"}} for run in RUN]
     assert printed(capsys, write(timed))[-1].endswith(", 2026-01-02, processor time.")
 
 
-def test_out_gets_the_table_and_a_plot(write, tmp_path, capsys):
+def test_out_receives_the_table_and_a_plot(write, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     assert main(["bench", str(write()), "--out", str(out)]) == 0
     assert (out / "bench.md").read_text() == capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_out_gets_the_table_and_a_plot(write, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("ratios", [[1.0], [0.2, 0.9], [0.5, 1, 3, 1e5], [1.01] * 40])
-def test_the_plot_draws_any_ratios(write, tmp_path, ratios):
+def test_speed_plot_handles_any_ratios(write, tmp_path, ratios):
     measured = [
         benchmark(f"claim $ {i}", kind, seconds)
         for i, ratio in enumerate(ratios)
@@ -142,7 +142,7 @@ def test_the_plot_draws_any_ratios(write, tmp_path, ratios):
         assert image.width > 1000
 
 
-def refused(capsys, *arguments):
+def error_of(capsys, *arguments):
     assert main(["bench", *map(str, arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -162,31 +162,31 @@ def refused(capsys, *arguments):
         json.dumps({"benchmarks": RUN}),
     ],
 )
-def test_a_file_of_something_else_is_one_clear_line(tmp_path, capsys, text):
+def test_other_files_raise_a_one_line_error(tmp_path, capsys, text):
     (tmp_path / "b.json").write_text(text)
-    assert "is not what pytest-benchmark writes" in refused(capsys, tmp_path / "b.json")
+    assert "is not a JSON file of pytest-benchmark" in error_of(capsys, tmp_path / "b.json")
 
 
-def test_a_missing_file_and_a_folder_in_its_place_are_one_clear_line(tmp_path, capsys):
-    assert "No such file" in refused(capsys, tmp_path / "b.json")
-    assert "Is a directory" in refused(capsys, tmp_path)
+def test_a_missing_file_or_a_folder_raises_a_one_line_error(tmp_path, capsys):
+    assert "No such file" in error_of(capsys, tmp_path / "b.json")
+    assert "Is a directory" in error_of(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("benchmarks", [[], RUN[1:3], RUN[:1], [benchmark("a", None, 1.0)]])
-def test_a_run_without_ours_beside_a_peer_is_one_clear_line(write, capsys, benchmarks):
-    assert "no group of benchmarks with kind=ours beside a peer" in refused(capsys, write(benchmarks))
+def test_a_run_without_a_comparison_raises_a_one_line_error(write, capsys, benchmarks):
+    assert "no group of benchmarks with kind=ours beside a peer" in error_of(capsys, write(benchmarks))
 
 
-def test_one_kind_twice_in_a_group_is_named(write, capsys):
-    assert "'training step' has two benchmarks of kind=ours" in refused(capsys, write([*RUN, RUN[3]]))
+def test_a_kind_twice_in_a_group_raises(write, capsys):
+    assert "'training step' has two benchmarks of kind=ours" in error_of(capsys, write([*RUN, RUN[3]]))
 
 
 @pytest.mark.parametrize("median", [0, -1.0, float("nan"), float("inf"), "x", None])
-def test_a_time_that_is_no_time_is_refused(write, capsys, median):
+def test_times_that_are_not_positive_numbers_raise(write, capsys, median):
     broken = {**RUN[0], "stats": {"median": median, "min": median}}
-    assert "is not what pytest-benchmark writes" in refused(capsys, write([broken, *RUN[1:]]))
+    assert "is not a JSON file of pytest-benchmark" in error_of(capsys, write([broken, *RUN[1:]]))
 
 
-def test_out_that_cannot_be_written_is_one_clear_line(write, capsys):
+def test_an_unwritable_out_raises_a_one_line_error(write, capsys):
     path = write()
-    assert "cannot make the folder" in refused(capsys, path, "--out", path / "x")
+    assert "cannot make the folder" in error_of(capsys, path, "--out", path / "x")

@@ -1,1 +1,1 @@
-"""What was measured: rate differences (bdrate), tables (summary), plots, classic codecs (codecs), speeds (bench)."""
+"""Reports: BD-rates (bdrate), tables (summary), plots, conventional codecs (codecs), benchmark times (bench), cards."""

@@ -1,4 +1,4 @@
-"""Two curves of quality over rate in one number: how many percent of the rate the one saves at equal quality."""
+"""Bjontegaard delta rate: the mean difference of two rate-quality curves in percent of the rate."""
 
 import math
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from scipy.interpolate import PchipInterpolator
 Point = tuple[float, float]  # (rate in bpp, quality where higher is better)
 
 
-def rising(points: Iterable[Point]) -> list[Point]:
-    """The points that no other point of the curve beats, sorted: rate and quality both rise strictly.
+def pareto_front(points: Iterable[Point]) -> list[Point]:
+    """The points of a curve that no other point dominates, sorted: rate and quality both rise strictly.
 
-    A point is left out if another one has at least its quality at no higher rate: nobody would use that rate point.
+    A point is dominated if another one has at least its quality at no higher rate.
     """
     best: list[Point] = []
     for rate, quality in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -25,14 +25,14 @@ def bd_rate(anchor: Iterable[Point], test: Iterable[Point]) -> float:
     """Bjontegaard delta rate of `test` against `anchor` in percent; below 0, `test` needs fewer bits.
 
     anchor, test: (bpp, quality) per rate point, in any order, bpp > 0; quality is PSNR in dB, accuracy, mAP or any
-    other figure where higher is better.
+    other metric where higher is better.
 
-    The mean difference of log rate over the quality interval that both curves reach (Bjontegaard, VCEG-M33, 2001),
-    with piecewise cubic interpolation (PCHIP) in place of the polynomial, as standardisation does today. Scores of
-    task networks need not rise with rate, so each curve is first reduced to its `rising` points. With four points a
-    curve this is the field's figure; with fewer it is an indication.
+    The mean difference of log rate over the quality interval that both curves cover (Bjontegaard, VCEG-M33, 2001),
+    with piecewise cubic interpolation (PCHIP) in place of the polynomial, as in current standardisation. The scores of
+    task networks may fall as the rate rises, so each curve is first reduced to its Pareto front. Four points per curve
+    are customary; with fewer the result is only indicative.
 
-    Returns nan when the curves reach no common quality interval, when one has fewer than two rising points, or when a
+    Returns nan if the curves share no quality interval, if one has fewer than two points on its Pareto front, or if a
     quality is not finite. Raises ValueError for a rate that is not a positive number.
     """
     curves = [list(anchor), list(test)]
@@ -41,7 +41,7 @@ def bd_rate(anchor: Iterable[Point], test: Iterable[Point]) -> float:
             raise ValueError(f"a rate must be a positive number of bits per pixel, not {rate}")
     if not all(math.isfinite(quality) for curve in curves for _, quality in curve):
         return math.nan
-    curves = [rising(curve) for curve in curves]
+    curves = [pareto_front(curve) for curve in curves]
     if min(map(len, curves)) < 2:
         return math.nan
     low = max(curve[0][1] for curve in curves)

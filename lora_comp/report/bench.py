@@ -1,6 +1,6 @@
-"""Speeds: what `pytest benchmarks --benchmark-json FILE.json` measured, as a table of ours against named peers.
+"""The results of `pytest benchmarks --benchmark-json FILE.json` as a table of our times against those of named peers.
 
-A claim is one group of benchmarks that have a parameter `kind`, "ours" or the name of a peer.
+A claim is one group of benchmarks with a parameter `kind`: "ours" or the name of a peer.
 """
 
 import json
@@ -12,13 +12,13 @@ from typing import NamedTuple
 from lora_comp.errors import LoraCompError
 
 OURS = "ours"
-NOISY = 1.25  # a median so far above the fastest round tells of other processes (process_time hardly sees them)
+NOISY = 1.25  # a median this many times the fastest round indicates load from other processes
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _VECTORS = (("avx512f", "AVX-512"), ("avx2", "AVX2"))
 
 
 class Claim(NamedTuple):
-    """What was timed, and seconds: medians over the rounds of ours and of each peer, in the order they ran."""
+    """One comparison: median seconds over the rounds, ours and each peer's, in the order they ran."""
 
     name: str
     ours: float
@@ -27,12 +27,12 @@ class Claim(NamedTuple):
 
     @property
     def ratios(self) -> dict[str, float]:
-        """How many times ours each peer takes; above 1 ours is faster."""
+        """Each peer's time over ours; above 1 ours is faster."""
         return {peer: seconds / self.ours for peer, seconds in self.peers.items()}
 
 
 class Speeds(NamedTuple):
-    """The claims of a file, the groups that lack ours or any peer, and the machine with the date in words."""
+    """The claims of a file, the names of groups without ours or without a peer, and a line on the machine and date."""
 
     claims: list[Claim]
     left_out: list[str]
@@ -40,7 +40,10 @@ class Speeds(NamedTuple):
 
 
 def read_speeds(path: Path) -> Speeds:
-    """Raises LoraCompError for a file that is missing, not of pytest-benchmark, or without ours beside a peer."""
+    """Read a JSON file of pytest-benchmark.
+
+    Raises LoraCompError if the file is missing, is not one of pytest-benchmark, or compares nothing of ours to a peer.
+    """
     try:
         report = json.loads(path.read_text())
         groups = _groups(report["benchmarks"])
@@ -50,7 +53,7 @@ def read_speeds(path: Path) -> Speeds:
     except OSError as error:
         raise LoraCompError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoraCompError(f"{path} is not what pytest-benchmark writes: {error!r}") from None
+        raise LoraCompError(f"{path} is not a JSON file of pytest-benchmark: {error!r}") from None
     compared = {name: kinds for name, kinds in groups.items() if OURS in kinds and len(kinds) > 1}
     if not compared:
         raise LoraCompError(f"{path} has no group of benchmarks with kind={OURS} beside a peer")
@@ -67,7 +70,7 @@ def read_speeds(path: Path) -> Speeds:
 
 
 def _groups(benchmarks: Sequence[dict]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Per group and kind the median and the fastest round; benchmarks without a kind claim nothing."""
+    """Median and fastest round in seconds, by group and kind; benchmarks without a kind are left out."""
     groups: dict[str, dict[str, tuple[float, float]]] = {}
     for benchmark in benchmarks:
         if "kind" not in (benchmark["params"] or {}):
@@ -84,7 +87,7 @@ def _groups(benchmarks: Sequence[dict]) -> dict[str, dict[str, tuple[float, floa
 
 
 def machine_line(info: Mapping, date: str) -> str:
-    """Processor, GPU, cores, torch, threads and day, as far as pytest-benchmark's machine_info tells."""
+    """Processor, cores, GPU, torch, threads and day, as far as pytest-benchmark's machine_info has them."""
     cpu = info.get("cpu", {})
     vectors = [name for flag, name in _VECTORS if flag in cpu.get("flags", ())][:1]
     cores, gpu, torch, threads = cpu.get("count"), info.get("gpu"), info.get("torch"), info.get("threads")
@@ -106,8 +109,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def speed_table(speeds: Speeds) -> str:
-    """Markdown, a row per claim; the machine under it, and what is not to be relied on."""
-    rows = [("what is timed", OURS, "peers", "peers / ours"), ("---", "---:", "---", "---:")]
+    """A Markdown table with a row per claim, followed by the machine, noisy claims and groups that were left out."""
+    rows = [("benchmark", OURS, "peers", "peers / ours"), ("---", "---:", "---", "---:")]
     for claim in speeds.claims:
         scale, unit = _unit(max(claim.ours, *claim.peers.values()))
         peers = ", ".join(f"{peer} {three_digits(seconds / scale)} {unit}" for peer, seconds in claim.peers.items())
@@ -121,9 +124,9 @@ def speed_table(speeds: Speeds) -> str:
         )
     notes = [f"Medians on {speeds.machine}."]
     if noisy := [claim.name for claim in speeds.claims if claim.noisy]:
-        notes.append(f"Disturbed, a median over {NOISY} times the fastest round: {'; '.join(noisy)}.")
+        notes.append(f"Noisy (median > {NOISY}x the fastest round): {'; '.join(noisy)}.")
     if speeds.left_out:
-        notes.append(f"Left out, without ours or without a peer in this run: {'; '.join(speeds.left_out)}.")
+        notes.append(f"Left out (nothing to compare in this run): {'; '.join(speeds.left_out)}.")
     return "\n\n".join(["\n".join("| " + " | ".join(cells) + " |" for cells in rows), *notes]) + "\n"
 
 
@@ -132,6 +135,6 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, never an exponent: 0.812, 19.1, 1,230."""
+    """Three significant digits without an exponent: 0.812, 19.1, 1,230."""
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"

@@ -1,4 +1,4 @@
-"""The cards of what ships: the data, steps, hours and hardware that made it, and what it reaches."""
+"""Model cards of the weights in the package: training data, steps, hours, hardware, and results."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from lora_comp.zoo.registry import digest
 
 
 def codec_scores(name: str, report: dict, folder: str) -> dict:
-    """What the card of a codec and the zoo tell of it, from what `compare_codecs` returns for the images of `folder`.
+    """The results that a codec's card and the zoo show, from what `compare_codecs` returns for the images of `folder`.
 
-    "curve" names each rate point's weights by their SHA-256, so that figures of earlier weights are never shown.
+    "curve" holds the SHA-256 of each rate point's weights, so that results of earlier weights are never shown.
     """
     curve = [
         {**row, "gain_db": gain, "sha256": digest(codec_path(name, row["setting"]))}
@@ -21,7 +21,7 @@ def codec_scores(name: str, report: dict, folder: str) -> dict:
 
 
 def codec_card(scores: dict) -> str:
-    """Markdown from what `codec_scores` gives, and from the metadata of the weights."""
+    """The card of a codec in Markdown, from `codec_scores` and the metadata of the weights."""
     name, rows = scores["codec"], scores["curve"]
     paths = [codec_path(name, row["setting"]) for row in rows]
     cards = [read_weights(path, path.stem)[1] for path in paths]
@@ -29,8 +29,8 @@ def codec_card(scores: dict) -> str:
     lines = [
         f"# {name}",
         "",
-        "Weights in float16; trained by `python -m lora_comp.train what=codec`, lower qualities from a checkpoint of "
-        "the highest.",
+        "Weights in float16, trained by `python -m lora_comp.train what=codec`; lower qualities start from a "
+        "checkpoint of the highest.",
         "",
     ]
     lines += table(
@@ -39,8 +39,8 @@ def codec_card(scores: dict) -> str:
     )
     lines += [
         "",
-        f"Means over the {scores['images']} images of {scores['folder']}, every byte of a file that was "
-        "decoded; dB: PSNR above another codec at equal bpp.",
+        f"Means over the {scores['images']} images of {scores['folder']}; bpp counts every byte of a file. "
+        "dB over a codec: PSNR gain at equal bpp.",
         "",
     ]
     lines += table(
@@ -59,9 +59,9 @@ def codec_card(scores: dict) -> str:
     behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
     lines += [
         "",
-        f"Quality {', '.join(map(str, behind))} falls short of JPEG at equal bpp."
+        f"Quality {', '.join(map(str, behind))} is below JPEG at equal bpp."
         if behind
-        else "Every rate point beats JPEG (Pillow, 4:2:0) at equal bpp.",
+        else "Every rate point is above JPEG (Pillow, 4:2:0) at equal bpp.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -75,13 +75,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
 
 
 def signed(value: float | None) -> str:
-    """A gain, or a dash where the other codec does not reach this rate."""
+    """A gain in dB, or a dash where the other codec has no point at this rate."""
     return "-" if value is None or value != value else f"{value:+.2f}"
 
 
 def network_card(facts: dict) -> str:
-    """Markdown from the .json that lies beside a network's weights."""
-    told = {
+    """The card of a task network in Markdown, from the .json beside its weights."""
+    training = {
         ("hours" if key == "minutes" else key): (hours(facts) if key == "minutes" else value)
         for key, value in facts.items()
         if key not in ("name", "classes", "masks", "stage_variance")
@@ -92,10 +92,10 @@ def network_card(facts: dict) -> str:
             [
                 f"# {facts['name']}",
                 "",
-                f"{what} of {len(facts['classes'])} classes ({', '.join(facts['classes'])}); "
-                "float16, made by `python -m lora_comp.train what=network`.",
+                f"{what} of {len(facts['classes'])} classes ({', '.join(facts['classes'])}). "
+                "Weights in float16, trained by `python -m lora_comp.train what=network`.",
                 "",
-                *(f"- {key.replace('_', ' ')}: {value}" for key, value in told.items()),
+                *(f"- {key.replace('_', ' ')}: {value}" for key, value in training.items()),
             ]
         )
         + "\n"
@@ -103,7 +103,7 @@ def network_card(facts: dict) -> str:
 
 
 def adapters_card(cards: Sequence[dict]) -> str:
-    """Markdown from the metadata of all adapters; a dash where an older training did not note what it reached."""
+    """The card of all adapters in Markdown, from their metadata; a dash for a result that was not recorded."""
     names = ("task", "codec", "quality", "method", "rank", "alpha", "steps")
     reached = ("bpp", "distortion")
     rows = [
@@ -121,8 +121,8 @@ def adapters_card(cards: Sequence[dict]) -> str:
             [
                 "# Adapters",
                 "",
-                "Pre-trained for a task, all of U, S and V; made by `python -m lora_comp.train what=adapter`. bpp and "
-                "distortion of the task: running means at the end of the training.",
+                "U, S and V pre-trained for a task by `python -m lora_comp.train what=adapter`. bpp and the task's "
+                "distortion are running means at the end of training.",
                 "",
                 *table([*names, "hours", "hardware", "trained on", *reached], rows),
             ]

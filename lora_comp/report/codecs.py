@@ -1,8 +1,7 @@
-"""Classic codecs on the same images, by Pillow's encoders: bytes of real files, and PSNR of what they decode to.
+"""Conventional codecs through Pillow's encoders: bytes of real files, and the PSNR of the decoded images.
 
-The settings are those a user would pick: JPEG with 4:2:0 chroma and optimised Huffman tables, WebP with its slowest
-method, AVIF at Pillow's default speed with 4:2:0, JPEG 2000 with the irreversible wavelet and colour transform, as a
-bare codestream.
+JPEG uses 4:2:0 chroma and optimised Huffman tables; WebP its slowest method; AVIF 4:2:0 at Pillow's default speed;
+JPEG 2000 the irreversible wavelet and colour transform, as a bare codestream.
 """
 
 import io
@@ -15,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from lora_comp.errors import LoraCompError
-from lora_comp.report.bdrate import Point, rising
+from lora_comp.report.bdrate import Point, pareto_front
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
@@ -31,7 +30,7 @@ def _avif(image: Image.Image, quality: int) -> bytes:
 
 
 def _jpeg2000(image: Image.Image, ratio: int) -> bytes:
-    resolutions = min(6, min(image.size).bit_length())  # OpenJPEG refuses more than the image can be halved
+    resolutions = min(6, min(image.size).bit_length())  # OpenJPEG rejects more levels than the image can be halved
     return _save(
         image,
         "JPEG2000",
@@ -41,7 +40,7 @@ def _jpeg2000(image: Image.Image, ratio: int) -> bytes:
         mct=1,
         num_resolutions=resolutions,
         no_jp2=True,
-    )  # mct: Pillow codes RGB without a colour transform unless told
+    )  # mct: Pillow applies no colour transform by default
 
 
 def _save(image: Image.Image, kind: str, **options) -> bytes:
@@ -52,7 +51,7 @@ def _save(image: Image.Image, kind: str, **options) -> bytes:
 
 Encoder = Callable[[Image.Image, int], bytes]
 
-# Pillow's encoder and its settings from coarse to fine: qualities, and compression ratios of JPEG 2000.
+# Encoder and settings from coarse to fine: qualities, and for JPEG 2000 compression ratios.
 _CLASSIC: dict[str, tuple[Encoder, tuple[int, ...]]] = {
     "jpeg": (_jpeg, (5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)),
     "webp": (_webp, (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)),
@@ -62,20 +61,23 @@ _CLASSIC: dict[str, tuple[Encoder, tuple[int, ...]]] = {
 
 
 def classic_codecs() -> list[str]:
-    """Names of the codecs that this Pillow can write."""
+    """Names of the conventional codecs that this build of Pillow can write."""
     present = {"jpeg": "jpg", "webp": "webp", "avif": "avif", "jpeg2000": "jpg_2000"}
     return [name for name in _CLASSIC if features.check(present[name])]
 
 
 def settings(name: str) -> tuple[int, ...]:
-    """The settings along the curve of a classic codec, from the lowest rate to the highest."""
+    """Encoder settings of a conventional codec, from the lowest rate to the highest.
+
+    Raises LoraCompError for a codec that this build of Pillow cannot write.
+    """
     if name not in classic_codecs():
-        raise LoraCompError(f"no classic codec {name!r} in this Pillow; there are {', '.join(classic_codecs())}")
+        raise LoraCompError(f"this Pillow has no codec {name!r}; available are {', '.join(classic_codecs())}")
     return _CLASSIC[name][1]
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
-    """float (3, H, W) in [0, 1] as a file shows it: uint8 (H, W, 3)."""
+    """float (3, H, W) in [0, 1] to uint8 (H, W, 3), rounded."""
     array = image.detach().float().clamp(0, 1).mul(255).round().byte()
     return array.permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, 3)
 
@@ -86,29 +88,29 @@ def psnr(original: np.ndarray, decoded: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def through(name: str, setting: int, image: Tensor) -> tuple[int, np.ndarray]:
-    """One image, float (3, H, W) in [0, 1], through a classic codec and back: bytes, and uint8 (H, W, 3)."""
+def round_trip(name: str, setting: int, image: Tensor) -> tuple[int, np.ndarray]:
+    """Encode and decode an image, float (3, H, W) in [0, 1]: size in bytes, and decoded uint8 (H, W, 3)."""
     data = _CLASSIC[name][0](Image.fromarray(to_bytes(image)), setting)
     with Image.open(io.BytesIO(data)) as decoded:
         return len(data), np.array(decoded.convert("RGB"))
 
 
 def measure(name: str, setting: int, image: Tensor) -> tuple[int, float]:
-    """Bytes and PSNR (dB) of one image, float (3, H, W) in [0, 1], through a classic codec and back."""
-    size, decoded = through(name, setting, image)
+    """Size in bytes and PSNR in dB of an image, float (3, H, W) in [0, 1], under a conventional codec."""
+    size, decoded = round_trip(name, setting, image)
     return size, psnr(to_bytes(image), decoded)
 
 
 def mean_point(points: Iterable[Point]) -> Point:
-    """Mean bpp and mean PSNR over images at one rate point: the field's way, not bits over pixels in sum."""
+    """Mean bpp and mean PSNR of images at one rate point. bpp is averaged per image, as the field reports it."""
     rate, quality = np.mean(list(points), axis=0)
     return float(rate), float(quality)
 
 
 def anchor_curve(name: str, images: Sequence[Tensor]) -> list[Point]:
-    """(bpp, PSNR in dB) of a classic codec, a point per setting, each the mean over `images`.
+    """(bpp, PSNR in dB) of a conventional codec: one point per setting, each a mean over `images`.
 
-    images: float (3, H, W) in [0, 1] each. Raises LoraCompError for a codec that this Pillow lacks.
+    images: float (3, H, W) in [0, 1] each. Raises LoraCompError as `settings` does.
     """
     curve = []
     for setting in settings(name):
@@ -118,8 +120,8 @@ def anchor_curve(name: str, images: Sequence[Tensor]) -> list[Point]:
 
 
 def psnr_at(curve: Sequence[Point], bpp: float) -> float:
-    """PSNR (dB) of a curve at a rate, interpolated (PCHIP) over log bpp; nan outside the curve."""
-    points = rising(point for point in curve if math.isfinite(point[1]))
+    """PSNR in dB of a curve at a rate, interpolated (PCHIP) over log bpp; nan outside the curve."""
+    points = pareto_front(point for point in curve if math.isfinite(point[1]))
     if len(points) < 2 or not points[0][0] <= bpp <= points[-1][0]:
         return math.nan
     rates, qualities = np.array(points).T
@@ -127,5 +129,5 @@ def psnr_at(curve: Sequence[Point], bpp: float) -> float:
 
 
 def gains(curve: Sequence[Point], anchors: Mapping[str, Sequence[Point]]) -> list[dict[str, float]]:
-    """How many dB each point of a curve lies above each anchor at equal bpp; nan outside the anchor's curve."""
+    """PSNR gain in dB of each point of a curve over each anchor at equal bpp; nan outside the anchor's curve."""
     return [{name: quality - psnr_at(anchor, rate) for name, anchor in anchors.items()} for rate, quality in curve]

@@ -1,4 +1,4 @@
-"""Plots: a run's score over rate, one image original, plain and adapted side by side, and speeds."""
+"""Plots: score over rate, an original beside its plain and adapted reconstructions, and benchmark times."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from lora_comp.errors import LoraCompError
 from lora_comp.report.bench import Speeds, three_digits
 from lora_comp.report.summary import PLAIN, lower_is_better, score_name
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell the lines apart in print.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; the markers distinguish lines in greyscale.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LABELS = {
@@ -34,10 +34,10 @@ _TINT = "#555555"
 
 
 def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
-    """Score over rate, a line per method, from the rows of `summary`; the format follows the suffix.
+    """Plot the score over rate, one line per method, from the rows of `summary`; the suffix sets the file format.
 
-    Beside it the feature distance if the rows have it, else MS-SSIM or PSNR, whichever is not the score.
-    Raises LoraCompError when the file cannot be written.
+    A second panel shows the feature distance if the rows have it, else MS-SSIM or PSNR, unless that is the score.
+    Raises LoraCompError if the file cannot be written.
     """
     score = score_name(rows)
     second = next(
@@ -62,7 +62,7 @@ def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
 
 
 def _lines(axes: Axes, rows: Sequence[dict], key: str) -> None:
-    """One figure of the rows over rate."""
+    """Plot one metric of the rows over rate."""
     several = len({(row["task"], row["codec"]) for row in rows}) > 1
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
@@ -85,7 +85,7 @@ def _lines(axes: Axes, rows: Sequence[dict], key: str) -> None:
             )
     values = [value for points in lines.values() for _, value in points]
     if values and max(values) - min(values) < 1e-3 * max(1e-9, *map(abs, values)):
-        middle = (max(values) + min(values)) / 2  # equal scores would be drawn on a scale of rounding errors
+        middle = (max(values) + min(values)) / 2  # otherwise the axis would magnify rounding errors
         axes.set_ylim(middle - 0.05 * max(1, abs(middle)), middle + 0.05 * max(1, abs(middle)))
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -98,7 +98,7 @@ def _lines(axes: Axes, rows: Sequence[dict], key: str) -> None:
 
 
 def caption(record: dict, answer: str | None = None) -> str:
-    """What stands under a coded image: bytes, bpp, PSNR, and the answer of the task network (or the score)."""
+    """Caption of a coded image: bytes, bpp, PSNR, and the task network's prediction or else the score."""
     last = f"answer: {answer}" if answer is not None else f"score {record['score']:.3f}"
     return f"{record['bytes']:,} bytes, {record['bpp']:.3f} bpp\nPSNR {record['psnr']:.2f} dB\n{last}"
 
@@ -111,11 +111,11 @@ def side_by_side(
     path: str | os.PathLike,
     boxes: Sequence[Sequence[Sequence[float]]] = ((), (), ()),
 ) -> None:
-    """Original, plain and adapted beside each other, and under the coded ones where they differ from the original.
+    """Plot the original, plain and adapted images side by side, with error maps below the latter two.
 
-    original, plain, adapted: float (3, H, W) in [0, 1]. captions: three texts, one under each image. boxes: x, y,
-    width and height in pixels of the objects found in each.
-    Images that are much wider than high stand under each other. Raises LoraCompError when the file cannot be written.
+    original, plain, adapted: float (3, H, W) in [0, 1]. captions: one text per image. boxes: x, y, width and height in
+    pixels of the objects detected in each. Images more than twice as wide as high are stacked instead.
+    Raises LoraCompError if the file cannot be written.
     """
     shapes = [tuple(image.shape) for image in (original, plain, adapted)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3 or len(captions) != 3:
@@ -125,7 +125,7 @@ def side_by_side(
         image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy() for image in (original, plain, adapted)
     ]  # (H, W, 3) each
     errors = [255 * np.abs(image - images[0]).mean(axis=2) for image in images[1:]]  # (H, W) each
-    brightest = max(1.0, float(np.quantile(errors, 0.995)))  # one scale for both, or they could not be compared
+    brightest = max(1.0, float(np.quantile(errors, 0.995)))  # a common scale, so that both can be compared
     titles = ("original", "plain codec", "adapted")
     cell = _cell_size(height, width)
     stacked = width > 2 * height
@@ -145,9 +145,9 @@ def side_by_side(
 
 
 def _cell_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width in pixels to show an image at: whole multiples of small ones, at most 768 of large ones.
+    """Displayed height and width in pixels: small images are enlarged by an integer, large ones reduced to 768.
 
-    A strip thinner than 1:12 is shown 1:12, or nothing could be seen of it.
+    An aspect ratio beyond 1:12 is displayed as 1:12.
     """
     longest = max(height, width)
     scale: float = max(1, 512 // longest) if longest < 768 else 768 / longest
@@ -165,7 +165,7 @@ class _Sheet:
 
     def __init__(self, cell: tuple[int, int], columns: int, rows: int):
         self.cell = cell
-        self.step = max(cell[1], 270) + self.gap  # a caption needs its room under a small image too
+        self.step = max(cell[1], 270) + self.gap  # room for the caption of a small image
         self.row = cell[0] + self.title + self.text
         self.size = (rows * self.row + self.gap, columns * self.step + self.gap)  # (H, W)
         self.figure = Figure(figsize=(self.size[1] / self.dpi, self.size[0] / self.dpi), dpi=self.dpi)
@@ -178,7 +178,7 @@ class _Sheet:
         axes.imshow(image, aspect="auto", vmin=0, vmax=1, cmap="gray", interpolation="auto")
         axes.set_axis_off()
         self.figure.text(left / width, 1 - (top - 8) / height, title, fontsize=11, fontweight="bold", va="bottom")
-        letters = (self.step - self.gap) // 8  # of 10 points at 100 dots an inch, on average
+        letters = (self.step - self.gap) // 8  # average width in pixels of a 10 pt letter at 100 dpi
         lines = [textwrap.shorten(line, letters, placeholder="...") for line in caption.splitlines()]
         self.figure.text(
             left / width,
@@ -194,9 +194,9 @@ class _Sheet:
 
 
 def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
-    """A bar per claim and peer, how many times faster ours is, on a log axis; left of 1 ours is slower.
+    """Plot a bar per claim and peer: the peer's time over ours, on a log axis.
 
-    Raises LoraCompError when the file cannot be written.
+    Raises LoraCompError if the file cannot be written.
     """
     bars = [(claim, peer, ratio) for claim in speeds.claims for peer, ratio in claim.ratios.items()]
     peers = list(dict.fromkeys(peer for _, peer, _ in bars))
@@ -221,7 +221,7 @@ def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
             place += 1
-        place += 0.6  # the bars of a claim touch, claims stand apart
+        place += 0.6  # gap between claims
     axes.set_yticks(ticks, [textwrap.fill(claim.name, 40) for claim in speeds.claims], parse_math=False)
     axes.set_ylim(place - 0.8, -0.8)  # the first claim on top
     axes.set_xscale("log")
@@ -240,7 +240,7 @@ def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
-    """Write the figure; it appears under its name only when it is complete."""
+    """Write the figure to a temporary file, then rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     FigureCanvasAgg(figure)

@@ -1,6 +1,6 @@
-"""The records of a run in a few rows: means per method and rate point, adapted beside plain, and BD-rates.
+"""Summary tables of a run: means per method and rate point, and BD-rates against the plain codec.
 
-A record is what `results.json` holds per image and setting; a row is the mean of the records of one task, codec,
+A record is an entry of `results.json`, of one image and setting. A row is the mean of the records of one task, codec,
 method and quality.
 """
 
@@ -14,7 +14,7 @@ from lora_comp.report.bdrate import bd_rate
 
 PLAIN = "none"
 GROUP = ("task", "codec", "method", "quality")
-# What a record tells that is no figure of merit of the task, in table order where it is shown at all.
+# Fields of a record that are not metrics of the task.
 _BOOKKEEPING = (
     "image",
     "height",
@@ -36,7 +36,7 @@ _BOOKKEEPING = (
     "threads",
 )
 DETAILS = ("AP75", "AP_small", "AP_medium", "AP_large")
-OF_A_PART = ("_top1", "_agreement", "_mAP", "_psnr")  # the scores of one of several tasks, under its name
+SUBTASK_SCORES = ("_top1", "_agreement", "_mAP", "_psnr")  # with several tasks, each one's score has its name before
 
 
 def lower_is_better(name: str) -> bool:
@@ -44,11 +44,11 @@ def lower_is_better(name: str) -> bool:
 
 
 def summary(records: Sequence[dict]) -> list[dict]:
-    """A row per task, codec, method and quality: `count`, and the mean of every number that its records hold.
+    """A row per task, codec, method and quality: `count`, and the mean of every number in its records.
 
-    The mean of bpp is the mean over images of each one's bpp, as the field reports it. A figure that some records
-    lack (None or absent: an image without label has no top-1) is the mean over those that have it. Plain rows come
-    first, then methods as they appear, each by rising quality.
+    bpp is averaged per image, as the field reports it. A value that some records lack (None or absent: an image
+    without label has no top-1) is averaged over the others. Plain rows come first, then methods in order of
+    appearance, each by rising quality.
     """
     groups: dict[tuple, list[dict]] = {}
     for record in records:
@@ -67,26 +67,26 @@ def summary(records: Sequence[dict]) -> list[dict]:
 
 
 def metric_names(rows: Sequence[dict]) -> list[str]:
-    """The task's own figures in the rows, without the one that is the score (or PSNR) under its own name."""
+    """The task's own metrics in the rows, except the one that is the score."""
     names = dict.fromkeys(key for row in rows for key in row if key not in _BOOKKEEPING)
     return [name for name in names if name != score_name(rows)]
 
 
 def score_name(rows: Sequence[dict]) -> str:
-    """The figure that equals the score in every row, the first if several do; "score" if none does."""
+    """Name of the first metric that equals the score in every row; "score" if none does."""
     names = dict.fromkeys(key for row in rows for key in row if key == "psnr" or key not in _BOOKKEEPING)
     return next((name for name in names if all(row.get(name) == row["score"] for row in rows)), "score")
 
 
 def bd_rates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Per adapting method: BD-rate in percent against the plain codec at equal score, feature distance and PSNR, of
-    each of several tasks where there are.
+    """BD-rate in percent of each method against the plain codec, by metric: score, feature distance, PSNR, and the
+    scores of several tasks.
 
-    Only those that can be told (see `bd_rate`). The rows must be of one task and one codec.
+    Undefined ones are left out (see `bd_rate`). The rows must be of one task and one codec.
     """
-    found: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        others = dict.fromkeys(n for row in rows for n in row if n.endswith(OF_A_PART) or lower_is_better(n))
+        others = dict.fromkeys(n for row in rows for n in row if n.endswith(SUBTASK_SCORES) or lower_is_better(n))
         for name in ("score", *others, "psnr", "psnr_roi"):
             sign = -1 if lower_is_better(name) else 1
             anchor, test = (
@@ -95,12 +95,12 @@ def bd_rates(rows: Sequence[dict]) -> dict[str, dict[str, float]]:
             )
             rate = bd_rate(anchor, test)
             if method != PLAIN and not math.isnan(rate):
-                found.setdefault(method, {})[name] = rate
-    return found
+                rates.setdefault(method, {})[name] = rate
+    return rates
 
 
 def _columns(rows: Sequence[dict], brief: bool) -> list[tuple[str, str, int]]:
-    """Key, heading and digits of the columns with figures; a terminal has no room for all."""
+    """Key, heading and decimals of the columns; `brief` leaves out `DETAILS`, for a terminal."""
     score = score_name(rows)
     columns = [("bytes", "bytes", 0), ("bpp", "bpp", 3)]
     if score != "psnr":
@@ -111,12 +111,12 @@ def _columns(rows: Sequence[dict], brief: bool) -> list[tuple[str, str, int]]:
 
 
 def _words(name: str) -> str:
-    known = {"ms_ssim": "MS-SSIM", "top1": "top-1", "psnr": "PSNR", "psnr_roi": "PSNR in the region"}
-    return known.get(name, name.replace("_", " "))
+    names = {"ms_ssim": "MS-SSIM", "top1": "top-1", "psnr": "PSNR", "psnr_roi": "PSNR in the region"}
+    return names.get(name, name.replace("_", " "))
 
 
 def _cells(rows: Sequence[dict], brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: plain and adapted under each other at equal quality, with what adaptation changed."""
+    """Headings and cells: plain and adapted rows grouped by quality, with the change against plain."""
     columns = _columns(rows, brief)
     adapted = any(row["method"] != PLAIN for row in rows)
     headings = ["quality", "method", *[heading for _, heading, _ in columns]]
@@ -141,18 +141,18 @@ def _differences(row: dict, plain: dict | None) -> list[str]:
 
 
 def bd_rate_lines(rows: Sequence[dict]) -> list[str]:
-    """A sentence per method whose BD-rate against the plain codec can be told."""
+    """A line per method whose BD-rate against the plain codec is defined."""
     lines = []
     for task, codec in dict.fromkeys((row["task"], row["codec"]) for row in rows):
         own = [row for row in rows if (row["task"], row["codec"]) == (task, codec)]
         score = _words(score_name(own))
         for method, rates in bd_rates(own).items():
-            told = {
+            named = {
                 ("score" if score == "score" else f"score ({score})") if name == "score" else _words(name): rate
                 for name, rate in rates.items()
                 if not (name == "psnr" and score == "PSNR")
             }
-            figures = ", ".join(f"{rate:+.1f} % at equal {name}" for name, rate in told.items())
+            figures = ", ".join(f"{rate:+.1f} % at equal {name}" for name, rate in named.items())
             lines.append(f"BD-rate of {method} against the plain {codec}, task {task}: {figures}")
     return lines
 
@@ -163,7 +163,7 @@ def _images(rows: Sequence[dict]) -> str:
 
 
 def table(rows: Sequence[dict]) -> Table:
-    """The rows for the terminal, with the BD-rates under them."""
+    """The rows as a table for the terminal, with BD-rates below."""
     headings, lines = _cells(rows, brief=True)
     shown = Table(
         title=f"means over {_images(rows)}",
@@ -182,7 +182,7 @@ def table(rows: Sequence[dict]) -> Table:
 
 
 def markdown(rows: Sequence[dict]) -> str:
-    """The rows as a Markdown table, with the BD-rates under it."""
+    """The rows as a Markdown table, with BD-rates below."""
     headings, lines = _cells(rows)
     marks = ["---" if i == 1 else "---:" for i in range(len(headings))]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, marks, *lines))
@@ -190,12 +190,12 @@ def markdown(rows: Sequence[dict]) -> str:
 
 
 def rates_markdown(runs: dict[str, Sequence[dict]]) -> str:
-    """A row of BD-rates for each run, by its name, from its summary: a Markdown table."""
-    found = {(name, method): (rows, rates) for name, rows in runs.items() for method, rates in bd_rates(rows).items()}
-    figures = list(dict.fromkeys(figure for _, rates in found.values() for figure in rates))
+    """A Markdown table with a row of BD-rates per run and method. runs: name to summary."""
+    by_run = {(name, method): (rows, rates) for name, rows in runs.items() for method, rates in bd_rates(rows).items()}
+    figures = list(dict.fromkeys(figure for _, rates in by_run.values() for figure in rates))
     headings = ["run", "task", "images", "method", *(f"BD-rate at equal {_words(figure)}" for figure in figures)]
     lines = [headings, ["---"] * 2 + ["---:", "---"] + ["---:"] * len(figures)]
-    for (name, method), (rows, rates) in found.items():
+    for (name, method), (rows, rates) in by_run.items():
         score = _words(score_name(rows))
         cells = [f"{rates[f]:+.1f} %" + (f" ({score})" if f == "score" else "") if f in rates else "" for f in figures]
         lines.append([name, rows[0]["task"], str(max(row["count"] for row in rows)), method, *cells])
