@@ -1,4 +1,4 @@
-"""Images to compress, with what is known about them: generated scenes, bundled photographs, a user's folders."""
+"""Data sets: generated scenes, bundled photographs, folders of images, and the layouts of annotated data sets."""
 
 import os
 from collections.abc import Callable
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """A sequence of samples. `d[i]` raises ImageError when image i cannot be read; the others stay readable."""
+    """A sequence of samples. `d[i]` raises ImageError if image i cannot be read; the others remain readable."""
 
     name: str
     classes: list[str]
@@ -52,16 +52,20 @@ _DATASETS: dict[str, Callable[..., Dataset]] = {
 def load_data(
     name: str, path: str | os.PathLike | None = None, split: str = "val", limit: int | None = None, **options
 ) -> Dataset:
-    """A data set by name: "scenes", "photos", or one that needs `path`: "folder", "imagenet", "coco", "voc" or
-    "cityscapes".
+    """Load a data set by name.
 
-    split: "train", "val" or "test"; "photos" has none and ignores it. limit: at most so many images; of files these
-    are spread evenly over the whole set, so that every class keeps its share. options: `size` and `seed` of "scenes".
-
-    Raises LoraCompError for an unknown name or option, and for a missing or empty folder.
+    Args:
+        name: "scenes", "photos", or one that needs `path`: "folder", "imagenet", "coco", "voc" or "cityscapes".
+        path: root folder of the data set.
+        split: "train", "val" or "test"; ignored by "photos".
+        limit: maximal number of images. Files are sampled evenly over the whole set, so that every class keeps its
+            share.
+        options: `size` and `seed` of "scenes".
+    Raises:
+        LoraCompError: unknown name or option, or a missing or empty folder.
     """
     if name not in _DATASETS:
-        raise LoraCompError(f"unknown data set {name!r}; known are {', '.join(_DATASETS)}")
+        raise LoraCompError(f"unknown data set {name!r}; available are {', '.join(_DATASETS)}")
     if limit is not None and limit < 1:
         raise LoraCompError(f"limit must be at least 1, not {limit}")
     if options and name != "scenes":
@@ -71,7 +75,7 @@ def load_data(
             raise LoraCompError(f"the data set {name!r} needs the path of its folder (data.path=FOLDER)")
         return _DATASETS[name](path, split=split, limit=limit)
     if path is not None:
-        raise LoraCompError(f"the data set {name!r} takes no path; to read a folder use 'folder'")
+        raise LoraCompError(f"the data set {name!r} takes no path; use 'folder' to read a folder")
     if name == "photos":
         return Photos(limit=limit)
     unknown = sorted(set(options) - {"size", "seed"})

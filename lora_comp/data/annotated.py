@@ -1,7 +1,6 @@
-"""Images whose objects are annotated: COCO's layout, Pascal VOC, Cityscapes.
+"""Data sets with annotated objects: COCO, Pascal VOC, Cityscapes.
 
-Class i of `classes` is label i. An image that annotations name but that is not there raises ImageError when it is its
-turn, as one that cannot be read.
+Label i is class i of `classes`. A missing image that the annotations name raises ImageError when it is read.
 """
 
 import contextlib
@@ -51,7 +50,7 @@ def _image(path: Path, annotations: object) -> Tensor:
 
 
 def _boxes_of(masks: Tensor) -> Tensor:
-    """The smallest boxes around masks (n, H, W), none of them empty: float32 (n, 4), right and lower edge exclusive."""
+    """Bounding boxes of non-empty masks (n, H, W): float32 (n, 4), x1 y1 x2 y2, right and lower edge exclusive."""
     boxes = []
     for mask in masks:
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
@@ -61,19 +60,20 @@ def _boxes_of(masks: Tensor) -> Tensor:
 
 class Coco:
     """COCO's layout: ROOT/annotations/instances_val2017.json with ROOT/val2017/, or ROOT/instances.json with
-    ROOT/images/; labels count the categories by rising id. Images without objects are among them.
+    ROOT/images/.
 
-    Raises LoraCompError where the annotations or the images' folder cannot be found.
+    Labels number the categories by rising id. Images without objects are included.
+    Raises LoraCompError if the annotations or the images cannot be found.
     """
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root, self.name = Path(path), Path(path).name
-        found = [*root.glob("instances.json"), *sorted(root.glob(f"annotations/instances_{split}*.json"))]
-        if not found:
+        files = [*root.glob("instances.json"), *sorted(root.glob(f"annotations/instances_{split}*.json"))]
+        if not files:
             raise LoraCompError(
                 f"{root} has no COCO annotations: it needs instances.json or annotations/instances_{split}2017.json"
             )
-        self.annotations = found[0]
+        self.annotations = files[0]
         self.coco = _read_annotations(self.annotations)
         categories = sorted(self.coco.getCatIds())
         self.classes = [one["name"] for one in self.coco.loadCats(categories)]
@@ -126,8 +126,10 @@ def _read_annotations(path: Path) -> COCO:
 
 
 class Voc:
-    """Pascal VOC 2012 (or what year there is) through torchvision: ROOT/VOCdevkit/VOC2012/; boxes alone. Objects marked
-    difficult are crowd: neither found nor missed."""
+    """Pascal VOC through torchvision: ROOT/VOCdevkit/VOC2012/, or the latest year present. Boxes without masks.
+
+    Objects marked difficult are `crowd`: ignored by the score.
+    """
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import VOCDetection
@@ -151,7 +153,7 @@ class Voc:
         image = _image(path, annotations)
         objects = self.read.parse_voc_xml(parse(annotations).getroot())["annotation"].get("object", [])
         corners = [[float(one["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")] for one in objects]
-        boxes = torch.tensor(corners).reshape(-1, 4)  # counted from 1, both edges inclusive
+        boxes = torch.tensor(corners).reshape(-1, 4)  # 1-based, both edges inclusive
         return Sample(
             path.name,
             image,
@@ -163,8 +165,10 @@ class Voc:
 
 
 class Cityscapes:
-    """Cityscapes' fine annotations through torchvision: ROOT/leftImg8bit/ and ROOT/gtFine/; the objects of its eight
-    classes with instances, groups of them as crowd."""
+    """Cityscapes' fine annotations through torchvision: ROOT/leftImg8bit/ and ROOT/gtFine/.
+
+    The objects of the eight classes with instances; groups of objects are `crowd`.
+    """
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import Cityscapes as Reader
@@ -186,11 +190,11 @@ class Cityscapes:
         at = self.indexes[index]
         path, annotations = Path(self.read.images[at]), self.read.targets[at][0]
         image = _image(path, annotations)
-        ids = np.asarray(Image.open(annotations)).astype(np.int64)  # a class, or 1000 class + number of the object
-        shown = [i for i in np.unique(ids).tolist() if (i // 1000 if i >= 1000 else i) in self.labels]
+        ids = np.asarray(Image.open(annotations)).astype(np.int64)  # class of a group, or 1000 * class + instance
+        present = [i for i in np.unique(ids).tolist() if (i // 1000 if i >= 1000 else i) in self.labels]
         masks = (
-            torch.from_numpy(np.stack([ids == i for i in shown]))
-            if shown
+            torch.from_numpy(np.stack([ids == i for i in present]))
+            if present
             else torch.zeros(0, *image.shape[1:], dtype=torch.bool)
         )
         return Sample(
@@ -198,7 +202,7 @@ class Cityscapes:
             image,
             boxes=_boxes_of(masks),
             masks=masks,
-            labels=torch.tensor([self.labels[i // 1000 if i >= 1000 else i] for i in shown], dtype=torch.int64),
-            crowd=torch.tensor([i < 1000 for i in shown], dtype=torch.bool),
+            labels=torch.tensor([self.labels[i // 1000 if i >= 1000 else i] for i in present], dtype=torch.int64),
+            crowd=torch.tensor([i < 1000 for i in present], dtype=torch.bool),
             annotated=True,
         )

@@ -1,4 +1,4 @@
-"""Images that exist already: a user's folder, ImageNet, and the photographs that scikit-image ships."""
+"""Folders of images, ImageNet, and the photographs that scikit-image ships."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from lora_comp.errors import LoraCompError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 
-# In scikit-image's wheel, so they load without a network; `shepp_logan`, `retina` and the like are no photographs.
+# Part of scikit-image's wheel, so no download is needed.
 PHOTOS = (
     "astronaut",
     "brick",
@@ -34,12 +34,12 @@ PHOTOS = (
 def photograph(name: str) -> np.ndarray:
     """One of scikit-image's bundled photographs, uint8 (H, W, 3)."""
     image = getattr(skimage.data, name)()
-    image = image[0] if isinstance(image, tuple) else image  # a stereo pair: the left one
+    image = image[0] if isinstance(image, tuple) else image  # the left image of a stereo pair
     return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
 
 
 def spread(items: list, limit: int | None) -> list:
-    """At most `limit` items, evenly spaced: the first ones of a sorted folder would all be of one class."""
+    """At most `limit` items, evenly spaced, since the first ones of a sorted folder are all of one class."""
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
@@ -54,15 +54,15 @@ def _images_under(folder: Path) -> list[Path]:
 class Folder:
     """A folder of images.
 
-    With sub-folders that hold images, each is a class (ImageFolder's layout) and labels follow their sorted names.
-    Without, the labels are None. Where `path` has a sub-folder called like the split, that one is read.
-    Raises LoraCompError when the folder is missing or holds no image.
+    Sub-folders with images are classes, labelled in the order of their names (torchvision's ImageFolder layout);
+    without any, labels are None. A sub-folder named like the split is read in place of `path`.
+    Raises LoraCompError if the folder is missing or holds no images.
     """
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root = Path(path)
         if not root.is_dir():
-            raise LoraCompError(f"{root} is not a folder; give the folder that holds the images")
+            raise LoraCompError(f"{root} is not a folder; give the folder of the images")
         if (root / split).is_dir():
             root = root / split
         self.name = root.name if root.name != split else root.parent.name
@@ -73,7 +73,7 @@ class Folder:
         if loose and by_class:
             raise LoraCompError(
                 f"{root} holds images both beside and inside sub-folders; sub-folders are classes, "
-                "so move the loose images into one"
+                "so move every image into one"
             )
         self.classes = list(by_class)
         files: list[tuple[Path, int | None]] = [(path, None) for path in loose]
@@ -91,7 +91,7 @@ class Folder:
 
 
 class ImageNet(Folder):
-    """ILSVRC 2012 in its usual layout, ROOT/val/<wnid>/*.JPEG; class index by sorted wnid, as torchvision counts."""
+    """ILSVRC 2012 as ROOT/val/<wnid>/*.JPEG; labels number the wnids in sorted order, as in torchvision."""
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         if not (Path(path) / split).is_dir():
@@ -103,7 +103,7 @@ class ImageNet(Folder):
 
 
 class Photos:
-    """scikit-image's bundled photographs, as they are and without labels."""
+    """scikit-image's bundled photographs at their original size, without labels."""
 
     def __init__(self, limit: int | None = None):
         self.name = "photos"

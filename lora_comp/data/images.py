@@ -1,4 +1,4 @@
-"""Images in files: any common format in, float32 (3, H, W) in [0, 1] out, and back."""
+"""Reading and writing of image files as float32 (3, H, W) in [0, 1]."""
 
 import io
 import os
@@ -13,17 +13,17 @@ from torch import Tensor
 from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import write_file
 
-MAX_PIXELS = 1 << 26  # 8192 x 8192, 805 MB in float32; four times the largest image that the codecs promise to take
+MAX_PIXELS = 1 << 26  # 8192 x 8192, 805 MB in float32
 
 
 def _reason(error: Exception) -> str:
-    """What the system or Pillow said, as one line without the path, which the caller names itself."""
+    """The system's or Pillow's message as one line, without the path."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """An upright Pillow image of any mode to (H, W) or (H, W, 3) in [0, 1], without clipping 16-bit samples."""
+    """A Pillow image of any mode to float32 (H, W) or (H, W, 3) in [0, 1], without clipping 16-bit samples."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return np.asarray(image).astype(np.float32) / 65535
     if image.mode in ("I", "F"):
@@ -35,13 +35,13 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike) -> Tensor:
-    """The image in a file, as float32 (3, H, W) in [0, 1], upright as its EXIF orientation says.
+    """Read an image file as float32 (3, H, W) in [0, 1], rotated by its EXIF orientation.
 
-    Grey and palette images become RGB, CMYK too (without its colour profile). Transparent pixels show white, as on a
-    page. 16-bit grey keeps its precision; Pillow reads 16-bit colour at 8 bits a sample, scaled and not clipped.
-    Only the first frame of an animation is read.
+    Grey, palette and CMYK images become RGB (CMYK without its colour profile); transparency is blended with white.
+    16-bit grey keeps its precision; Pillow reduces 16-bit colour to 8 bits per sample. Only the first frame of an
+    animation is read.
 
-    Raises ImageError for anything that is not a whole readable image of at most MAX_PIXELS pixels.
+    Raises ImageError if the file is not a complete readable image of at most MAX_PIXELS pixels.
     """
     if os.path.isdir(path):
         raise ImageError(f"{path} is a folder, not an image")
@@ -51,7 +51,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
         raise ImageError(f"{path} is an empty file, not an image")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
             image = Image.open(path)
         with image:
             if image.width * image.height > MAX_PIXELS:
@@ -63,7 +63,7 @@ def read_image(path: str | os.PathLike) -> Tensor:
             array = _to_array(upright)
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image in a known format") from error
-    except Exception as error:  # a damaged file can raise nearly anything in Pillow's decoders
+    except Exception as error:  # Pillow's decoders raise almost any exception for a corrupt file
         raise ImageError(f"{path} cannot be read as an image: {_reason(error)}") from error
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
@@ -71,16 +71,16 @@ def read_image(path: str | os.PathLike) -> Tensor:
 
 
 def write_image(path: str | os.PathLike, image: Tensor) -> None:
-    """Write (3, H, W) in [0, 1], rounded to 8 bits, in the format that the suffix names (.png keeps every value).
+    """Write an image, float (3, H, W) in [0, 1], rounded to 8 bits, in the format of the suffix (.png is lossless).
 
-    The file appears under its name only when it is complete. Raises ImageError when it cannot be written.
+    The file is replaced atomically. Raises ImageError if it cannot be written.
     """
     path = Path(path)
     if image.ndim != 3 or image.shape[0] != 3:
-        raise ImageError(f"cannot write {path}: an image is (3, H, W), not {tuple(image.shape)}")
+        raise ImageError(f"cannot write {path}: an image has shape (3, H, W), not {tuple(image.shape)}")
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
-        raise ImageError(f"cannot write {path}: no image format is called {path.suffix or 'nothing'!r}; use .png")
+        raise ImageError(f"cannot write {path}: unknown image format {path.suffix!r}; use .png")
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     encoded = io.BytesIO()
     try:

@@ -1,4 +1,4 @@
-"""One image and what is known about it."""
+"""An image with its annotations."""
 
 from dataclasses import dataclass, field
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its annotations; those that a data set does not know are None or empty.
+    """An image with its annotations; those that a data set lacks are None or empty.
 
-    name: unique in the data set, "/"-separated where images lie in folders
+    name: unique in the data set, "/"-separated for images in folders
     image: float32 (3, H, W) in [0, 1]
-    label: the class of the image, an index into the data set's `classes`, or None
-    boxes: float32 (n, 4), x1 y1 x2 y2 in pixels, right and lower edge exclusive, of the n objects
+    label: class of the image, an index into the data set's `classes`, or None
+    boxes: float32 (n, 4), x1 y1 x2 y2 of the n objects in pixels, right and lower edge exclusive
     labels: int64 (n,), classes of the objects
-    masks: bool (n, H, W), the visible pixels of each object; none where only boxes are known
-    crowd: bool (n,), whether it is a group that counts neither as found nor as missed (COCO's iscrowd)
-    annotated: whether boxes and labels name all objects that there are; else nothing is known of them
+    masks: bool (n, H, W), visible pixels of the objects; (0, H, W) for a data set without masks
+    crowd: bool (n,), groups of objects that the score ignores (COCO's iscrowd)
+    annotated: whether all objects of the image are annotated; if not, there are no annotations of objects
     """
 
     name: str

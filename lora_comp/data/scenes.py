@@ -1,9 +1,10 @@
-"""`scenes`: images made from a seed, with exact labels, boxes and masks, for classification, detection, segmentation.
+"""`scenes`: images generated from a seed, with exact labels, boxes and masks for classification, detection and
+segmentation.
 
-A scene is a photograph as background, one dominant object of twelve kinds that gives the image its label, and up to
-four smaller objects of other kinds. An object is filled with another photograph, tinted to stand out from the
-background by a little or a lot. Light, scale, rotation, blur and noise vary. Objects that stand out by a little, and
-kinds that differ only in their outline's detail, are what heavy compression loses.
+A scene has a photograph as background, a dominant object of one of twelve kinds, which sets the label, and up to four
+smaller objects of other kinds. Objects are filled with another photograph, tinted for low to high contrast with the
+background. Light, scale, rotation, blur and noise vary. Objects of low contrast and kinds of similar outline are the
+first to be lost under heavy compression.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lora_comp.data.sample import Sample
 from lora_comp.data.shapes import KINDS, OUTLINES, coverage
 from lora_comp.errors import LoraCompError
 
-# PNGs only: their pixels are the same on every machine, a JPEG's depend on the decoder.
+# PNGs only: the pixels of a JPEG depend on the decoder.
 TEXTURES = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "stereo_motorcycle")
 SPLITS = ("train", "val", "test")
 ODD = (161, 351)  # range of each side when size="odd"
@@ -27,7 +28,7 @@ MAX_LESSER = 4
 
 @dataclass
 class _Object:
-    """One object placed in a scene: its kind, and its coverage of the pixels from (top, left) on."""
+    """An object placed in a scene: its kind, and its coverage of the pixels from (top, left) on."""
 
     kind: int
     top: int
@@ -46,7 +47,7 @@ def _texture(name: str) -> Image.Image:
 
 
 def _crop(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
-    """A random part of a random photograph, resampled to (height, width, 3), float32 in [0, 1]."""
+    """A random crop of a random photograph, resampled to (height, width, 3), float32 in [0, 1]."""
     texture = _texture(TEXTURES[rng.randint(len(TEXTURES))])
     zoom = min(texture.width / width, texture.height / height, 2.0) * rng.uniform(0.45, 1.0)
     left = rng.uniform(0, texture.width - width * zoom)
@@ -60,7 +61,7 @@ def _crop(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:
 def _place(
     rng: np.random.RandomState, kind: int, centre: np.ndarray, radius: float, height: int, width: int
 ) -> _Object:
-    """An object of a kind, turned and slightly squeezed at random; what lies outside the image is cut off."""
+    """An object with random rotation and aspect ratio, clipped to the image."""
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.0)
     cos, sin = np.cos(angle) * radius, np.sin(angle) * radius
     turn = np.array([[cos, sin], [-sin, cos]]) * np.array([[1.0], [squeeze]])
@@ -74,7 +75,7 @@ def _place(
 
 
 def _arrange(rng: np.random.RandomState, label: int, height: int, width: int) -> list[_Object]:
-    """The objects of a scene, the lowest first. The dominant one is on top, the largest, and wholly inside."""
+    """The objects of a scene from back to front. The dominant one is in front, the largest, and fully inside."""
     side = min(height, width)
     radius = side * rng.uniform(0.14, 0.32)
     size = np.array([width, height])
@@ -89,9 +90,9 @@ def _arrange(rng: np.random.RandomState, label: int, height: int, width: int) ->
 
 
 def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[_Object], np.ndarray]:
-    """The objects that show (at least 12 pixels and a third of themselves), and their visible masks (n, H, W).
+    """The objects of which at least 12 pixels and a third are visible, and their visible masks (n, H, W).
 
-    The others are left out of the scene, so that there is nothing in the image that the annotations do not name.
+    The others are removed from the scene, so that every object in the image is annotated.
     """
     while True:
         covered = np.zeros((height, width), bool)
@@ -111,20 +112,20 @@ def _visible(objects: list[_Object], height: int, width: int) -> tuple[list[_Obj
 
 
 def _paint(rng: np.random.RandomState, image: np.ndarray, item: _Object) -> None:
-    """Fill an object with a tinted photograph whose mean differs from what it covers by a random amount."""
+    """Fill an object with a tinted photograph whose mean differs from the covered background by a random amount."""
     height, width = item.alpha.shape
     under = image[item.window]
     fill = _crop(rng, height, width)
     direction = rng.uniform(-1, 1, size=3)
     step = direction / np.abs(direction).max() * rng.uniform(0.08, 0.32)
     colour = under.mean(axis=(0, 1)) + step
-    colour = np.where((colour < 0.05) | (colour > 0.95), colour - 2 * step, colour)  # turn back from black and white
+    colour = np.where((colour < 0.05) | (colour > 0.95), colour - 2 * step, colour)  # away from black and white
     fill = (fill - fill.mean(axis=(0, 1))) * rng.uniform(0.15, 0.75) + colour
     under += item.alpha[..., None] * (fill.astype(np.float32) - under)
 
 
 def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
-    """Uneven coloured light, blur and noise; float32 (H, W, 3) to uint8."""
+    """Apply uneven coloured light, blur and noise: float32 (H, W, 3) to uint8."""
     height, width, _ = image.shape
     slope = rng.uniform(-0.3, 0.3, size=2)
     light = 1 + slope[0] * np.linspace(-1, 1, height)[:, None] + slope[1] * np.linspace(-1, 1, width)
@@ -140,26 +141,29 @@ def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
 
 
 class Scenes:
-    """A sequence of generated scenes; scene i depends on seed, split and i alone, on any machine and in any process.
+    """Generated scenes. Scene i depends only on seed, split and i, and is identical on every machine.
 
-    split: "train", "val" or "test", whose scenes differ (the photographs behind them are the same eight).
-    size: the side, or (height, width), at least 32; or "odd": each side drawn between 161 and 351.
-    seed: from 0 to 2**32 - 1.
+    split: "train", "val" or "test". All use the same eight photographs.
+    count: number of scenes.
+    size: the side, or (height, width), at least 32 pixels; or "odd": each side drawn from 161 to 351.
+    seed: 0 to 2**32 - 1.
 
-    Each sample has `label` (the dominant object's kind), and of all objects, the dominant one last, `boxes`, `labels`
-    and `masks` (visible pixels; boxes are those of the masks).
+    `label` of a sample is the dominant object's kind. `boxes`, `labels` and `masks` are of all objects, the dominant
+    one last; masks are visible pixels, and boxes enclose them.
     """
 
     def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 256, seed: int = 0):
         if split not in SPLITS:
-            raise LoraCompError(f"unknown split {split!r} of scenes; known are {', '.join(SPLITS)}")
+            raise LoraCompError(f"unknown split {split!r} of scenes; available are {', '.join(SPLITS)}")
         self.name, self.classes = "scenes", list(KINDS)
         self.split, self.count, self.seed = split, count, seed
         self.size: tuple[int, int] | None = None
         if size != "odd":
             sides: list = [size, size] if isinstance(size, int) else list(size)
             if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
-                raise LoraCompError(f"the size of scenes is a side or (height, width) from 32 on, or 'odd', not {size}")
+                raise LoraCompError(
+                    f"the size of scenes is a side or (height, width) of at least 32, or 'odd', not {size}"
+                )
             self.size = sides[0], sides[1]
 
     def __len__(self) -> int:
@@ -168,7 +172,7 @@ class Scenes:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        # RandomState, because numpy promises that its numbers never change.
+        # RandomState, because numpy guarantees that its streams never change.
         rng = np.random.RandomState([self.seed, SPLITS.index(self.split), index])
         height, width = self.size or tuple(int(side) for side in rng.randint(ODD[0], ODD[1] + 1, size=2))
         label = int(rng.randint(len(KINDS)))
@@ -189,6 +193,6 @@ class Scenes:
 
 
 def _box(mask: np.ndarray) -> np.ndarray:
-    """The smallest box x1, y1, x2, y2 around a mask, right and lower edge exclusive."""
+    """Bounding box of a mask: float32 (4,), x1 y1 x2 y2, right and lower edge exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

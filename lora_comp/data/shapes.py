@@ -1,4 +1,4 @@
-"""The twelve kinds of object in `scenes`: polygons around the origin, and their exact coverage of pixels."""
+"""The twelve kinds of object in `scenes`: polygons around the origin, and their coverage of pixels."""
 
 import numpy as np
 
@@ -19,13 +19,13 @@ KINDS = (
 
 
 def _arc(radius: float, start: float, end: float, count: int, centre: float = 0.0) -> np.ndarray:
-    """Points on a circle around (centre, 0), from one angle to the other, in radians."""
+    """(count, 2) points on a circle around (centre, 0), between two angles in radians."""
     angle = np.linspace(start, end, count)
     return np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)  # (count, 2)
 
 
 def _spokes(radii: list[float], turns: int) -> np.ndarray:
-    """A closed outline whose radius runs through `radii` `turns` times."""
+    """A closed outline whose radius repeats `radii` `turns` times."""
     r = np.tile(radii, turns)
     angle = np.arange(len(r)) * (2 * np.pi / len(r))
     return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
@@ -96,11 +96,11 @@ OUTLINES = _outlines()
 
 
 def coverage(outlines: list[np.ndarray], height: int, width: int, rows: int = 4) -> np.ndarray:
-    """How much of each pixel lies inside closed outlines: float32 (height, width) in [0, 1].
+    """The share of each pixel inside closed outlines: float32 (height, width) in [0, 1].
 
-    outlines: (n, 2) arrays of x, y in pixels; one that runs the other way round cuts a hole. Coverage is exact along
-    x and sampled at `rows` lines per pixel along y. Each crossing of a line with an edge adds its sign to all that lies
-    right of it: the sums over x of those signs are the winding number.
+    outlines: (n, 2) arrays of x, y in pixels; an outline of opposite orientation cuts a hole. Coverage is exact along x
+    and sampled at `rows` lines per pixel along y. Each crossing of a line with an edge adds its sign to everything on
+    its right; the cumulative sums of signs along x are winding numbers.
     """
     start = np.concatenate(outlines)
     end = np.concatenate([np.roll(outline, -1, axis=0) for outline in outlines])

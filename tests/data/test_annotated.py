@@ -1,4 +1,4 @@
-"""Images whose objects are annotated, in the layouts that people have."""
+"""COCO, Pascal VOC and Cityscapes: images, boxes, masks and errors."""
 
 import json
 
@@ -17,7 +17,7 @@ def save(path, height=20, width=30):
 
 
 def coco(root, images="val2017", file="annotations/instances_val2017.json"):
-    """Two images: one of a dog (a polygon) and a crowd of cats (runs), one of nothing."""
+    """Two images: one with a dog (a polygon) and a crowd of cats (run lengths), one without objects."""
     annotations = [
         {
             "id": 1,
@@ -58,17 +58,17 @@ def coco(root, images="val2017", file="annotations/instances_val2017.json"):
         ("images", "instances.json"),
     ],
 )
-def test_coco_as_it_unpacks_and_as_people_make_it(tmp_path, images, file):
+def test_coco_reads_boxes_labels_masks_and_crowds_in_each_layout(tmp_path, images, file):
     data = load_data("coco", coco(tmp_path, images, file))
     assert (len(data), data.classes) == (2, ["cat", "dog"])  # by rising id
     sample = data[0]
     assert sample.annotated and sample.labels.tolist() == [1, 0] and sample.crowd.tolist() == [False, True]
     assert sample.boxes.tolist() == [[2, 3, 12, 8], [0, 0, 1, 20]]
     assert sample.masks.sum((1, 2)).tolist() == [50, 20] and sample.masks[0, 3:8, 2:12].all()
-    assert data[1].annotated and data[1].boxes.shape == (0, 4)  # an image of nothing is one to be silent about
+    assert data[1].annotated and data[1].boxes.shape == (0, 4)  # no object, but annotated
 
 
-def test_an_annotated_image_that_is_missing_is_told_when_its_turn_comes(tmp_path):
+def test_a_missing_image_raises_when_it_is_read(tmp_path):
     (coco(tmp_path) / "val2017" / "7.png").unlink()
     data = load_data("coco", tmp_path)
     assert data[1].name == "9.png"
@@ -76,7 +76,7 @@ def test_an_annotated_image_that_is_missing_is_told_when_its_turn_comes(tmp_path
         data[0]
 
 
-def test_annotations_of_another_size_are_not_of_this_image(tmp_path):
+def test_annotations_of_another_image_size_raise(tmp_path):
     save(coco(tmp_path) / "val2017" / "7.png", 40, 60)
     with pytest.raises(ImageError, match=r"7\.png is 60x40, but .* says 30x20"):
         load_data("coco", tmp_path)[0]
@@ -90,14 +90,14 @@ def test_annotations_of_another_size_are_not_of_this_image(tmp_path):
         ('{"images": []}', "has no annotations and no categories"),
     ],
 )
-def test_a_file_of_something_else_is_told_in_one_line(tmp_path, content, message):
+def test_other_json_files_raise_a_one_line_error(tmp_path, content, message):
     (tmp_path / "instances.json").write_text(content)
     with pytest.raises(LoraCompError, match=message) as error:
         load_data("coco", tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_not_there_is_told_in_one_line(tmp_path):
+def test_missing_data_raises_a_one_line_error(tmp_path):
     for name, words in (
         ("coco", "has no COCO annotations"),
         ("voc", "is not Pascal VOC's layout"),
@@ -114,7 +114,7 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path):
         load_data("coco", tmp_path)
 
 
-def test_pascal_voc(tmp_path):
+def test_voc_reads_zero_based_boxes_and_difficult_objects_as_crowd(tmp_path):
     root = tmp_path / "VOCdevkit" / "VOC2007"
     save(root / "JPEGImages" / "0001.jpg")
     for folder, name, text in (
@@ -134,11 +134,11 @@ def test_pascal_voc(tmp_path):
         (root / folder).mkdir(parents=True)
         (root / folder / name).write_text(text)
     [sample] = [load_data("voc", tmp_path)[0]]
-    assert sample.boxes.tolist() == [[0, 1, 10, 20]] * 2  # pixels from 1 to 10 are ten
+    assert sample.boxes.tolist() == [[0, 1, 10, 20]] * 2  # pixels 1 to 10
     assert sample.labels.tolist() == [7, 11] and sample.crowd.tolist() == [False, True]
 
 
-def test_cityscapes(tmp_path):
+def test_cityscapes_reads_instances_and_groups_as_crowd(tmp_path):
     save(tmp_path / "leftImg8bit" / "val" / "bonn" / "bonn_1_2_leftImg8bit.png")
     ids = np.zeros((20, 30), np.int32)
     ids[:, :9], ids[4:8, 10:15], ids[10:12, 10:12], ids[15:, 20:] = 7, 26000, 26001, 24  # road, two cars, a crowd
@@ -153,7 +153,7 @@ def test_cityscapes(tmp_path):
 
 
 @pytest.mark.data
-def test_real_coco_images(shared):
+def test_coco_reads_real_images(shared):
     data = load_data("coco", shared / "data" / "coco96")
     assert (len(data), len(data.classes), data.classes[0]) == (96, 80, "person")
     assert sum(len(data[i].boxes) for i in range(3)) > 0 and data[0].masks.shape[1:] == data[0].image.shape[1:]

@@ -1,4 +1,4 @@
-"""Folders of images, bundled photographs, and asking for data by name."""
+"""Folders of images, bundled photographs, and `load_data`."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def fill(folder, *names):
     return folder
 
 
-def test_class_folders_give_labels_by_sorted_name(tmp_path):
+def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     data = load_data("folder", fill(tmp_path, "dog/1.png", "cat/1.png", "cat/2.jpg"))
     assert data.classes == ["cat", "dog"]
     assert [(data[i].name, data[i].label) for i in range(len(data))] == [
@@ -25,7 +25,7 @@ def test_class_folders_give_labels_by_sorted_name(tmp_path):
     assert data[0].image.shape == (3, 4, 6)
 
 
-def test_plain_folder_has_no_labels_and_ignores_other_files(tmp_path):
+def test_a_plain_folder_has_no_labels_and_ignores_other_files(tmp_path):
     fill(tmp_path, "b.png", "a.PNG")
     (tmp_path / "notes.txt").write_text("not an image")
     data = load_data("folder", tmp_path)
@@ -36,7 +36,7 @@ def test_plain_folder_has_no_labels_and_ignores_other_files(tmp_path):
     ]
 
 
-def test_split_picks_a_sub_folder_where_there_is_one(tmp_path):
+def test_split_selects_a_sub_folder(tmp_path):
     fill(tmp_path, "train/cat/1.png", "val/cat/2.png", "val/dog/3.png")
     assert [len(load_data("folder", tmp_path, split)) for split in ("train", "val")] == [1, 2]
 
@@ -46,14 +46,14 @@ def test_limit_keeps_every_class(tmp_path):
     assert [data[i].label for i in range(len(data))] == [0, 1, 2, 3]
 
 
-def test_imagenet_labels_are_ranks_of_the_wnids(tmp_path):
+def test_imagenet_labels_follow_sorted_wnids(tmp_path):
     fill(tmp_path, "val/n02123045/x.JPEG", "val/n01440764/y.JPEG", "train/n09999999/z.JPEG")
     data = load_data("imagenet", tmp_path)
     assert data.classes == ["n01440764", "n02123045"]
     assert [data[i].label for i in range(len(data))] == [0, 1]
 
 
-def test_an_unreadable_image_leaves_the_others_readable(tmp_path):
+def test_an_unreadable_image_raises_when_it_is_read(tmp_path):
     fill(tmp_path, "a.png", "c.png")
     (tmp_path / "b.png").write_text("not an image")
     data = load_data("folder", tmp_path)
@@ -73,7 +73,7 @@ def test_an_unreadable_image_leaves_the_others_readable(tmp_path):
         ("imagenet", ["val/a.png"], "no class folders"),
     ],
 )
-def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, message):
+def test_unsuitable_folders_raise_a_one_line_error(tmp_path, name, files, message):
     folder = tmp_path / "images"
     if files is not None:
         folder.mkdir()
@@ -87,7 +87,7 @@ def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, me
 @pytest.mark.parametrize(
     "call, message",
     [
-        (dict(name="cifar"), "unknown data set 'cifar'; known are scenes, photos, folder, imagenet"),
+        (dict(name="cifar"), "unknown data set 'cifar'; available are scenes, photos, folder, imagenet"),
         (dict(name="folder"), "needs the path"),
         (dict(name="photos", path="here"), "takes no path"),
         (dict(name="photos", size=64), "takes no size"),
@@ -95,12 +95,12 @@ def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, me
         (dict(name="scenes", limit=0), "at least 1"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(call, message):
+def test_wrong_arguments_raise_a_one_line_error(call, message):
     with pytest.raises(LoraCompError, match=message):
         load_data(**call)
 
 
-def test_bundled_photographs_load_as_they_are():
+def test_photos_load_at_their_original_size():
     data = load_data("photos")
     samples = {data[i].name: data[i] for i in range(len(data))}
     assert samples["astronaut"].image.shape == (3, 512, 512)
@@ -108,6 +108,6 @@ def test_bundled_photographs_load_as_they_are():
     assert torch.equal(samples["camera"].image[0], samples["camera"].image[2])
 
 
-def test_limit_counts_scenes_and_photographs_too():
+def test_limit_applies_to_scenes_and_photos():
     assert len(load_data("scenes", limit=7)) == 7
     assert len(load_data("photos", limit=3)) == 3

@@ -1,4 +1,4 @@
-"""Reading and writing images: what comes in has the right values, and what cannot is one clear line."""
+"""Reading and writing of images: values, orientation, and errors."""
 
 import io
 import resource
@@ -17,7 +17,7 @@ from lora_comp.errors import ImageError
 RED, HALF = (255, 0, 0), (0, 0, 0, 128)
 
 
-def one_line_about(path, error) -> bool:
+def is_one_line_about(path, error) -> bool:
     return str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -26,14 +26,14 @@ def saved(path, array, **options):
     return path
 
 
-def test_colour_is_float32_in_zero_to_one_channels_first(tmp_path):
+def test_colour_is_read_as_float32_channels_first(tmp_path):
     image = read_image(saved(tmp_path / "a.png", np.full((2, 5, 3), RED, np.uint8)))
     assert image.shape == (3, 2, 5)
     assert image.dtype == torch.float32
     assert torch.equal(image[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
 
 
-def test_one_pixel(tmp_path):
+def test_an_image_of_one_pixel_is_read(tmp_path):
     assert (
         read_image(saved(tmp_path / "a.png", np.full((1, 1, 3), 51, np.uint8))).flatten().tolist()
         == [pytest.approx(0.2)] * 3
@@ -54,7 +54,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
 
 
 def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
-    """Written by hand, since Pillow writes no such file."""
+    """The PNG is built here, since Pillow cannot write 16-bit colour."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
@@ -87,7 +87,7 @@ def test_exif_rotation_is_applied(tmp_path, suffix, tolerance):
     image = np.zeros((16, 32, 3), np.uint8)
     image[:, :16] = 255  # white left half
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # displayed rotated by 90 degrees clockwise
     upright = read_image(saved(tmp_path / f"a.{suffix}", image, exif=exif))
     assert upright.shape == (3, 32, 16)
     assert upright[:, :15].min() >= 1 - tolerance
@@ -121,70 +121,70 @@ def damaged(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", ["text", "empty", "cut", "signature only", "cut in header", "missing", "folder"])
-def test_what_is_no_image_is_named_in_one_line(tmp_path, case):
+def test_files_that_are_not_images_raise_a_one_line_error(tmp_path, case):
     path = damaged(tmp_path, case)
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert one_line_about(path, error)
+    assert is_one_line_about(path, error)
 
 
-def test_cut_jpeg_is_an_error_not_half_an_image(tmp_path):
+def test_a_truncated_jpeg_raises(tmp_path):
     path = saved(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert one_line_about(path, error)
+    assert is_one_line_about(path, error)
 
 
 @pytest.mark.parametrize("side", [9_000, 30_000])
-def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side):
+def test_a_decompression_bomb_raises_before_it_is_decoded(tmp_path, side):
     path = tmp_path / "bomb.png"
     Image.new("1", (side, side)).save(path)
     with pytest.raises(ImageError, match="pixels") as error:
         read_image(path)
-    assert one_line_about(path, error)
+    assert is_one_line_about(path, error)
 
 
-def test_32_bit_samples_are_refused_rather_than_guessed(tmp_path):
+def test_32_bit_samples_raise(tmp_path):
     with pytest.raises(ImageError, match="32 bits"):
         read_image(saved(tmp_path / "a.tif", np.ones((2, 2), np.float32)))
 
 
-def test_written_png_holds_the_image_rounded_to_8_bits(tmp_path):
+def test_png_is_written_rounded_to_8_bits(tmp_path):
     image = torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 1.7, -0.2, 1.0]).reshape(1, 1, 6).expand(3, 1, 6)
     write_image(tmp_path / "a.png", image)
     assert read_image(tmp_path / "a.png")[0, 0].mul(255).round().tolist() == [0, 0, 1, 255, 0, 255]
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_suffix_chooses_the_format(tmp_path):
+def test_the_suffix_sets_the_format(tmp_path):
     write_image(tmp_path / "a.JPG", torch.rand(3, 8, 8))
     assert Image.open(tmp_path / "a.JPG").format == "JPEG"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "missing/a.png"])
-def test_what_cannot_be_written_is_named_in_one_line(tmp_path, name):
+def test_unwritable_names_raise_a_one_line_error(tmp_path, name):
     with pytest.raises(ImageError) as error:
         write_image(tmp_path / name, torch.rand(3, 4, 4))
-    assert one_line_about(tmp_path / name, error)
+    assert is_one_line_about(tmp_path / name, error)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_takes_no_files(tmp_path):
+def test_writing_into_a_folder_without_permission_raises(tmp_path):
     with pytest.raises(ImageError, match=r"/proc/a\.png"):  # not even root may write there
         write_image("/proc/a.png", torch.rand(3, 4, 4))
 
 
-def test_name_taken_by_a_folder(tmp_path):
+def test_writing_over_a_folder_raises(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(ImageError) as error:
         write_image(tmp_path / "a.png", torch.rand(3, 4, 4))
-    assert one_line_about(tmp_path / "a.png", error)
+    assert is_one_line_about(tmp_path / "a.png", error)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
-    """The limit on a file's size stands in for a full disk: both fail in the middle of a write."""
+def test_a_full_disk_leaves_the_old_file_only(tmp_path):
+    """A limit on the file size simulates a full disk: both fail in the middle of a write."""
     path = tmp_path / "a.png"
     path.write_text("old")
     code = f"import torch; from lora_comp.data import write_image; write_image({str(path)!r}, torch.rand(3, 99, 99))"

@@ -1,4 +1,4 @@
-"""Generated scenes: the same everywhere, and annotated exactly."""
+"""Generated scenes: reproducible, with exact annotations."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def fingerprint(sample) -> str:
     return hashlib.sha256(sample.image.numpy().tobytes() + sample.masks.numpy().tobytes()).hexdigest()
 
 
-def test_a_scene_is_the_same_in_another_process_whatever_was_drawn_before():
+def test_a_scene_is_identical_in_another_process():
     scenes = Scenes("val", 9, "odd", seed=3)
     scenes[2]
     other = subprocess.run(
@@ -38,7 +38,7 @@ def test_a_scene_is_the_same_in_another_process_whatever_was_drawn_before():
     assert other.stdout.strip() == fingerprint(scenes[8])
 
 
-def test_scenes_differ_by_index_split_and_seed_but_not_by_count():
+def test_scenes_depend_on_index_split_and_seed_but_not_on_count():
     first = Scenes("val", 5)[3]
     others = [Scenes("val", 5)[4], Scenes("train", 5)[3], Scenes("val", 5, seed=1)[3]]
     assert all(fingerprint(first) != fingerprint(other) for other in others)
@@ -46,7 +46,7 @@ def test_scenes_differ_by_index_split_and_seed_but_not_by_count():
 
 
 @pytest.mark.parametrize("size, shape", [(256, (3, 256, 256)), ((77, 130), (3, 77, 130)), (32, (3, 32, 32))])
-def test_size(size, shape):
+def test_scenes_have_the_given_size(size, shape):
     sample = Scenes("val", 1, size)[0]
     assert sample.image.shape == shape
     assert sample.masks.shape[1:] == shape[1:]
@@ -61,7 +61,7 @@ def test_odd_sizes_vary():
 
 @settings(max_examples=40, deadline=None)
 @given(index=st.integers(0, 10**6), seed=st.integers(0, 2**32 - 1), size=st.sampled_from([64, (200, 97), "odd"]))
-def test_annotations_agree_with_each_other(index, seed, size):
+def test_annotations_are_consistent(index, seed, size):
     sample = Scenes("train", index + 1, size, seed)[index]
     assert sample.image.dtype == torch.float32
     assert 0 <= sample.image.min() <= sample.image.max() <= 1
@@ -76,20 +76,20 @@ def test_annotations_agree_with_each_other(index, seed, size):
         assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
 
 
-def test_every_kind_comes_up_equally_often():
+def test_all_kinds_are_about_equally_frequent():
     scenes = Scenes("val", 600, 32)
     counts = np.bincount([scenes[i].label for i in range(600)], minlength=12)
     assert len(scenes.classes) == 12
     assert counts.min() > 25
 
 
-def test_images_are_whole_numbers_of_255ths():
+def test_images_have_8_bit_values():
     levels = Scenes("val", 1)[0].image * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
 
 
 def sampled_coverage(outlines, height, width, rows, columns):
-    """The definition: the share of rows x columns points in each pixel around which the outlines wind."""
+    """Reference: the share of rows x columns sample points in each pixel with a non-zero winding number."""
     y, x = np.mgrid[: height * rows, : width * columns] + 0.5
     y, x = y / rows, x / columns
     winding = np.zeros(y.shape, int)
@@ -109,14 +109,14 @@ def sampled_coverage(outlines, height, width, rows, columns):
     x=st.floats(-1, 16),
     y=st.floats(-1, 13),
 )
-def test_coverage_is_the_share_of_each_pixel_inside_the_outline(kind, turn, radius, x, y):
+def test_coverage_matches_dense_sampling(kind, turn, radius, x, y):
     rotation = radius * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     outlines = [outline @ rotation + (x, y) for outline in OUTLINES[kind]]
     drawn = coverage(outlines, 12, 15, rows=4)
     assert abs(drawn - sampled_coverage(outlines, 12, 15, rows=4, columns=32)).max() < 0.1
 
 
-def test_unknown_split_and_size_are_told():
+def test_an_unknown_split_or_size_raises():
     with pytest.raises(LoraCompError, match="split 'validation'"):
         load_data("scenes", split="validation")
     with pytest.raises(LoraCompError, match="size of scenes"):
