@@ -1,4 +1,4 @@
-"""Training the small classifiers: it stops and goes on as if it had not, and never learns from what it is scored on."""
+"""Training of the small classifiers: exact resumption, batches, and the card."""
 
 import json
 
@@ -10,10 +10,10 @@ from lora_comp.networks import load_network
 from lora_comp.training.network import FolderBatches, SceneBatches, train_flowers, train_network
 
 
-class StopsAtStepTwo(SceneBatches):
+class InterruptedAtStepTwo(SceneBatches):
     def __getitem__(self, step):
         if step == 2:
-            raise RuntimeError("pulled the plug")
+            raise RuntimeError("interrupted")
         return super().__getitem__(step)
 
 
@@ -22,22 +22,22 @@ def train(batches, folder):
     return folder / "a.safetensors"
 
 
-def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
+def test_a_resumed_training_gives_identical_weights(tmp_path):
     for name in ("once", "twice"):
         (tmp_path / name).mkdir()
     whole = train(SceneBatches(4, 0), tmp_path / "once")
-    with pytest.raises(RuntimeError, match="pulled the plug"):
-        train(StopsAtStepTwo(4, 0), tmp_path / "twice")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        train(InterruptedAtStepTwo(4, 0), tmp_path / "twice")
     resumed = train(SceneBatches(4, 0), tmp_path / "twice")
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_cells_say_what_share_of_them_is_of_each_kind():
+def test_cells_hold_the_area_shares_of_all_kinds():
     images, labels, cells = SceneBatches(10, 0)[3]
     assert cells.shape == (len(images), 13, images.shape[2] // 16, images.shape[3] // 16)
     assert torch.allclose(cells.sum(dim=1), torch.ones(()))
     area = cells[:, :-1].mean(dim=(2, 3))  # (B, kinds)
-    assert torch.equal(area.argmax(dim=1), labels), "the label is the kind that covers most"
+    assert torch.equal(area.argmax(dim=1), labels), "the label is the kind of the largest area"
 
 
 @pytest.fixture
@@ -50,24 +50,26 @@ def flowers(tmp_path):
     return tmp_path
 
 
-def test_batches_of_a_folder_repeat_and_cover_it(flowers):
+def test_folder_batches_are_reproducible_and_cover_the_folder(flowers):
     batches = FolderBatches(Folder(flowers, "train"), 10, 0)
     images, labels, _ = batches[1]
     assert torch.equal(images, batches[1][0])
     assert not torch.equal(images, batches[2][0])
     assert images.shape == (6, 3, 96, 96)
     assert batches[9][0].shape == (6, 3, 160, 160)
-    assert torch.allclose(labels.sum(dim=0), torch.tensor([3.0, 3.0])), "mixed in pairs, each image counts once"
+    assert torch.allclose(labels.sum(dim=0), torch.tensor([3.0, 3.0])), (
+        "images are mixed in pairs, each with weight one in total"
+    )
 
 
-def test_the_last_batches_show_images_as_they_are(flowers):
+def test_the_last_batches_are_not_augmented(flowers):
     images, labels, _ = FolderBatches(Folder(flowers, "train"), 100, 0)[95]
     assert images.shape == (6, 3, 176, 176)
     assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
     assert sorted(images[:, 0, 0, 0].tolist()) == pytest.approx([0, 0, 0, 0.9, 0.9, 0.9], abs=0.01)
 
 
-def test_the_card_tells_what_a_network_was_trained_on_and_how_it_scores(flowers):
+def test_the_card_records_training_data_and_top1(flowers):
     train_flowers(flowers, flowers / "net.safetensors", flowers / "work", steps=2)
     card = json.loads((flowers / "net.json").read_text())
     assert card["classes"] == ["daisy", "tulip"]

@@ -129,7 +129,7 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         (["what=codec", "minutes=1"], "a codec needs images"),
         (["what=codec", "steps=1", "minutes=1"], "give a budget"),
         (["what=car"], "known are codec, adapter, network"),
-        (["what=codec", "steps=1", "images=[/nowhere]"], "no two images of at least 128x128"),
+        (["what=codec", "steps=1", "images=[/nowhere]"], "at least two images of 128x128"),
     ],
 )
 def test_a_training_that_cannot_start_says_why(capsys, words, line):
@@ -142,7 +142,7 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     loop.fit(tmp_path, {}, lambda i, progress: {"loss": 1.0}, steps=2)
     assert [line for line in capsys.readouterr().out.splitlines() if "TensorBoard" in line] == [
-        "curve.csv has the curves; for TensorBoard's too: pip install 'lora_comp[train]'"
+        "curves go to curve.csv; for TensorBoard: pip install 'lora_comp[train]'"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does: with gloo on a CPU what NCCL does on GPUs."""
+"""Data-parallel training, with gloo on the CPU in place of NCCL."""
 
 import contextlib
 import csv
@@ -40,7 +40,7 @@ def port() -> int:
 
 
 def train(rank, size, port, folder, work):
-    """A training as one of `size` processes, without what differs by design (noise) or by rounding (bfloat16)."""
+    """Train as one of `size` processes, without noise, which differs by process, and without bfloat16."""
     if size > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -52,7 +52,7 @@ def train(rank, size, port, folder, work):
     patch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     try:
         parallel.start("cpu")
-        codec = build("tic-s", seed=rank)  # the others begin with what the first has
+        codec = build("tic-s", seed=rank)  # the first process's weights are broadcast
         codec_training.train(codec, work, Crops([folder], 64), 4, batch=4, lr=1e-3, steps=STEPS)
     finally:
         parallel.finish()
@@ -64,7 +64,7 @@ def curve(work):
         return np.array([[float(row[k]) for k in ("loss", "bpp", "psnr", "val_loss")] for row in csv.DictReader(file)])
 
 
-def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(folder, tmp_path):
+def test_two_processes_match_one_process_with_the_whole_batch(folder, tmp_path):
     train(0, 1, 0, folder, tmp_path / "one")
     torch.multiprocessing.spawn(train, (2, port(), folder, tmp_path / "two"), nprocs=2)
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
@@ -72,20 +72,20 @@ def test_two_processes_take_the_steps_that_one_takes_with_the_whole_batch(folder
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
+def test_a_batch_that_cannot_be_divided_raises(monkeypatch):
     monkeypatch.setattr(parallel, "size", lambda: 4)
-    with pytest.raises(lc.LoraCompError, match="a batch of 6 cannot be shared by 4 processes"):
+    with pytest.raises(lc.LoraCompError, match="a batch of 6 cannot be divided among 4 processes"):
         parallel.share(6)
 
 
-def test_a_gpu_that_is_not_there_is_told(capsys, monkeypatch):
+def test_a_missing_gpu_raises(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["what=codec", "steps=1", "device=cuda"]) == 2
-    assert capsys.readouterr().err == "error: device=cuda cannot be used: torch sees no GPU here\n"
+    assert capsys.readouterr().err == "error: device=cuda needs a GPU, and torch finds none; use device=cpu\n"
 
 
 @pytest.mark.slow
-def test_torchrun_trains_and_one_process_writes(folder, tmp_path):
+def test_torchrun_trains_and_one_process_writes_the_files(folder, tmp_path):
     words = [
         "what=codec",
         f"images=[{folder}]",

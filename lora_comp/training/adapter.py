@@ -1,6 +1,5 @@
-"""Pre-training an adapter for a task: weight x distortion + bpp, the objective of fine-tuning, over many images.
-
-See "Pre-training" in LoRA_comp, CVPR 2025.
+"""Pre-training of an adapter for a task on many images with the objective of fine-tuning, weight x distortion + bpp
+(LoRA_comp, CVPR 2025, "Pre-training").
 """
 
 from pathlib import Path
@@ -30,11 +29,13 @@ def train(
     """Train an adapter on a frozen codec, on the codec's device; see `loop.fit` for the budget and `folder`.
 
     Args:
-        pretraining: from `METHODS[name].pretrain`. quality: the codec's rate point.
-        batches: called with the step, gives images float32 (B, 3, H, W), sides multiples of the codec's stride, for all
-            processes.
+        pretraining: from `METHODS[name].pretrain`.
+        quality: the codec's rate point.
+        batches: called with the index of the step, returns the images of all processes, float32 (B, 3, H, W) in [0, 1],
+            sides multiples of the codec's stride.
+        lr: peak learning rate of Adam.
     Returns:
-        The tensors of the adapter by name, and the last metrics.
+        The tensors of the adapter by name, and the last metrics: loss, bpp, distortion.
     """
     device = next(pretraining.module.parameters()).device
     parameters = list(pretraining.trained.values())

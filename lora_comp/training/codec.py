@@ -12,11 +12,11 @@ from lora_comp.training import loop, parallel
 from lora_comp.training.crops import Crops
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # quality 1 to 4
-CLIP = 10.0  # of the gradient's norm; 1 holds back the first steps, where the loss is large
+CLIP = 10.0  # maximal gradient norm; 1 slows down the first steps, where the loss is large
 
 
 def bits(likelihoods: dict[str, Tensor]) -> Tensor:
-    """Ideal code length of all latents in bits: a scalar, -sum log2 p."""
+    """Ideal code length of all latents in bits, -sum log2 p: a scalar."""
     return torch.stack([-p.log2().sum() for p in likelihoods.values()]).sum()
 
 
@@ -32,9 +32,16 @@ def train(
     steps: int | None = None,
     minutes: float | None = None,
 ) -> dict:
-    """Train `codec` in place for one rate point, where it lies; see `loop.fit` for the budget and what `folder` gets.
+    """Train `codec` in place, on its device, for one rate point.
 
-    batch: crops a step, over all processes.
+    Args:
+        folder: for checkpoint and curves, see `loop.fit`.
+        quality: rate point, 1 to 4, an index into `LAMBDAS`.
+        batch: crops per step, over all processes.
+        lr: peak learning rate of Adam.
+        steps, minutes: the budget, see `loop.fit`.
+    Returns:
+        The last metrics: loss, bpp, psnr in dB, and the same of the validation crops as val_*.
     """
     device = next(codec.parameters()).device
     weights = [p for n, p in codec.named_parameters() if not n.endswith("quantiles")]
@@ -62,8 +69,8 @@ def train(
         quantiles.zero_grad(set_to_none=True)
         codec.entropy_bottleneck.loss().backward()
         quantiles.step()
-        told = parallel.mean({"loss": loss.item(), "bpp": bpp.item(), "mse": mse.item()})
-        return {"loss": told["loss"], "bpp": told["bpp"], "psnr": -10 * math.log10(told["mse"])}
+        means = parallel.mean({"loss": loss.item(), "bpp": bpp.item(), "mse": mse.item()})
+        return {"loss": means["loss"], "bpp": means["bpp"], "psnr": -10 * math.log10(means["mse"])}
 
     def validate() -> dict[str, float]:
         codec.eval()

@@ -1,4 +1,4 @@
-"""Training images: which of a data set's are read, and crops of them drawn from a seed."""
+"""Random crops of the training images of data sets."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from lora_comp.training import parallel
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 WORKERS = 4
-IN_MEMORY = 8 << 30  # bytes of decoded images that are kept; those of a larger set are decoded whenever drawn
-MISSING = 100  # images in a row that cannot be read before a training gives up
+IN_MEMORY = 8 << 30  # bytes: decoded images are kept in memory up to this total, else decoded for every crop
+MISSING = 100  # consecutive unreadable images before an error is raised
 
-# Where a data set keeps its training images. What lies beside them is there to be tested on, and is not read.
+# Folders of the training images of known data sets; nothing else is read, since it may be test data.
 LAYOUTS = {
     "ImageNet": ("train/n????????", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train", "ILSVRC2012_img_train"),
     "COCO": ("train20??", "unlabeled20??", "images/train20??", "images/unlabeled20??"),
@@ -32,15 +32,15 @@ LAYOUTS = {
 
 
 def layout(folder: Path) -> tuple[str, list[Path]]:
-    """A data set's layout, a name of `LAYOUTS` or "a folder", and the folders in it whose images are trained on."""
+    """The layout of a data set, a name of `LAYOUTS` or "a folder", and the folders of its training images."""
     for name, patterns in LAYOUTS.items():
-        if found := sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_dir()):
-            return name, found
+        if matches := sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_dir()):
+            return name, matches
     return "a folder", [folder]
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width by the file's header, or None where that is no image's."""
+    """Height and width from the header of an image file, or None if it is not one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
@@ -51,7 +51,7 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 
 def decode(path: Path) -> np.ndarray | None:
-    """uint8 (H, W, 3), or None where the file is damaged."""
+    """The image as uint8 (H, W, 3), or None if the file is corrupt."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -60,56 +60,59 @@ def decode(path: Path) -> np.ndarray | None:
 
 
 class Crops:
-    """Random square crops of all the images of some data sets that are large enough.
+    """Random square crops of all images of at least `size` pixels on each side.
 
     Args:
-        folders: each of one of `LAYOUTS`, or searched with all its subfolders.
+        folders: data sets in one of `LAYOUTS`; others are searched recursively.
         size: side of a crop in pixels.
-        held_out: every image whose index is a multiple of this is left for validation.
+        held_out: images whose index is a multiple of this are used for validation.
+    Raises:
+        LoraCompError: fewer than two images are readable and large enough.
     """
 
     def __init__(self, folders: Sequence[str | Path], size: int, held_out: int = 40):
         self.size, self.pool = size, ThreadPoolExecutor(WORKERS)
-        found = [layout(Path(f)) for f in folders]
-        paths = sorted({p for _, below in found for f in below for p in f.rglob("*") if p.suffix.lower() in SUFFIXES})
-        shown = partial(track, transient=True, disable=parallel.rank() > 0)
-        sizes = shown(self.pool.map(size_of, paths), "looking at images", total=len(paths))
-        told = {path: extent for path, extent in zip(paths, sizes, strict=True) if extent}
-        self.sizes = {path: extent for path, extent in told.items() if min(extent) >= size}
-        small = len(told) - len(self.sizes)
+        layouts = [layout(Path(f)) for f in folders]
+        paths = sorted({p for _, below in layouts for f in below for p in f.rglob("*") if p.suffix.lower() in SUFFIXES})
+        with_progress = partial(track, transient=True, disable=parallel.rank() > 0)
+        sizes = with_progress(self.pool.map(size_of, paths), "reading image sizes", total=len(paths))
+        readable = {path: extent for path, extent in zip(paths, sizes, strict=True) if extent}
+        self.sizes = {path: extent for path, extent in readable.items() if min(extent) >= size}
+        small = len(readable) - len(self.sizes)
         self.kept: dict[Path, np.ndarray] = {}
         if 3 * sum(height * width for height, width in self.sizes.values()) <= IN_MEMORY:
-            decoded = shown(self.pool.map(decode, self.sizes), "decoding images", total=len(self.sizes))
+            decoded = with_progress(self.pool.map(decode, self.sizes), "decoding images", total=len(self.sizes))
             self.kept = {p: image for p, image in zip(self.sizes, decoded, strict=True) if image is not None}
             self.sizes = {path: self.sizes[path] for path in self.kept}
-        skipped = f"skipped {len(paths) - small - len(self.sizes)} that cannot be read and {small} that are smaller"
+        skipped = f"skipped {len(paths) - small - len(self.sizes)} unreadable and {small} smaller ones"
         if len(self.sizes) < 2:
             raise LoraCompError(
-                f"there are no two images of at least {size}x{size} to train on under "
+                f"training needs at least two images of {size}x{size} pixels or more in "
                 f"{', '.join(map(str, folders))}; {skipped}"
             )
         large = list(self.sizes)
         self.validation, self.training = large[::held_out], [p for i, p in enumerate(large) if i % held_out]
         if parallel.rank() == 0:
-            print(f"{len(large)} images from {', '.join(dict.fromkeys(kind for kind, _ in found))}; {skipped}")
+            print(f"{len(large)} images from {', '.join(dict.fromkeys(kind for kind, _ in layouts))}; {skipped}")
 
     def batch(self, count: int, seed: int, share: slice = slice(None)) -> Tensor:
-        """Crops, each mirrored with probability 1/2, the same for the same seed: float32 (count, 3, size, size).
+        """Random crops, mirrored with probability 1/2: float32 (count, 3, size, size) in [0, 1].
 
-        share: which of the crops are wanted.
+        seed: determines the crops.
+        share: the crops to return.
         """
         rng = np.random.default_rng(seed)
         places = [self._place(rng) for _ in range(count)][share]
         crops, missing = [c for c in self.pool.map(self._crop, places) if c is not None], 0
-        while len(crops) < len(places):  # in place of damaged images
+        while len(crops) < len(places):  # replace unreadable images
             if (crop := self._crop(self._place(rng))) is not None:
                 crops.append(crop)
             elif (missing := missing + 1) > MISSING:
-                raise LoraCompError(f"{missing} images in a row cannot be read: are their folders still there?")
+                raise LoraCompError(f"{missing} images in a row cannot be read: check that their folders still exist")
         return to_float(np.stack(crops))
 
     def _place(self, rng: np.random.Generator) -> tuple[Path, int, int, bool]:
-        """An image, the upper left corner of a crop in it, and whether to mirror that."""
+        """A random image, the top left corner of a crop, and whether to mirror it."""
         path = self.training[rng.integers(len(self.training))]
         top, left = (int(rng.integers(side - self.size + 1)) for side in self.sizes[path])
         return path, top, left, bool(rng.random() < 0.5)
@@ -124,14 +127,14 @@ class Crops:
         return crop[:, ::-1] if mirrored else crop
 
     def held_out(self, count: int) -> Tensor:
-        """The middle crops of the first images held out: float32 (at most count, 3, size, size)."""
+        """Centre crops of up to `count` validation images: float32 (n, 3, size, size) in [0, 1]."""
         crops: list[np.ndarray] = []
         for path in self.validation:
             top, left = ((side - self.size) // 2 for side in self.sizes[path])
             if len(crops) < count and (crop := self._crop((path, top, left, False))) is not None:
                 crops.append(crop)
         if not crops:
-            raise LoraCompError(f"none of the {len(self.validation)} images held out for validation can be read")
+            raise LoraCompError(f"none of the {len(self.validation)} validation images can be read")
         return to_float(np.stack(crops))
 
 

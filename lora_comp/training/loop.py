@@ -1,7 +1,7 @@
-"""The loop that every training here runs in: a budget, a checkpoint every few minutes, an exact resume.
+"""The training loop: a budget in steps or minutes, regular checkpoints, and exact resumption.
 
-Exact, because nothing random outlives a step: step i draws its data and its noise from a generator seeded by
-(seed, i), so the state is the weights, the optimiser, the running means of the metrics and i.
+Step i draws its data and noise from a generator seeded by (seed, i), so the state of a training consists of the
+weights, the optimiser, the running means of the metrics, and i.
 """
 
 import csv
@@ -18,34 +18,34 @@ from torch import nn
 from lora_comp.training import parallel
 
 CHECKPOINT_SECONDS = 120
-SMOOTH = 0.98  # weight of the past in the running mean of the metrics shown
+SMOOTH = 0.98  # decay of the running means of metrics
 
 
 def cosine(progress: float, warmup: float = 0.02, last: float = 0.01) -> float:
-    """Factor of the learning rate: linear up to `warmup`, then half a cosine from 1 down to `last`."""
+    """Factor of the learning rate: linear warm-up, then cosine decay from 1 to `last`. progress, warmup: in [0, 1]."""
     if progress < warmup:
         return progress / warmup
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def save_atomically(path: Path, content: dict) -> None:
-    """Write a checkpoint such that a stop in the middle leaves the one before."""
+    """Write a checkpoint; an interruption leaves the previous one in place."""
     torch.save(content, path.with_suffix(".new"))
     os.replace(path.with_suffix(".new"), path)
 
 
 def tensorboard(folder: Path, done: int):
-    """A writer of curves for TensorBoard from step `done` on, or None where that is not installed."""
+    """A TensorBoard writer from step `done` on, or None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print("curve.csv has the curves; for TensorBoard's too: pip install 'lora_comp[train]'")
+        print("curves go to curve.csv; for TensorBoard: pip install 'lora_comp[train]'")
         return None
     return SummaryWriter(folder, purge_step=done)
 
 
 class Record:
-    """What the first process keeps of a training in `folder`: checkpoint.pt, curve.csv and TensorBoard's curves."""
+    """State of a training; the first process writes it to checkpoint.pt, curve.csv and TensorBoard in `folder`."""
 
     def __init__(self, folder: Path, parts: dict):
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Record:
         self._draw(metrics)
 
     def write(self, seconds: float, validate: Callable[[], dict[str, float]] | None) -> dict:
-        """Make a checkpoint and a line of the curve, and return that line."""
+        """Write a checkpoint and a line of curve.csv; returns that line."""
         line = {"steps": self.done, "minutes": seconds / 60, **self.mean}
         if parallel.rank() > 0:
             return line
@@ -75,9 +75,9 @@ class Record:
             {k: p.state_dict() for k, p in self.parts.items()}
             | {"steps": self.done, "seconds": seconds, "mean": self.mean},
         )
-        reached = validate() if validate else {}
-        self._draw(reached)
-        line |= reached
+        validation = validate() if validate else {}
+        self._draw(validation)
+        line |= validation
         new = not (self.folder / "curve.csv").exists()
         with open(self.folder / "curve.csv", "a", newline="") as file:
             writer = csv.DictWriter(file, list(line))
@@ -107,30 +107,30 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     title: str = "train",
 ) -> dict:
-    """Run `step` until the budget is spent, from where the checkpoint in `folder` left off.
+    """Run `step` until the budget is spent, resuming from the checkpoint in `folder` if there is one.
 
     Args:
-        folder: gets checkpoint.pt, curve.csv with one line of mean metrics per checkpoint, and, where TensorBoard is
-            installed, its files.
-        parts: name to module or optimiser, all that a checkpoint holds.
-        step: called with the index of the step and the progress in [0, 1); makes one update, returns its metrics.
-        steps, minutes: the budget, one of the two. With `minutes` the time of earlier runs counts.
-        validate: called at every checkpoint.
+        folder: receives checkpoint.pt, curve.csv with a line of mean metrics per checkpoint, and TensorBoard files if
+            TensorBoard is installed.
+        parts: modules and optimisers by name, the content of a checkpoint.
+        step: called with the index of the step and the progress in [0, 1); makes one update and returns its metrics.
+        steps, minutes: the budget, exactly one of them. `minutes` includes earlier runs.
+        validate: called at every checkpoint; returns metrics.
     Returns:
-        The last line of curve.csv with `steps` and `minutes`.
+        The last line of curve.csv: steps, minutes and metrics.
     """
     if (steps is None) == (minutes is None):
-        raise ValueError("give a budget either in steps or in minutes")
+        raise ValueError("give the budget in steps or in minutes, not both")
     record = Record(folder, parts)
     start, saved = time.monotonic() - record.seconds, time.monotonic()
     row: dict[str, float] = {}
     for part in parts.values():
         if isinstance(part, nn.Module):
-            parallel.alike(part)
+            parallel.broadcast_weights(part)
 
     def progress() -> float:
         spent = record.done / steps if steps else (time.monotonic() - start) / (60 * (minutes or 0))
-        return parallel.of_first(spent)
+        return parallel.broadcast_value(spent)
 
     columns = (
         TextColumn("{task.description}"),

@@ -1,9 +1,9 @@
-"""One training over several processes, each with its own GPU where there are any: data parallelism under torchrun.
+"""Data parallelism under torchrun, one process per GPU:
 
     torchrun --nproc-per-node 4 -m lora_comp.train what=codec ...
 
-Every process holds the whole model and takes its share of each batch; gradients are averaged, so that a step is the
-one that a single process takes with the whole batch. The first process keeps the clock, the checkpoint and the curves.
+Each process holds the whole model and processes its share of a batch. Gradients are averaged, so a step equals that of
+one process with the whole batch. The first process measures time and writes checkpoints and curves.
 """
 
 import os
@@ -16,16 +16,17 @@ from lora_comp.errors import LoraCompError
 
 
 def start(device: str | None) -> torch.device:
-    """Join the other processes that torchrun started, if it did; the device to train on.
+    """Join the process group of torchrun, if there is one, and return the device to train on.
 
-    device: "cpu" or "cuda"; None for a GPU of one's own where there is one.
+    device: "cpu" or "cuda"; None for a GPU if there is one.
+    Raises LoraCompError if there is no GPU for this process.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise LoraCompError("device=cuda cannot be used: torch sees no GPU here")
+        raise LoraCompError("device=cuda needs a GPU, and torch finds none; use device=cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
     if kind == "cuda" and local >= torch.cuda.device_count():
-        raise LoraCompError(f"there are {torch.cuda.device_count()} GPUs here: give torchrun --nproc-per-node as many")
+        raise LoraCompError(f"torch finds {torch.cuda.device_count()} GPUs: set torchrun's --nproc-per-node to that")
     if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
         distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     if kind == "cuda":
@@ -43,15 +44,15 @@ def size() -> int:
 
 
 def share(count: int) -> slice:
-    """This process's part of a batch of so many. Raises LoraCompError where that is not whole."""
+    """This process's share of a batch of `count`. Raises LoraCompError if the batch cannot be divided evenly."""
     if count % size():
-        raise LoraCompError(f"a batch of {count} cannot be shared by {size()} processes: set batch=")
+        raise LoraCompError(f"a batch of {count} cannot be divided among {size()} processes: set batch= to a multiple")
     each = count // size()
     return slice(rank() * each, (rank() + 1) * each)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Let each process have the mean of the gradients of all."""
+    """Replace gradients by their means over all processes."""
     if size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -62,7 +63,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def mean(values: dict[str, float]) -> dict[str, float]:
-    """Metrics of a step, each the mean over the processes."""
+    """Means of metrics over all processes."""
     if size() == 1:
         return values
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=_device())
@@ -70,22 +71,22 @@ def mean(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, (stacked / size()).tolist(), strict=True))
 
 
-def of_first(value: float) -> float:
-    """What the first process says, in all of them: clocks differ."""
+def broadcast_value(value: float) -> float:
+    """The first process's value, in all processes."""
     if size() == 1:
         return value
-    said = torch.tensor(value, dtype=torch.float64, device=_device())
-    distributed.broadcast(said, 0)
-    return said.item()
+    sent = torch.tensor(value, dtype=torch.float64, device=_device())
+    distributed.broadcast(sent, 0)
+    return sent.item()
 
 
-def alike(module: nn.Module) -> None:
-    """Let each process begin with the weights of the first."""
+def broadcast_weights(module: nn.Module) -> None:
+    """Copy the first process's weights to all processes."""
     if size() > 1:
         for tensor in module.state_dict().values():
-            said = tensor.contiguous()
-            distributed.broadcast(said, 0)
-            tensor.copy_(said)
+            sent = tensor.contiguous()
+            distributed.broadcast(sent, 0)
+            tensor.copy_(sent)
 
 
 def _device() -> torch.device:

@@ -1,8 +1,8 @@
-"""Where the training of a codec starts: at a wavelet codec instead of at noise.
+"""Initialisation of a codec by a data-dependent transform.
 
-The convolutions of g_a begin as a hierarchical Karhunen-Loeve transform: each takes the 2x2 patches under it to their
-leading principal components, and g_s begins as its transpose. What a hyperprior predicts begins as the mean and the
-deviation of each channel. A codec that starts here has after 200 steps what takes one from random weights thousands.
+The convolutions of g_a are initialised as a hierarchical Karhunen-Loeve transform: each maps 2x2 patches to their
+leading principal components; g_s is the transpose. The hyperprior is initialised to predict the mean and standard
+deviation of each channel. Training from here reaches in 200 steps what takes thousands from random weights.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_comp.codecs.tic import TIC
 
-GAIN = 1.5  # of the first convolution; each residual stage doubles, so that y comes out some 12 times the image
+GAIN = 1.5  # of the first convolution; each residual stage doubles, so y is about 12 times the scale of the image
 
 
 def components(x: Tensor, count: int) -> Tensor:
@@ -29,7 +29,7 @@ def set_bias(layer: nn.Module, value: Tensor | float) -> None:
 
 @torch.no_grad()
 def initialise(codec: TIC, images: Tensor) -> None:
-    """Set the weights of a new TIC from images (B, 3, H, W), sides multiples of 64."""
+    """Set the weights of a new TIC from images, float32 (B, 3, H, W) in [0, 1], sides multiples of 64."""
     mean = images.mean().item()
     convs = [m for m in codec.g_a if isinstance(m, nn.Conv2d)]
     deconvs = [m for m in codec.g_s if isinstance(m, nn.ConvTranspose2d)][::-1]
@@ -48,7 +48,7 @@ def initialise(codec: TIC, images: Tensor) -> None:
     stages = [m for m in codec.g_a if hasattr(m, "blocks")]
     convs[0].weight *= GAIN
     set_bias(convs[0], -mean * convs[0].weight.sum((1, 2, 3)))
-    for deconv in deconvs[: -len(stages) - 1 : -1]:  # a residual stage before each of these doubles, in g_a and in g_s
+    for deconv in deconvs[: -len(stages) - 1 : -1]:  # preceded by residual stages, which double in g_a and g_s
         deconv.weight /= 4
     deconvs[0].weight /= GAIN
     set_bias(deconvs[0], mean)

@@ -44,7 +44,7 @@ def show(console: Console) -> None:
             entry.kind,
             f"{entry.bytes / 1e6:.2f}",
             scores or "-",
-            entry.sha256[:12] if entry.whole else "damaged",
+            entry.sha256[:12] if entry.intact else "damaged",
         )
     console.print(ours)
     theirs = Table(box=box.SIMPLE_HEAD, title="published by others")

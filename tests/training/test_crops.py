@@ -1,4 +1,4 @@
-"""Training images: which of a data set's are read, and that what cannot be used is skipped and counted."""
+"""Training crops: which images of a data set are read, and which are skipped."""
 
 import numpy as np
 import pytest
@@ -40,12 +40,12 @@ def fill(folder, *names, side=40):
         (["a.png", "more/b.png", "more/of/c.png"], "a folder", ["."]),
     ],
 )
-def test_of_a_data_set_only_the_training_images_are_read(tmp_path, names, kind, read):
+def test_only_the_training_images_of_a_data_set_are_read(tmp_path, names, kind, read):
     fill(tmp_path, *names)
     assert layout(tmp_path) == (kind, [tmp_path / name for name in read])
 
 
-def test_a_folder_is_searched_with_all_below_it(tmp_path):
+def test_other_folders_are_searched_recursively(tmp_path):
     data = Crops([fill(tmp_path, "a.png", "more/b.png", "more/of/c.png")], 32)
     assert len(data.training) + len(data.validation) == 3
 
@@ -58,21 +58,21 @@ def damaged(folder):
     return folder
 
 
-def test_what_cannot_be_used_is_skipped_and_counted_in_one_line(tmp_path, capsys):
+def test_unreadable_and_small_images_are_skipped_and_counted(tmp_path, capsys):
     Crops([damaged(tmp_path)], 32)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "5 images from a folder; skipped 2 that cannot be read and 1 that are smaller"
+        "5 images from a folder; skipped 2 unreadable and 1 smaller ones"
     )
 
 
 @pytest.mark.parametrize("names", [[], ["a.png"]])
-def test_no_images_is_one_line(tmp_path, names):
-    with pytest.raises(LoraCompError, match="no two images of at least 64x64") as error:
+def test_fewer_than_two_images_raise(tmp_path, names):
+    with pytest.raises(LoraCompError, match="at least two images of 64x64") as error:
         Crops([fill(tmp_path, *names)], 64)
     assert "\n" not in str(error.value)
 
 
-def test_a_set_too_large_to_keep_gives_the_same_crops(tmp_path, monkeypatch):
+def test_crops_are_the_same_without_images_in_memory(tmp_path, monkeypatch):
     fill(tmp_path, *(f"{i}.png" for i in range(5)))
     kept = Crops([tmp_path], 32)
     monkeypatch.setattr(crops, "IN_MEMORY", 0)
@@ -82,7 +82,7 @@ def test_a_set_too_large_to_keep_gives_the_same_crops(tmp_path, monkeypatch):
     assert torch.equal(drawn.held_out(2), kept.held_out(2))
 
 
-def test_a_damaged_image_of_such_a_set_is_replaced_when_it_is_drawn(tmp_path, monkeypatch, capsys):
+def test_an_unreadable_image_is_replaced_by_another(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(crops, "IN_MEMORY", 0)
     data = Crops([damaged(tmp_path)], 32)
     assert data.batch(64, seed=0).shape == (64, 3, 32, 32)
@@ -93,7 +93,7 @@ def test_a_damaged_image_of_such_a_set_is_replaced_when_it_is_drawn(tmp_path, mo
         data.batch(1, seed=0)
 
 
-def test_processes_share_a_batch(tmp_path):
+def test_shares_of_a_batch_make_up_the_batch(tmp_path):
     data = Crops([fill(tmp_path, *(f"{i}.png" for i in range(5)))], 32)
     whole = data.batch(6, seed=1)
     assert torch.equal(whole, torch.cat([data.batch(6, 1, slice(0, 3)), data.batch(6, 1, slice(3, 6))]))

@@ -1,4 +1,4 @@
-"""What the zoo says of its weights is true, and a published checkpoint is fetched whole or not at all."""
+"""The registry of the zoo, and the download of published checkpoints."""
 
 import hashlib
 import io
@@ -14,24 +14,24 @@ from lora_comp.zoo import __main__ as command
 from lora_comp.zoo import registry
 
 
-def test_every_file_that_ships_is_in_the_registry_and_whole():
+def test_every_file_in_the_package_matches_the_registry():
     assert {entry.path for entry in registry.shipped()} == set(zoo.ROOT.rglob("*.safetensors"))
     for entry in registry.shipped():
-        assert (entry.path.stat().st_size, entry.whole) == (entry.bytes, True), "run python -m lora_comp.zoo --write"
+        assert (entry.path.stat().st_size, entry.intact) == (entry.bytes, True), "run python -m lora_comp.zoo --write"
 
 
-def test_all_that_ships_stays_below_24_mb():
+def test_shipped_weights_stay_below_24_mb():
     assert sum(entry.bytes for entry in registry.shipped()) < 24e6
 
 
-def test_a_damaged_file_is_told(tmp_path, monkeypatch):
+def test_a_corrupt_file_is_not_intact(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     path = zoo.codec_path("tic-s", 1)
     write_weights(path, {}, {"codec": "tic-s"})
     registry.write()
-    assert [entry.whole for entry in registry.shipped()] == [True]
+    assert [entry.intact for entry in registry.shipped()] == [True]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert [entry.whole for entry in registry.shipped()] == [False]
+    assert [entry.intact for entry in registry.shipped()] == [False]
 
 
 def test_scores_of_earlier_weights_are_not_shown(tmp_path, monkeypatch):
@@ -46,14 +46,14 @@ def test_scores_of_earlier_weights_are_not_shown(tmp_path, monkeypatch):
     assert registry.shipped()[0].scores == {}
 
 
-def test_the_table_names_what_ships_and_what_others_published():
+def test_zoo_lists_shipped_and_published_weights():
     out = io.StringIO()
     command.show(Console(file=out, width=80))
     for name in ("tic-s-q1", "scenes", "transtic-tic-1..4", "lora_comp-cls", "tic_svdlora"):
         assert name in out.getvalue()
 
 
-def test_every_published_system_is_named_with_its_page():
+def test_every_published_system_has_a_page():
     entries = registry.published()
     assert len({entry.name for entry in entries}) == len(entries)
     assert {"tic", "tic_svdlora", "transtic", "duic", "alice", "slimmable"} <= {entry.system for entry in entries}
@@ -63,29 +63,29 @@ def test_every_published_system_is_named_with_its_page():
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """Let one published checkpoint be this content, under this checksum; gives the cache."""
+def serve(tmp_path, monkeypatch):
+    """Serve one published checkpoint with this content; its SHA-256 is that of b"weights". Returns the cache."""
     monkeypatch.setenv("LORA_COMP_CACHE", str(tmp_path / "cache"))
 
-    def served(content=b"weights", url=None):
+    def serve(content=b"weights", url=None):
         sha256 = hashlib.sha256(b"weights").hexdigest()[:8]
         (tmp_path / "a.pth.tar").write_bytes(content)
         entry = registry.Published("a", "", "tic", "https://page", url or (tmp_path / "a.pth.tar").as_uri(), sha256)
         monkeypatch.setattr(registry, "published", lambda: [entry])
         return tmp_path / "cache"
 
-    return served
+    return serve
 
 
-def test_a_published_checkpoint_is_fetched_once(served, tmp_path):
-    path = registry.download("a") if served() else None
+def test_a_published_checkpoint_is_downloaded_once(serve, tmp_path):
+    path = registry.download("a") if serve() else None
     assert path == tmp_path / "cache" / "a.pth.tar" and path.read_bytes() == b"weights"
     (tmp_path / "a.pth.tar").unlink()
     assert registry.download("a") == path
 
 
-def test_another_file_than_the_published_one_is_refused(served):
-    cache = served(content=b"not the weights")
+def test_a_wrong_checksum_raises(serve):
+    cache = serve(content=b"not the weights")
     with pytest.raises(LoraCompError, match="is not the published file"):
         registry.download("a")
     assert list(cache.iterdir()) == []
@@ -94,18 +94,22 @@ def test_another_file_than_the_published_one_is_refused(served):
         registry.download("a")
 
 
-def test_no_network_is_one_line_that_tells_where_to_put_the_file(served, capsys):
-    cache = served(url="http://127.0.0.1:9/a.pth.tar")
+def test_without_a_network_the_error_names_the_cache_path(serve, capsys):
+    cache = serve(url="http://127.0.0.1:9/a.pth.tar")
     assert command.report_errors(command.command)(["fetch", "a"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot fetch http://127.0.0.1:9/a.pth.tar" in line and str(cache / "a.pth.tar") in line
+    assert "cannot download http://127.0.0.1:9/a.pth.tar" in line and str(cache / "a.pth.tar") in line
     assert list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
-    [("duic", "no checkpoint of duic was published"), ("alice", "browsers only"), ("jpeg", "no published checkpoint")],
+    ("name", "message"),
+    [
+        ("duic", "no checkpoint of duic was published"),
+        ("alice", "needs a browser"),
+        ("jpeg", "no published checkpoint"),
+    ],
 )
-def test_what_cannot_be_fetched_is_told(name, says):
-    with pytest.raises(LoraCompError, match=says):
+def test_checkpoints_that_cannot_be_downloaded_raise(name, message):
+    with pytest.raises(LoraCompError, match=message):
         registry.download(name)
