@@ -1,4 +1,4 @@
-"""encode and decode: an image to the bytes of a file, and back.
+"""Encoding of images to the bytes of a file, and decoding.
 
 image -> codec.latents -> method.prepare -> adapted.fit(objective) -> codec.coder().compress -> bitstream.write
       -> bitstream.read -> method.restore -> coder().decompress -> codec.synthesize -> image
@@ -20,7 +20,7 @@ from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import NONE, STEPS, Adapted, FitSettings, Method, load_method, method_of_file
 from lora_comp.objective import TILE, Distortion, Objective, tiles
-from lora_comp.roi import quiet, within
+from lora_comp.roi import masked_distortion, simplify_background
 
 OnStep = Callable[[int, float], None]
 _loaded = lru_cache(maxsize=8)(load_codec)
@@ -28,11 +28,13 @@ _loaded = lru_cache(maxsize=8)(load_codec)
 
 @dataclass(frozen=True)
 class Coded:
-    """A coded image.
+    """An encoded image.
 
-    data: the whole file. bpp: its bits over the image's pixels. method: "none" where adapting did not pay.
-    loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded; None without a
-        task, loss_before also for a method without a plain counterpart (`Method.guarded`).
+    data: the file.
+    bpp: bits of the file per pixel of the image.
+    method: the method of the file; "none" if the plain file has the lower objective.
+    loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded. None without a
+        task; loss_before also None for a method that is not guarded (`Method.guarded`).
     """
 
     data: bytes
@@ -43,7 +45,7 @@ class Coded:
 
 
 def pad(images: Tensor, stride: int) -> Tensor:
-    """Pad (B, 3, H, W) on the right and below, by repeating the border, to sides that are multiples of `stride`."""
+    """Pad (B, 3, H, W) at the right and bottom to multiples of `stride` by replicating the border."""
     height, width = images.shape[2:]
     return F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
 
@@ -61,28 +63,27 @@ def encode(
     roi: Tensor | None = None,
     tile: int = TILE,
 ) -> Coded:
-    """Code an image, adapted to itself and to a task.
+    """Encode an image with a codec adapted to the image and to a task.
 
-    Never worse than not adapting, for a method that has a plain counterpart: both files are decoded, and the one of
-    lower objective is returned. The distortion of an image of more than `tile` rows or columns is the mean of that of
-    its tiles (`objective.tiles`).
+    For a guarded method (`Method.guarded`) the plain file is encoded too, both are decoded, and the file of lower
+    objective is returned. An image of more than `tile` rows or columns is processed in tiles (`objective.tiles`); it
+    still has one adapter and one file.
 
     Args:
-        image: float32 (3, H, W) in [0, 1].
+        image: float (3, H, W) in [0, 1].
         codec: from `load_codec`.
         task: from `load_task`; may be None with the method "none".
         method: "svd_lora", "lora", "none", or a method from `load_method`.
-        steps, lr, seed: see `methods.FitSettings`; lr None is the task's own.
-        on_step: called with each step and the objective before it.
-        recipe: what the encoder optimises beside what is transmitted. Of svd_lora and lora, "latents": those of the
-            image; "adapter": the encoder's adapter, in memory that grows with the image; "published": the same by the
-            published optimiser, whose steps=40 and lr=5e-3.
-        roi: how much each pixel counts, float (H, W) in [0, 1]; None: all alike. See `roi.region`.
-        tile: the longest side of what the task sees at once, pixels, a multiple of 128. The image has one adapter and
-            one file all the same. 256: as published for detection.
+        steps, lr, seed: see `methods.FitSettings`; lr None is the task's default.
+        on_step: called with the number of steps taken and the objective.
+        recipe: what the encoder optimises besides the transmitted updates. For svd_lora and lora, "latents": the
+            latents of the image; "adapter": the encoder's adapter, whose memory grows with the image; "published": the
+            same with the published optimiser, for which steps=40 and lr=5e-3 were published.
+        roi: weights of the pixels, float (H, W) in [0, 1]; None for equal weights. See `roi.region`.
+        tile: maximal side of a tile in pixels, a multiple of 128. 256 is published for detection.
     Raises:
-        LoraCompError: an image of another shape, type or range, an unknown recipe, a region or a tile that does not
-            fit, or a method without a task.
+        LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, or a
+            method without a task.
     """
     settings = FitSettings(steps, lr, seed, recipe, tile)
     return encode_images([image], codec, task, method, settings, None if roi is None else [roi], on_step)[0]
@@ -101,18 +102,18 @@ def encode_batch(
     rois: Sequence[Tensor] | None = None,
     tile: int = TILE,
 ) -> list[Coded]:
-    """`encode` of each image, their steps taken together: as good as alone, and faster where a GPU has room.
+    """`encode` for several images of one size, optimised in one batch, which is faster on a GPU.
 
-    Each image has its own latents, adapter and best step. Sums may come in another order than alone, so a value midway
-    between two integers may be rounded to the other one. Memory grows with the number of images.
+    Each image has its own latents, adapter and best step. Results equal those of `encode` up to the order of float32
+    sums, which may change the rounding of a symbol. Memory grows with the number of images.
 
     Args:
-        images: float32 (3, H, W) in [0, 1] each and of one size, or (B, 3, H, W).
-        codec, task, method, steps, lr, seed, recipe, tile: as for `encode`.
-        on_step: called with each step and the mean of the objectives before it.
-        rois: of each image, as for `encode`.
+        images: float (3, H, W) in [0, 1] each, of one size, or (B, 3, H, W).
+        codec, task, method, steps, lr, seed, recipe, tile: see `encode`.
+        on_step: called with the number of steps taken and the mean objective.
+        rois: weights for each image, see `encode`.
     Raises:
-        LoraCompError: as for `encode`, and images of different sizes or none.
+        LoraCompError: as `encode`; no images, or images of different sizes.
     """
     return encode_images(images, codec, task, method, FitSettings(steps, lr, seed, recipe, tile), rois, on_step)
 
@@ -126,14 +127,14 @@ def encode_images(
     rois: Sequence[Tensor] | None = None,
     on_step: OnStep | None = None,
 ) -> list[Coded]:
-    """`encode_batch` with its settings in one piece."""
+    """`encode_batch` with its settings as one object."""
     originals = _stacked(images, codec)
     size = originals.shape[2], originals.shape[3]
     if isinstance(method, str):
         method = load_method(method, codec, task and task.key)
     if task is None:
         if method is not None:
-            raise LoraCompError("adapting needs a task: give one, or method='none'")
+            raise LoraCompError("adaptation needs a task: give one, or method='none'")
         return [Coded(data, bpp(data, size), NONE) for data in _plain(codec, pad(originals, codec.stride), size)]
     objective, x = _objective(originals, codec, task, settings.tile, rois)
     coded: list[Coded] = []
@@ -179,7 +180,7 @@ def _stacked(images: Sequence[Tensor] | Tensor, codec: Any) -> Tensor:
 def _objective(
     originals: Tensor, codec: Any, task: Any, tile: int, rois: Sequence[Tensor] | None
 ) -> tuple[Objective, Tensor]:
-    """The objective of images, and what a method analyses in their place: with regions of interest, a quieter one."""
+    """The objective of images, and the input of the encoder, whose background is simplified outside of regions."""
     if rois is not None and codec.output.features is not None:
         raise LoraCompError(f"roi= needs a codec that decodes to an image, not to features of {codec.output.features}")
     regions = None if rois is None else _regions(rois, originals)
@@ -187,30 +188,30 @@ def _objective(
     def distortion_of(rows: slice, columns: slice) -> Distortion:
         original = originals[..., rows, columns]
         distortion = partial(task.distortion, targets=task.targets(original))
-        return distortion if regions is None else within(distortion, original, regions[..., rows, columns])
+        return distortion if regions is None else masked_distortion(distortion, original, regions[..., rows, columns])
 
     size = originals.shape[2], originals.shape[3]
     objective = Objective(
         pad(originals, codec.stride), size, tiles(size, codec, distortion_of, tile), task.weight(codec.quality)
     )
-    return objective, objective.x if regions is None else pad(quiet(originals, regions), codec.stride)
+    return objective, objective.x if regions is None else pad(simplify_background(originals, regions), codec.stride)
 
 
 def check(image: Tensor) -> None:
-    """Raises LoraCompError for a tensor that is not an image."""
+    """Raise LoraCompError unless `image` is a float tensor (3, H, W) in [0, 1]."""
     if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
         raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
     if not ((image >= 0) & (image <= 1)).all():
-        raise LoraCompError("image must lie in [0, 1]: scale it, clamp it, and replace what is not a number")
+        raise LoraCompError("image must lie in [0, 1]: scale or clamp it, and replace NaNs")
 
 
 def bpp(data: bytes, size: tuple[int, int]) -> float:
-    """Bits of a file over the pixels of an image of `size` (H, W)."""
+    """Bits of a file per pixel of an image of `size` (H, W)."""
     return 8 * len(data) / (size[0] * size[1])
 
 
 def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
-    """Regions of interest of images (B, 3, H, W) as one tensor (B, 1, H, W)."""
+    """Regions of interest (H, W) of images (B, 3, H, W) as one tensor (B, 1, H, W)."""
     size, sizes = tuple(originals.shape[2:]), {tuple(roi.shape) for roi in rois}
     if len(rois) != len(originals) or sizes != {size}:
         raise LoraCompError(
@@ -218,7 +219,7 @@ def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
         )
     weights = torch.stack(list(rois))[:, None].to(originals)
     if not (weights.min() >= 0 and weights.max() <= 1):
-        raise LoraCompError("a region of interest has weights from 0 to 1")
+        raise LoraCompError("the weights of a region of interest must lie in [0, 1]: scale or clamp them")
     return weights
 
 
@@ -230,7 +231,7 @@ def write(
     method: Method | None = None,
     adapted: Adapted | None = None,
 ) -> list[bytes]:
-    """The files of images of `size` (H, W) with these latents, plain or as `adapted` by a method."""
+    """The files of images of `size` (H, W) with these latents, plain or with the updates of `adapted`."""
     decoder = codec if adapted is None else adapted.codec
     payloads = [None] * len(latents["y"]) if adapted is None else adapted.payloads()
     files = []
@@ -263,15 +264,15 @@ def decode(
     adapter: str | Path | None = None,
     max_pixels: int = bitstream.MAX_PIXELS,
 ) -> Tensor:
-    """What a file decodes to: an image, float32 (3, H, W) in [0, 1], or the features that its codec gives, (C, h, w).
+    """Decode a file to an image, float32 (3, H, W) in [0, 1], or to features (C, h, w) if its codec outputs those.
 
     Args:
-        codec: the codec that wrote the file, where it is not one in the package.
-        method: the method that wrote it, where it is at hand already.
+        codec: the codec that wrote the file; None to load it from the package.
+        method: the method that wrote the file; None to load it by the name in the file.
         adapter: path of a pre-trained adapter that is not in the package.
-        max_pixels: of the largest image to decode; a larger one is refused before anything is allocated for it.
+        max_pixels: larger images are rejected before memory is allocated for them.
     Raises:
-        BitstreamError: the file is not whole, or was written with weights that are not at hand.
+        BitstreamError: the file is corrupt, too large, or needs weights that are not available.
     """
     header, sections = bitstream.read(data, max_pixels)
     codec = codec_of_file(header, codec)
@@ -280,8 +281,8 @@ def decode(
             method = method_of_file(header.method, header.adapter_hash, codec, adapter)
         codec = method.restore(codec, sections.payload)
     if codec.output.features != header.features:
-        held, made = header.features or "an image", codec.output.features or "an image"
-        raise BitstreamError(f"the file holds {held}, its codec decodes to {made}")
+        stored, output = header.features or "an image", codec.output.features or "an image"
+        raise BitstreamError(f"the file holds {stored}, but its codec decodes to {output}")
     size = header.height, header.width
     y_hat = codec.coder().decompress(CodedLatents(sections.latents, header.symbols_crc, sections.hints), size)
     output = codec.synthesize(y_hat.to(next(codec.parameters()).device))
@@ -289,6 +290,7 @@ def decode(
 
 
 def codec_of_file(header: bitstream.Header, codec: Any) -> Any:
+    """`codec`, or the one that the header names. Raises BitstreamError if its weights are not those of the file."""
     if codec is None:
         try:
             codec = _loaded(header.codec, header.quality)
@@ -296,7 +298,7 @@ def codec_of_file(header: bitstream.Header, codec: Any) -> Any:
             raise BitstreamError(f"the file's codec cannot be loaded: {error}") from None
     if codec.hash != header.codec_hash:
         raise BitstreamError(
-            f"the file was written with other weights of {header.codec} quality {header.quality:g} "
-            f"({header.codec_hash.hex()}) than are here ({codec.hash.hex()})"
+            f"the file needs other weights of {header.codec} quality {header.quality:g} ({header.codec_hash.hex()}) "
+            f"than those loaded ({codec.hash.hex()})"
         )
     return codec

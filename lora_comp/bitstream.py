@@ -1,29 +1,29 @@
-"""The file format: a header, the coded sections, and a checksum over both. This module knows bytes and nothing else.
+"""The file format: a header, the coded sections, and a checksum over both. This module reads and writes bytes only.
 
 ====================  =========  ==================================================================================
 field                 bytes      meaning
 ====================  =========  ==================================================================================
 magic                 3          `LCZ`
 version               1          2
-flags                 1          bit 0: an adapter hash is present; bit 1: a section of hints; bit 2: a section of
-                                 payload; bit 3: the decoder's output is features. Other bits are refused.
+flags                 1          bit 0: adapter hash present; bit 1: section of hints present; bit 2: payload present;
+                                 bit 3: the decoder outputs features. Other bits are rejected.
 quality               1          in sixteenths, 0 to 255
-codec                 1 or 1+n   the position of its name in CODECS; or 128 + n and n bytes of name
-method                1 or 1+n   the same of METHODS
-layer                 0 or 1+n   128 + n and the name of the layer whose features are decoded; only with bit 3
+codec                 1 or 1+n   index of its name in CODECS; or 128 + n and n bytes of name
+method                1 or 1+n   index of its name in METHODS; or 128 + n and n bytes of name
+layer                 0 or 1+n   128 + n and the name of the layer of the features; only with bit 3
 height - 1            1 to 5     varint, pixels
 width - 1             1 to 5     varint, pixels
-codec hash            4          of the weights that the decoder needs
-adapter hash          0 or 4     of the pre-trained adapter that the decoder needs; only with bit 0
+codec hash            4          hash of the codec's weights
+adapter hash          0 or 4     hash of the pre-trained adapter; only with bit 0
 symbols CRC           4          CRC-32 of the decoded symbols, little-endian
-latent sections       1          how many there are, 1 to 255
-section lengths       1 to 5 x   a varint for each section
-sections              lengths    those of the latents, then the payload (bit 2), then the hints (bit 1)
-CRC                   4          CRC-32 of all bytes before it, little-endian
+latent sections       1          number of latent sections, 1 to 255
+section lengths       1 to 5 x   varint for each section, bytes
+sections              lengths    latents, then the payload (bit 2), then the hints (bit 1)
+CRC                   4          CRC-32 of all preceding bytes, little-endian
 ====================  =========  ==================================================================================
 
-A name has 1 to 32 ASCII letters, digits and, inside, `.`, `_`, `-`. A varint is LEB128: seven bits a byte from the
-lowest, the high bit set in all bytes but the last, in its shortest form. So every header has exactly one encoding. All
+A name has 1 to 32 ASCII letters, digits and, inside, `.`, `_`, `-`. A varint is LEB128 in its shortest form: seven bits
+per byte from the lowest, the high bit set in all bytes but the last. So every header has exactly one encoding. All
 section lengths are stored, so that a truncated file can be distinguished from a corrupt one.
 
 >>> header = Header(height=512, width=768, codec="tic-s", quality=2, codec_hash=bytes(4), symbols_crc=0)
@@ -32,7 +32,7 @@ section lengths are stored, so that a truncated file can be distinguished from a
 True
 >>> read(data[:-1])
 Traceback (most recent call last):
-lora_comp.errors.BitstreamError: the file is cut short: 34 bytes are there, its header declares 35
+lora_comp.errors.BitstreamError: the file is truncated: it has 34 of the 35 bytes that its header declares
 """
 
 import re
@@ -44,32 +44,32 @@ from lora_comp.errors import BitstreamError
 
 MAGIC = b"LCZ"
 VERSION = 2
-MAX_PIXELS = 2**28  # of an image, unless the reader sets another limit
-# Names whose position is their code in the file; new ones go to the end. Other names are written out.
+MAX_PIXELS = 2**28  # default limit on the size of an image
+# Names coded by their index; new ones go to the end. Other names are spelt out in the file.
 METHODS = ("none", "svd_lora", "lora", "transtic", "alice", "duic")
 CODECS = ("tic", "tic-s", "tic-v", "stf", "stf-s", "cheng2020-attn", "cheng-s", "slim-s")
-SIXTEENTHS = 16  # of a rate point
+SIXTEENTHS = 16  # steps per rate point
 
 _HAS_ADAPTER, _HAS_HINTS, _HAS_PAYLOAD, _HAS_FEATURES = 1, 2, 4, 8
 _KNOWN_FLAGS = 15
 _HASH_BYTES = 4
 _CRC_BYTES = 4
 _VARINT_BYTES = 5
-_CODED_SIDE = 64  # pixels: a shorter side is coded as this many, so a thin image takes what a broad one does
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")  # never a path: it will be looked up
+_CODED_SIDE = 64  # pixels: shorter sides are padded to this, so a thin image needs as much memory as a wide one
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,30}[A-Za-z0-9])?")  # never a path
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a decoder must know before it can read the sections.
+    """The parameters of the decoder.
 
-    height, width: of the image, in pixels, 1 to 2^32
-    codec: its name in the registry, 1 to 32 ASCII letters, digits and, inside, `.`, `_` or `-`
+    height, width: of the image in pixels, 1 to 2^32
+    codec: registered name, 1 to 32 ASCII letters, digits and, inside, `.`, `_` or `-`
     quality: rate point, 0 to 15.9375 in steps of 1/16
-    codec_hash: 4 bytes, of the codec's weights
-    symbols_crc: CRC-32 of the latents' symbols, computed by the caller
-    method: its name in the registry, spelt as a codec's
-    adapter_hash: 4 bytes, of the pre-trained adapter that the decoder needs; None if it needs none
+    codec_hash: 4 bytes, hash of the codec's weights
+    symbols_crc: CRC-32 of the symbols of all latents, computed by the caller
+    method: registered name, like that of a codec
+    adapter_hash: 4 bytes, hash of the pre-trained adapter; None if the decoder needs none
     features: name of the layer whose features the decoder outputs; None if it outputs an image
     """
 
@@ -86,11 +86,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Sections:
-    """What follows the header.
+    """The coded data.
 
     latents: at least one section, in the order of the codec's latent coder
-    payload: what a method transmits beside the latents; None if it transmits nothing
-    hints: of the latent coder (`entropy.coder`), most often empty
+    payload: the method's transmitted updates; None if it transmits nothing
+    hints: of the latent coder (`entropy.coder`), usually empty
     """
 
     latents: Sequence[bytes]
@@ -102,7 +102,7 @@ class Sections:
 
 
 def write(header: Header, sections: Sections) -> bytes:
-    """The whole file. Raises ValueError for a header field or a number of sections out of range."""
+    """The bytes of a file. Raises ValueError if a header field or the number of sections is out of range."""
     problem = _problem(header) or _problem_between(header, sections)
     if problem:
         raise ValueError(problem)
@@ -127,14 +127,13 @@ def write(header: Header, sections: Sections) -> bytes:
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
     """The header and the sections of a file: the inverse of `write`.
 
-    Nothing is allocated beyond copies of parts of `data`, whatever the header declares.
+    Whatever the header declares, only copies of parts of `data` are allocated.
 
-    Raises BitstreamError, and nothing else, for bytes that are not a lora_comp file, of another version, cut short,
-    with extra bytes, altered, or that declare an image of more than `max_pixels` pixels, where a side shorter than the
-    64 pixels that it is coded as counts as 64.
+    Raises BitstreamError, and nothing else, if the bytes are not a lora_comp file, are of another version, truncated,
+    too long or corrupt, or declare an image of more than `max_pixels` pixels; sides below 64 count as 64.
     """
     if not data or not MAGIC.startswith(data[: len(MAGIC)]):
-        raise BitstreamError("this is not a lora_comp file: it does not begin with 'LCZ'")
+        raise BitstreamError("this is not a lora_comp file: it does not start with 'LCZ'")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
         raise BitstreamError(
             f"the file has format version {data[len(MAGIC)]}, this lora_comp reads version {VERSION}; "
@@ -153,7 +152,7 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
 
     _check_whole(data, fields.position + sum(lengths) + _CRC_BYTES)
     if flags & ~_KNOWN_FLAGS:
-        raise BitstreamError(f"the file uses flags {flags:#04x}, which this lora_comp does not know; update it")
+        raise BitstreamError(f"the file has flags {flags:#04x}, which this lora_comp does not support; update it")
     header = Header(height, width, codec, quality / SIXTEENTHS, codec_hash, symbols_crc, method, adapter_hash, features)
     taken = [fields.take(length) for length in lengths]
     sections = Sections(
@@ -171,7 +170,7 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
 
 
 def info(data: bytes) -> dict:
-    """What a file's header says, without decoding it: sizes in pixels, bytes and bpp. No image is too large.
+    """The header of a file as a dict, with its sizes in pixels, bytes and bpp, for an image of any size.
 
     Raises BitstreamError as `read` does.
     """
@@ -204,19 +203,21 @@ def info(data: bytes) -> dict:
 
 def _check_whole(data: bytes, declared: int) -> None:
     if len(data) < declared:
-        raise BitstreamError(f"the file is cut short: {len(data)} bytes are there, its header declares {declared}")
+        raise BitstreamError(
+            f"the file is truncated: it has {len(data)} of the {declared} bytes that its header declares"
+        )
     if len(data) > declared:
-        raise BitstreamError(f"the file has extra bytes: {len(data)} are there, its header declares {declared}")
+        raise BitstreamError(f"the file is too long: it has {len(data)} bytes, but its header declares {declared}")
     if zlib.crc32(memoryview(data)[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "little"):
-        raise BitstreamError("the file is altered: its checksum does not match; get it again from its source")
+        raise BitstreamError("the file is corrupt: its checksum does not match; get it again from its source")
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
     longest = max(height, width)
     if height * width > max_pixels or (longest > _CODED_SIDE and longest * _CODED_SIDE > max_pixels):
         raise BitstreamError(
-            f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed (where a side counts as "
-            f"{_CODED_SIDE} at least); raise max_pixels if you trust its source"
+            f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed (sides below "
+            f"{_CODED_SIDE} count as {_CODED_SIDE}); raise max_pixels if you trust its source"
         )
 
 
@@ -226,11 +227,11 @@ def _problem(header: Header) -> str | None:
         return f"height and width must be 1 to 2^32, not {header.height} and {header.width}"
     for what, name in (("codec", header.codec), ("method", header.method), ("layer", header.features)):
         if name is not None and not _NAME.fullmatch(name):
-            return f"{name!r} is no {what} name; it takes 1 to 32 ASCII letters, digits and, inside, '.', '_', '-'"
+            return f"{name!r} is not a {what} name: 1 to 32 ASCII letters, digits and, inside, '.', '_', '-'"
     sixteenths = header.quality * SIXTEENTHS
     if not 0 <= sixteenths <= 255 or sixteenths != round(sixteenths):
         return f"quality must be 0 to 15.9375 in steps of 1/16, not {header.quality}"
-    if any(len(known) != _HASH_BYTES for known in (header.codec_hash, header.adapter_hash) if known is not None):
+    if any(len(item) != _HASH_BYTES for item in (header.codec_hash, header.adapter_hash) if item is not None):
         return f"a hash must be {_HASH_BYTES} bytes"
     if not 0 <= header.symbols_crc < 2**32:
         return f"symbols_crc must be a CRC-32, not {header.symbols_crc}"
@@ -245,8 +246,8 @@ def _problem_between(header: Header, sections: Sections) -> str | None:
     return None
 
 
-def _coded_name(name: str, known: Sequence[str] = ()) -> bytes:
-    return bytes([known.index(name)]) if name in known else bytes([128 + len(name)]) + name.encode("ascii")
+def _coded_name(name: str, names: Sequence[str] = ()) -> bytes:
+    return bytes([names.index(name)]) if name in names else bytes([128 + len(name)]) + name.encode("ascii")
 
 
 def _varint(value: int) -> bytes:
@@ -256,36 +257,36 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     if len(encoded) > _VARINT_BYTES:
-        raise ValueError("a section is longer than the format can say")
+        raise ValueError("a section is too long for the format")
     return bytes(encoded)
 
 
 class _Fields:
-    """A position in the data that moves on with every field taken, and never past the end."""
+    """A reader of consecutive fields that never reads past the end."""
 
     def __init__(self, data: bytes, position: int):
         self.data = data
         self.position = position
-        self.problem: str | None = None  # with a name, reported once the checksum is known to hold
+        self.problem: str | None = None  # with a name; reported after the checksum is verified
 
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.position:
             raise BitstreamError(
-                f"the file is cut short: it ends after {len(self.data)} bytes, inside its header; get it again"
+                f"the file is truncated: it ends after {len(self.data)} bytes, inside its header; get it again"
             )
         self.position += count
         return bytes(self.data[self.position - count : self.position])
 
-    def name(self, known: Sequence[str]) -> str:
+    def name(self, names: Sequence[str]) -> str:
         code = self.take(1)[0]
         if code < 128:
-            if code < len(known):
-                return known[code]
-            self.problem = f"it names a codec or method by the code {code}, which this lora_comp does not know"
+            if code < len(names):
+                return names[code]
+            self.problem = f"this lora_comp has no codec or method of code {code}"
             return ""
         name = self.take(code - 128).decode("ascii", "replace")
-        if name in known:
-            self.problem = f"the name {name} has a code"
+        if name in names:
+            self.problem = f"the name {name} is spelt out, but has a code"
         return name
 
     def varint(self) -> int:
@@ -295,6 +296,6 @@ class _Fields:
             value |= (byte & 127) << 7 * i
             if byte < 128:
                 if byte == 0 and i > 0:
-                    raise BitstreamError("the file is altered: a number is not in its shortest form")
+                    raise BitstreamError("the file is corrupt: a number is not in its shortest form")
                 return value
-        raise BitstreamError("the file is altered: a number takes more than five bytes")
+        raise BitstreamError("the file is corrupt: a number takes more than five bytes")

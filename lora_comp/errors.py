@@ -1,8 +1,8 @@
-"""What can go wrong in a user's hands. Each message is one line: what is wrong and what to do."""
+"""Errors for users. Each message is one line that says what is wrong and what to do."""
 
 
 class LoraCompError(Exception):
-    """A mistake in the input or the configuration; the command line prints it and exits with code 2."""
+    """Invalid input or configuration; the command line prints the message and exits with code 2."""
 
 
 class ImageError(LoraCompError):
@@ -10,4 +10,4 @@ class ImageError(LoraCompError):
 
 
 class BitstreamError(LoraCompError):
-    """A file that is not a valid coded image, or that needs other weights than those at hand."""
+    """A file that is not a valid bitstream, or that needs weights that are not available."""

@@ -1,7 +1,7 @@
-"""Methods over a data set: every image to files, every file decoded and scored, all in one table.
+"""Evaluation of methods on a data set: every image is encoded to a file, decoded from it and scored.
 
-The folder gets files/**/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start resumes),
-results.json, and what `report` draws of it. Every `bytes` is the size of a file that was decoded for its record.
+The output folder holds files/**/*.lcz, records.jsonl (a line per scored file, from which an interrupted run resumes)
+and results.json. `bytes` of a record is the size of the file that was decoded for it.
 """
 
 import json
@@ -23,51 +23,56 @@ from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, write_file
 from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import GROUP, summary
-from lora_comp.roi import psnr_within, region
+from lora_comp.roi import region, weighted_psnr
 from lora_comp.tasks.human import psnr
 
 
 @dataclass(frozen=True)
 class Point:
-    """A codec at one rate point, and the methods to evaluate on it; None among them is the plain codec."""
+    """A codec at one rate point, and the methods to evaluate on it; None stands for the plain codec."""
 
     codec: Any
     methods: Sequence[Method | None]
 
 
 class Records:
-    """The records of a folder. A line in records.jsonl counts while its file is there, of the size it says.
+    """The records of a folder. A line of records.jsonl is valid while its file exists with the recorded size.
 
-    pool: of the task, where it has one; what `measure` gave it as "objects" is kept in the journal alone.
+    pool: the task's `pool`, if it has one. Its input, "objects" of `measure`, is stored in records.jsonl only.
+    skipped: index of an image to the reason why it was skipped.
+    requested: the records of this run.
+    by_key: all valid records, by `record_key`.
     """
 
     def __init__(self, out: Path, pool: Callable[[list[dict]], dict[str, float]] | None = None):
         self.out, self.pool = out, pool
         self.skipped: dict[int, str] = {}
-        self.wanted: list[dict] = []
+        self.requested: list[dict] = []
         self.journal = out / "records.jsonl"
-        self.known: dict[str, dict] = {}
+        self.by_key: dict[str, dict] = {}
         if not self.journal.exists():
             return
         entries = [entry for entry in map(_parse, self.journal.read_text().splitlines()) if entry]
-        latest = {entry["record"]["file"]: entry for entry in entries}  # other settings may have written it anew
+        latest = {
+            entry["record"]["file"]: entry for entry in entries
+        }  # the file may have been overwritten under other settings
         for file, entry in latest.items():
             if (out / file).exists() and (out / file).stat().st_size == entry["record"]["bytes"]:
-                self.known[entry["key"]] = entry["record"]
-        write_file(self.journal, "".join(_line(key, record) for key, record in self.known.items()).encode())
+                self.by_key[entry["key"]] = entry["record"]
+        write_file(self.journal, "".join(_line(key, record) for key, record in self.by_key.items()).encode())
 
     def add(self, key: str, record: dict) -> None:
         with open(self.journal, "a") as file:
             file.write(_line(key, record))
-        self.known[key] = record
+        self.by_key[key] = record
 
     def results(self) -> dict:
-        """What results.json holds: the records asked for in this start, their means, the images left out."""
-        records = [{name: value for name, value in record.items() if name != "objects"} for record in self.wanted]
+        """The content of results.json: the records of this run, their means, and why images were skipped."""
+        records = [{name: value for name, value in record.items() if name != "objects"} for record in self.requested]
         rows = summary(records)
         if self.pool:
             for row in rows:
-                row |= self.pool([r["objects"] for r in self.wanted if all(r[key] == row[key] for key in GROUP)])
+                row |= self.pool([r["objects"] for r in self.requested if all(r[key] == row[key] for key in GROUP)])
         return {"records": records, "summary": rows, "skipped": list(self.skipped.values())}
 
     def write(self) -> None:
@@ -79,7 +84,7 @@ def _line(key: str, record: dict) -> str:
 
 
 def _parse(line: str) -> dict | None:
-    """A line of the journal; None for one that a stop cut short."""
+    """An entry of the journal; None for an incomplete line."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:
@@ -87,7 +92,7 @@ def _parse(line: str) -> dict | None:
 
 
 def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: None) -> Iterator[Sample]:
-    """The readable images of a data set; `on_skip` is told of the others, and the reason."""
+    """The readable images of a data set; `on_skip` is called with the index of each other one and the reason."""
     for i in range(len(data)):
         try:
             sample = data[i]
@@ -97,10 +102,10 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
         yield sample
 
 
-def batches(found: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Images that follow each other and are of one size, at most `size` together."""
-    for _, alike in groupby(found, key=lambda sample: sample.image.shape):
-        while batch := list(islice(alike, size)):
+def batches(images: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    """Batches of at most `size` consecutive images of equal shape."""
+    for _, group in groupby(images, key=lambda sample: sample.image.shape):
+        while batch := list(islice(group, size)):
             yield batch
 
 
@@ -114,14 +119,14 @@ def evaluate(
     batch: int = 1,
     roi: str | None = None,
 ) -> Records:
-    """Every method of every rate point on every image.
+    """Evaluate every method of every rate point on every image.
 
     Args:
         data: a data set of `lora_comp.data`.
-        out: the folder for everything; where it holds records already, what they cover is not done again.
+        out: output folder; results that it already holds are not computed again.
         progress: a started rich Progress.
-        batch: how many images, if of one size, are coded together; records depend on it in their last digits only.
-        roi: the region of interest, see `roi.region`.
+        batch: number of images of equal size to encode together; it affects results only by rounding.
+        roi: region of interest, see `roi.region`.
     """
     make_folder(out / "files")
     records = Records(out, getattr(task, "pool", None))
@@ -142,12 +147,12 @@ def evaluate(
             for together in batches(samples(data, on_skip), batch):
                 for method in point.methods:
                     keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
-                    missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.known}
+                    missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
                     progress.reset(steps)
                     scored = score(list(missing.values()), point.codec, task, method, settings, out, roi, on_step)
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)
-                    records.wanted += [records.known[key] for key in keys]
+                    records.requested += [records.by_key[key] for key in keys]
                 progress.advance(images, len(together))
             progress.update(images, completed=len(data) * (done + 1))
     finally:
@@ -158,7 +163,7 @@ def evaluate(
 def record_key(
     sample: Sample, codec: Any, task: Any, method: Method | None, settings: FitSettings, roi: str | None = None
 ) -> str:
-    """All that a record depends on, as text."""
+    """Everything that a record depends on, as JSON."""
     facts = {
         "image": [sample.name, list(sample.image.shape), zlib.crc32(sample.image.numpy().tobytes())],
         "truth": zlib.crc32(sample.boxes.numpy().tobytes())
@@ -184,9 +189,9 @@ def score(
     roi: str | None,
     on_step: Callable[[int, float], None],
 ) -> Iterator[dict]:
-    """Code images of one size together, decode their files, score what came out: the record of each.
+    """Encode images of one size together, decode their files and score them: yields a record for each.
 
-    Its seconds_encode are the image's share of the batch's.
+    seconds_encode is the time of the batch over the number of images.
     """
     if not batch:
         return
@@ -208,7 +213,7 @@ def record_of(
     out: Path,
     roi: Tensor | None = None,
 ) -> dict:
-    """Write the file of an image, decode it, and score what came out."""
+    """Write the file of an image, decode it and score the result."""
     name = NONE if method is None else method.name
     path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality:g}-{name}.lcz"
     make_folder((out / path).parent)
@@ -218,7 +223,7 @@ def record_of(
     decoded = api.decode(data, codec, method).cpu()
     seconds_decode = time.perf_counter() - start
     _, height, width = sample.image.shape
-    inside = {} if roi is None else {"psnr_roi": psnr_within(decoded, sample.image, roi), "roi": float(roi.mean())}
+    inside = {} if roi is None else {"psnr_roi": weighted_psnr(decoded, sample.image, roi), "roi": float(roi.mean())}
     return {
         "image": sample.name,
         "height": height,

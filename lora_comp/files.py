@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from lora_comp.errors import LoraCompError
 
 
 def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` beside `path` and rename it, so that nothing half-written ever has that name.
+    """Write `data` to a temporary file and rename it to `path`, so that `path` is never incomplete.
 
     Raises:
-        LoraCompError: the folder is missing or not writable, or the disk is full; nothing is left behind.
+        LoraCompError: the folder is missing or not writable, or the disk is full; the temporary file is removed.
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -25,7 +25,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """The folder, made with its parents where it is missing. Raises LoraCompError where that cannot be."""
+    """Make a folder with its parents, if missing. Raises LoraCompError if that fails."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

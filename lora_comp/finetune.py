@@ -1,8 +1,8 @@
-"""Gradient descent on named groups of parameters under a schedule; nothing about any one method, codec or task.
+"""Gradient descent on groups of parameters, independent of methods, codecs and tasks.
 
-Images of one size are fitted together, each independently: every parameter has a first dimension of images, the
-gradient of the sum of their objectives is that of each, and Adam scales it value by value. So the result for an image
-is that of fitting it alone, up to the order of float32 sums.
+Images of one size are fitted together but independently: the first dimension of each parameter is the batch, an image's
+objective depends on its own parameters only, and Adam is elementwise. So each image is fitted as if alone, up to the
+order of float32 sums.
 """
 
 import math
@@ -19,7 +19,7 @@ OnStep = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters (B, ...) that share a learning rate, that of the first step."""
+    """Parameters (B, ...) that share a learning rate; lr is that of the first step."""
 
     parameters: Sequence[nn.Parameter]
     lr: float
@@ -27,14 +27,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Adam's betas, and the factor of the learning rates at step i of n: `factor(i, n)`."""
+    """Adam's betas, and `factor(i, n)`, the factor of the learning rates at step i of n."""
 
     factor: Callable[[int, int], float]
     betas: tuple[float, float] = (0.9, 0.999)
 
 
 def linear(step: int, steps: int) -> float:
-    """From 1 to 0 in equal steps."""
+    """Linear decay from 1 to 0."""
     return 1 - step / steps
 
 
@@ -46,14 +46,14 @@ def descend(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """`steps` updates by Adam; each image is left with the parameters of its lowest objective.
+    """Take `steps` steps of Adam, then restore each image's best parameters.
 
     Args:
-        evaluate: the objectives (B,); with True it also adds the gradient of their sum to the parameters.
-        on_step: called with the step and the mean of the objectives before it, for which a GPU has to wait; last with
-            the number of steps and the mean after all.
+        evaluate: returns the objectives (B,); called with True, it also accumulates the gradient of their sum.
+        on_step: called before each step, and after the last, with the number of steps taken and the mean objective,
+            which synchronises a GPU.
     Returns:
-        The objectives before, and after each step: float32 (steps + 1, B).
+        The objectives before the first and after each step: float32 (steps + 1, B).
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def descend(
 
 
 class _Descent:
-    """Adam, and each image's best parameters so far, on tensors that stay where they are: a GPU can replay a step."""
+    """Adam with tracking of each image's best parameters, all in place, so that a CUDA graph can replay a step."""
 
     def __init__(self, evaluate: Callable[[bool], Tensor], groups: Sequence[Group], steps: int, schedule: Schedule):
         self.evaluate, self.steps, self.factor = evaluate, steps, schedule.factor
@@ -105,7 +105,7 @@ class _Descent:
         return objectives
 
     def evaluate_and_track(self, backward: bool) -> Tensor:
-        """The objectives (B,); the parameters are kept where these are the lowest so far."""
+        """Evaluate the objectives (B,) and track the best parameters."""
         objectives = self.evaluate(backward)
         lower = objectives < self.lowest
         self.lowest.copy_(torch.where(lower, objectives, self.lowest))

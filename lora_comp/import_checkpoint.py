@@ -1,6 +1,6 @@
-"""lora-comp import: a published checkpoint becomes a codec, and an adapter where it has one, in files of ours.
+"""lora-comp import: convert a published checkpoint to safetensors files of a codec and, if present, its adapter.
 
-They are written in float32, so that they compute what the checkpoint did.
+The files are in float32, so that results are those of the checkpoint.
 """
 
 import zipfile
@@ -17,16 +17,16 @@ from lora_comp.weights import write_weights
 
 
 def import_checkpoint(path: Path, system: str, quality: int, into: Path) -> list[str]:
-    """Write the weights that a checkpoint holds to safetensors files in `into`.
+    """Write the weights of a checkpoint to safetensors files in `into`.
 
     Args:
-        path: what torch saved, bare tensors by their published names or those under "state_dict".
+        path: a file of torch.save: a state dict, or a dict with one under "state_dict".
         system: a name of `reference.SYSTEMS`.
-        quality: the rate point, 1 to 4, that the codec shall go by.
+        quality: the rate point, 1 to 4, to register the codec under.
     Returns:
-        For each file a line that tells the word it is used by.
+        For each file a line with the settings that load it.
     Raises:
-        LoraCompError: a file that is not a checkpoint of that system.
+        LoraCompError: the file is not a checkpoint of that system, or the files cannot be written.
     """
     module = from_reference(system, read_checkpoint(path))
     tensors = {name.removeprefix("codec.").replace(".layer.", "."): p for name, p in module.named_parameters()}
@@ -49,17 +49,17 @@ def import_checkpoint(path: Path, system: str, quality: int, into: Path) -> list
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name. Nothing but tensors is ever unpickled."""
+    """The tensors of a checkpoint by name. Only tensors are unpickled. Raises LoraCompError for any other file."""
     if not path.is_file():
         raise LoraCompError(f"{path} is not a file; `lora-comp zoo` lists published checkpoints")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
         if not any(name.endswith("data.pkl") for name in members):
-            inside = [name for name in members if name.endswith((".pth", ".pt", ".tar"))]
+            checkpoints = [name for name in members if name.endswith((".pth", ".pt", ".tar"))]
             raise LoraCompError(
-                f"{path} is an archive: unpack it and import one of its {len(inside)} checkpoints"
-                + (f", such as {inside[0]}" if inside else "")
+                f"{path} is an archive: unpack it and import one of its {len(checkpoints)} checkpoints"
+                + (f", such as {checkpoints[0]}" if checkpoints else "")
             )
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -78,5 +78,5 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from None
     state = stored.get("state_dict", stored) if isinstance(stored, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise LoraCompError(f"{path} holds no tensors by name, at its top or under 'state_dict'")
+        raise LoraCompError(f"{path} has no state dict, neither as its content nor under 'state_dict'")
     return state

@@ -1,9 +1,9 @@
-"""What fine-tuning minimises for each image of a batch (LoRA_comp, CVPR 2025, eq. 5):
+"""The objective that fine-tuning minimises for each image of a batch (LoRA_comp, CVPR 2025, eq. 5):
 
-    weight x distortion(x_hat, x) + bits(latents, what a method transmits beside them) / pixels
+    weight x distortion(x_hat, x) + bits(latents and transmitted updates) / pixels
 
-A large image is taken in tiles: the synthesis and the task see one of them at a time, so that memory does not grow with
-the image.
+A large image is divided into tiles. The synthesis transform and the task process one tile at a time, which bounds
+memory.
 """
 
 import math
@@ -18,8 +18,8 @@ from lora_comp.codecs import Latents
 from lora_comp.errors import LoraCompError
 from lora_comp.ops.swin_block import HALF
 
-TILE = 1024  # pixels: the longest side of a tile by default
-GRID = 128  # pixels: tiles begin at multiples of the coarsest attention windows, which so lie as in the whole image
+TILE = 1024  # pixels: default maximal side of a tile
+GRID = 128  # pixels: tiles start at multiples of the coarsest attention window, which keeps all windows aligned
 
 Distortion: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -37,13 +37,13 @@ class Adapted(Protocol):
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of the image, and the latents around it that the synthesis makes it of.
+    """A rectangle of the image, and the latents that the synthesis transform needs for it.
 
-    image: its rows and columns.
-    latents: rows and columns of y, with a margin of `GRID` pixels where the image goes on.
-    own: rows and columns of what the synthesis makes of those, in positions of the codec's output.
-    share: of the image's pixels.
-    distortion: of the decoded (B, C, h, w) of this tile of each image, a tensor (B,).
+    image: rows and columns of the image.
+    latents: rows and columns of y, with a margin of `GRID` pixels inside the image.
+    own: rows and columns of the tile in the output synthesised from `latents`.
+    share: fraction of the image's pixels.
+    distortion: maps the decoded tiles (B, C, h, w) to their distortions (B,).
     """
 
     image: tuple[slice, slice]
@@ -56,33 +56,36 @@ class Tile:
 def tiles(
     size: tuple[int, int], codec: Any, distortion_of: Callable[[slice, slice], Distortion], side: int = TILE
 ) -> list[Tile]:
-    """The tiles of an image of `size` (H, W); one where no side is longer than `side`.
+    """The tiles of an image.
 
     Args:
+        size: (H, W) of the image in pixels.
         codec: has `stride`, `latent_stride` and `output`.
-        distortion_of: of the tile with these rows and columns of the image.
-        side: pixels, a multiple of `GRID`; LoraCompError for another.
+        distortion_of: called with rows and columns of the image, returns the distortion of that tile.
+        side: maximal side of a tile in pixels, a multiple of `GRID`.
+    Raises:
+        LoraCompError: `side` is not a positive multiple of `GRID`.
     """
     if side < GRID or side % GRID:
-        raise LoraCompError(f"tile must be a multiple of {GRID} pixels, as 256, not {side}")
+        raise LoraCompError(f"tile must be a multiple of {GRID} pixels, such as 256, not {side}")
     latent, out = codec.latent_stride, codec.output.stride
-    found = []
+    made = []
     for rows in _cut(size[0], side):
         for columns in _cut(size[1], side):
             around = [_around(own, extent, codec.stride) for own, extent in zip((rows, columns), size, strict=True)]
-            found.append(
+            made.append(
                 Tile(
                     image=(rows, columns),
                     latents=(
                         slice(around[0].start // latent, around[0].stop // latent),
                         slice(around[1].start // latent, around[1].stop // latent),
                     ),
-                    own=(_within(rows, around[0], out), _within(columns, around[1], out)),
+                    own=(_relative(rows, around[0], out), _relative(columns, around[1], out)),
                     share=(rows.stop - rows.start) * (columns.stop - columns.start) / (size[0] * size[1]),
                     distortion=distortion_of(rows, columns),
                 )
             )
-    return found
+    return made
 
 
 def _cut(extent: int, side: int) -> Iterator[slice]:
@@ -97,12 +100,12 @@ def _around(own: slice, extent: int, stride: int) -> slice:
     return slice(max(own.start - GRID, 0), padded if own.stop == extent else min(own.stop + GRID, padded))
 
 
-def _within(own: slice, around: slice, stride: int) -> slice:
+def _relative(own: slice, around: slice, stride: int) -> slice:
     return slice((own.start - around.start) // stride, math.ceil((own.stop - around.start) / stride))
 
 
 def use_bf16(device: torch.device) -> bool:
-    """Whether to fine-tune under bfloat16 autocast: on a GPU, and where the processor has AMX."""
+    """Whether to use bfloat16 autocast: on a GPU, and on a processor with AMX."""
     return device.type == "cuda" or HALF
 
 
@@ -110,9 +113,10 @@ def use_bf16(device: torch.device) -> bool:
 class Objective:
     """The objective of each image of a batch.
 
-    x: float32 (B, 3, H', W'), padded to multiples of the codec's stride; `size` is the images' own (H, W).
-    tiles: of the images, with the task's distortions.
-    weight: of the distortion against bits per pixel.
+    x: float32 (B, 3, H', W') in [0, 1], padded to multiples of the codec's stride.
+    size: (H, W) of the images before padding.
+    tiles: see `tiles`.
+    weight: factor of the distortion, relative to bits per pixel.
     """
 
     x: Tensor
@@ -129,8 +133,10 @@ class Objective:
         return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device))
 
     def evaluate(self, adapted: Adapted, backward: bool = False) -> Tensor:
-        """The objectives (B,), without gradient; with `backward`, the gradient of their sum is added to what is
-        trained. The synthesis and the task run forward and backward tile by tile, then the rest at once."""
+        """The objectives (B,), detached; with `backward`, the gradient of their sum is accumulated.
+
+        The synthesis transform and the task run forward and backward tile by tile, then the encoder at once.
+        """
         with torch.set_grad_enabled(backward):
             with self.autocast():
                 rate = adapted.codec.rate(adapted.latents(self.x))
@@ -148,15 +154,14 @@ class Objective:
         return total
 
     def distortion(self, tile: Tile, codec: Any, y_hat: Tensor) -> Tensor:
-        """A tile's share of each image's distortion, (B,), of what `codec` makes of y_hat."""
+        """A tile's contribution to each image's distortion, (B,), when `codec` synthesises y_hat (B, M, h, w)."""
         (rows, columns), (own_rows, own_columns) = tile.latents, tile.own
         output = codec.synthesize(y_hat[..., rows, columns])[..., own_rows, own_columns].float()
         return tile.share * tile.distortion(output.clamp(0, 1) if codec.output.features is None else output)
 
     @torch.no_grad()
     def of_files(self, decoded: Tensor, files: Sequence[bytes], stride: int = 1) -> list[float]:
-        """The objectives of files: of what they decode to, (B, C, h, w) at `stride` pixels to a position, and of their
-        real sizes."""
+        """The objectives of files, from their sizes and what they decode to: (B, C, h, w), `stride` pixels apart."""
         distortion = torch.zeros(len(files), dtype=torch.float64)
         for tile in self.tiles:
             rows, columns = (slice(own.start // stride, math.ceil(own.stop / stride)) for own in tile.image)

@@ -1,6 +1,6 @@
-"""Published checkpoints in our modules: the names of their entries, and what differs at run time.
+"""Loading of published checkpoints into our modules.
 
-`from_reference` takes a state dict as published code saves it; entries that hold no learned value may be absent.
+`from_reference` takes a state dict as the published code saves it; buffers may be absent.
 """
 
 import re
@@ -16,7 +16,7 @@ from lora_comp.methods.low_rank import Adapter, layers
 from lora_comp.methods.svd_lora import with_adapter
 
 RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
-# Made anew by our modules, or parts of the published systems that these models do not use.
+# Buffers that our modules compute, and parts of the published systems that these models do not use.
 UNUSED = re.compile(
     r"relative_position_index|attn_mask|^gaussian_conditional|prompt_embeddings"
     r"|entropy_bottleneck\.(_offset|_quantized_cdf|_cdf_length|target|likelihood_lower_bound)"
@@ -24,7 +24,7 @@ UNUSED = re.compile(
 
 
 def our_name(key: str) -> str:
-    """`g_a1.residual_group.blocks.0.attn.qkv.weight` to `g_a.1.blocks.0.attn.qkv.weight`, and the like."""
+    """Our name of a published entry: `g_a.1.blocks.0.norm1.weight` for `g_a1.residual_group.blocks.0.norm1.weight`."""
     key = re.sub(r"^(g_a|g_s|h_a|h_s)(\d)\.", r"\1.\2.", key.removeprefix("module.")).replace("residual_group.", "")
     return re.sub(
         r"^entropy_bottleneck\._(matrix|bias|factor)(\d)$",
@@ -36,7 +36,10 @@ def our_name(key: str) -> str:
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
-    """Load what a checkpoint holds; the entropy bottleneck alone may lack entries."""
+    """Load a checkpoint; only entries of the entropy bottleneck may be missing.
+
+    Raises LoraCompError for a missing or unexpected entry, or a wrong shape.
+    """
     own = module.state_dict()
     for name in state.keys() & own.keys():
         if state[name].shape != own[name].shape:
@@ -47,7 +50,7 @@ def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [k for k in missing if k in dict(module.named_parameters()) and "entropy_bottleneck" not in k]
     if missing or unexpected:
-        wrong = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which is no part of it"
+        wrong = f"lacks {missing[0]}" if missing else f"has an unexpected entry {unexpected[0]}"
         raise LoraCompError(f"this is not a checkpoint of {system}: it {wrong}")
 
 
@@ -58,13 +61,13 @@ def tic(state: Mapping[str, Tensor]) -> TIC:
 
 
 def tic_svdlora(state: Mapping[str, Tensor]) -> nn.Module:
-    """LoRA_comp: the codec, with its adapter on every attention layer."""
+    """LoRA_comp: TIC with an adapter on every attention layer."""
     published = re.compile(r"\.w_lora_([USV])$")
     tensors = {published.sub(r".\1", k): v for k, v in state.items() if published.search(k)}
     codec = tic({k: v for k, v in state.items() if not published.search(k)})
-    wanted = {f"{name}.{k}" for name in layers(codec) for k in "USV"}
-    if wanted != set(tensors):
-        raise LoraCompError(f"this is not a checkpoint of tic_svdlora: see {min(wanted ^ set(tensors))}")
+    expected = {f"{name}.{k}" for name in layers(codec) for k in "USV"}
+    if expected != set(tensors):
+        raise LoraCompError(f"this is not a checkpoint of tic_svdlora: see {min(expected ^ set(tensors))}")
     return with_adapter(codec, Adapter(tensors, RANK, ALPHA, identity=b""))
 
 
@@ -72,18 +75,18 @@ SYSTEMS = {"tic": tic, "tic_svdlora": tic_svdlora}
 
 
 def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """A published checkpoint as a module in evaluation mode, frozen.
+    """Load a published checkpoint as a frozen module in evaluation mode.
 
-    Called with x, float32 (B, 3, H, W) with sides that are multiples of 64, it returns a dict with x_hat, y_hat,
-    z_hat and likelihoods {y, z}.
+    Called with x, float32 (B, 3, H, W) in [0, 1] with sides that are multiples of 64, the module returns a dict with
+    x_hat, y_hat, z_hat and likelihoods {y, z}.
 
     Args:
         system: "tic" or "tic_svdlora".
-        state_dict: tensors under the published names.
+        state_dict: tensors by their published names.
     Raises:
-        LoraCompError: an unknown system, or a state dict that is not of it.
+        LoraCompError: an unknown system, or a state dict of another one.
     """
     if system not in SYSTEMS:
-        raise LoraCompError(f"there is no published system {system!r} here; known are {', '.join(SYSTEMS)}")
+        raise LoraCompError(f"unknown published system {system!r}; available are {', '.join(SYSTEMS)}")
     state = {our_name(k): v.to(torch.float32) for k, v in state_dict.items() if not UNUSED.search(k)}
     return SYSTEMS[system](state).eval().requires_grad_(False)

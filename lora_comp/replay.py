@@ -1,4 +1,4 @@
-"""Steps that a GPU replays: each is some thousand kernels, and to launch one takes longer than most of them run."""
+"""CUDA graphs: a step has about a thousand kernels, most of which run for less time than their launch takes."""
 
 from collections.abc import Callable
 
@@ -7,35 +7,34 @@ from torch import Tensor
 
 
 class Replayed:
-    """A function without arguments that reads and writes the same tensors each time and returns one.
+    """Wraps a function without arguments that reads and writes the same tensors at each call and returns one tensor.
 
-    On a GPU it is a CUDA graph from its second call on: the first runs as it is, in which libraries set themselves up
-    and an optimiser makes its state. What cannot be recorded, such as a network that reads a number back, runs as it
-    is each time.
+    On a GPU the first call runs eagerly, so that libraries and optimisers initialise; the second captures a CUDA graph,
+    which later calls replay. A function that cannot be captured, such as one that synchronises, always runs eagerly.
     """
 
     def __init__(self, function: Callable[[], Tensor], device: torch.device):
         self.function, self.device = function, device
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.first, self.recordable = True, device.type == "cuda"
+        self.first, self.capturable = True, device.type == "cuda"
         self.result: Tensor
 
     def __call__(self) -> Tensor:
-        if not self.recordable:
+        if not self.capturable:
             return self.function()
         with torch.cuda.device(self.device):
             if self.first:
                 self.first = False
-                return self._aside()
+                return self._warm_up()
             if self.graph is None:
-                self.graph = self._recorded()
+                self.graph = self._capture()
             if self.graph is None:
                 return self.function()
             self.graph.replay()
         return self.result.clone()
 
-    def _aside(self) -> Tensor:
-        """A call on a stream of its own, as recording needs of what comes before it."""
+    def _warm_up(self) -> Tensor:
+        """Call the function on a side stream, as capturing requires of calls before it."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -43,12 +42,12 @@ class Replayed:
         torch.cuda.current_stream().wait_stream(stream)
         return result
 
-    def _recorded(self) -> torch.cuda.CUDAGraph | None:
+    def _capture(self) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 self.result = self.function()
-        except RuntimeError:  # CUDA's or torch's, of an operation that is not allowed while recording
-            self.recordable = False
+        except RuntimeError:  # an operation that CUDA graphs do not support
+            self.capturable = False
             return None
         return graph

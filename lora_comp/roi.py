@@ -1,7 +1,6 @@
-"""Regions of interest: how much each pixel of an image counts.
+"""Regions of interest: a weight w in [0, 1] for each pixel.
 
-A pixel of weight w, by its square root, comes from the decoded image, and for the rest from the original: so the task
-sees no error where w is 0, and squared errors of pixels count w times.
+The task sees original + sqrt(w) (decoded - original): no error where w is 0, and squared errors weighted by w.
 """
 
 from functools import partial
@@ -16,24 +15,24 @@ from lora_comp.errors import LoraCompError
 from lora_comp.objective import Distortion
 
 BOXES = "boxes"
-MARGIN = 8  # pixels around a region that are analysed with it
-COARSE = 64  # pixels: what is left elsewhere is the mean colour of squares of this side
+MARGIN = 8  # pixels: a region is extended by this before the background is simplified
+COARSE = 64  # pixels: side of the squares whose mean colours form the simplified background
 
 
 def region(roi: str, image: Tensor, task) -> Tensor:
-    """The weights (H, W) in [0, 1] of an image (3, H, W).
+    """The weights of an image (3, H, W): float32 (H, W) in [0, 1].
 
-    roi: "boxes", those of the objects that the task's network is sure of (all of the image where it finds none), or
-    the path of an image of the same size, white where it matters.
-    Raises LoraCompError where the task finds no objects, and ImageError for a mask that does not fit.
+    roi: "boxes", the confident detections of the task's network (the whole image if there are none), or the path of a
+    mask of the same size, white where pixels count.
+    Raises LoraCompError for a task without detections or a mask of another size, ImageError for an unreadable mask.
     """
     height, width = image.shape[1:]
     if roi != BOXES:
         mask = read_image(roi).mean(0)
         if mask.shape != (height, width):
             raise LoraCompError(
-                f"{Path(roi).name} is {mask.shape[1]}x{mask.shape[0]}, the image {width}x{height}: a "
-                "mask has a pixel for each of the image's"
+                f"{Path(roi).name} is {mask.shape[1]}x{mask.shape[0]}, the image {width}x{height}: give a mask of "
+                "the image's size"
             )
         return mask
     if not hasattr(task, "found"):
@@ -46,18 +45,20 @@ def region(roi: str, image: Tensor, task) -> Tensor:
     return weights if weights.any() else torch.ones(height, width)
 
 
-def within(distortion: Distortion, original: Tensor, weights: Tensor) -> Distortion:
-    """A distortion, of (B, 3, H, W), to which only what has weight (B, 1, H, W) matters."""
-    return partial(_within, distortion, original, weights.sqrt())
+def masked_distortion(distortion: Distortion, original: Tensor, weights: Tensor) -> Distortion:
+    """A distortion of decoded (B, 3, H, W) with errors weighted by weights (B, 1, H, W)."""
+    return partial(_masked, distortion, original, weights.sqrt())
 
 
-def _within(distortion: Distortion, original: Tensor, shares: Tensor, decoded: Tensor) -> Tensor:
+def _masked(distortion: Distortion, original: Tensor, shares: Tensor, decoded: Tensor) -> Tensor:
     return distortion(original + shares * (decoded - original))
 
 
-def quiet(original: Tensor, weights: Tensor) -> Tensor:
-    """Images (B, 3, H, W) that away from their regions (B, 1, H, W) are but colour: what to analyse, for fine-tuning
-    alone would take long to unlearn what does not matter."""
+def simplify_background(original: Tensor, weights: Tensor) -> Tensor:
+    """Reduce images (B, 3, H, W) to coarse colours outside their regions (B, 1, H, W).
+
+    The encoder analyses the result, since fine-tuning alone needs many steps to discard details of the background.
+    """
     near = F.max_pool2d(weights, 2 * MARGIN + 1, 1, MARGIN).sqrt()
     height, width = original.shape[2:]
     squares = F.adaptive_avg_pool2d(original, (max(height // COARSE, 1), max(width // COARSE, 1)))
@@ -65,7 +66,7 @@ def quiet(original: Tensor, weights: Tensor) -> Tensor:
     return coarse + near * (original - coarse)
 
 
-def psnr_within(decoded: Tensor, original: Tensor, weights: Tensor) -> float:
-    """PSNR in dB of (3, H, W) in [0, 1], its error the mean by these weights (H, W); 100 from 1e-5 down."""
+def weighted_psnr(decoded: Tensor, original: Tensor, weights: Tensor) -> float:
+    """PSNR in dB of images (3, H, W) in [0, 1], from the mean squared error under weights (H, W); at most 100."""
     error = ((decoded - original).square().mean(0) * weights).sum() / weights.sum().clamp_min(1e-10)
     return float(-10 * torch.log10(error.clamp_min(1e-10)))

@@ -53,12 +53,14 @@ def run(config, console: Console) -> None:
     with Progress(*columns, console=console) as progress:
         settings = FitSettings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, engine.tile)
         records = evaluate(data, points, task, settings, out, progress, engine.batch, config.roi)
-    if not records.wanted:
+    if not records.requested:
         raise LoraCompError("none of the images could be read")
     results = records.results()
     show(results, console)
     draw(results, data, codecs, methods, task, out)
-    console.print(f"\n{len(records.wanted)} files and results.json, score.png, pictures.png in {out}", soft_wrap=True)
+    console.print(
+        f"\n{len(records.requested)} files and results.json, score.png, pictures.png in {out}", soft_wrap=True
+    )
 
 
 def show(results: dict, console: Console) -> None:

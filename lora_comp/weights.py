@@ -1,6 +1,6 @@
-"""Tensors in and out of safetensors files: float16 on disk unless said otherwise, float32 in use.
+"""Reading and writing of weights in safetensors files: float16 on disk by default, float32 in memory.
 
-A file carries a card in its metadata: a JSON object that says how the tensors were made and what they reach.
+The metadata of a file has a card, a JSON object with how the weights were trained and their results.
 """
 
 import json
@@ -17,7 +17,10 @@ from lora_comp.files import make_folder, write_file
 
 
 def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
-    """The tensors of a file, as float32, and its metadata. Raises LoraCompError where there are none."""
+    """The tensors of a file as float32, by name, and its card. Raises LoraCompError if it cannot be read.
+
+    what: name of the weights in error messages.
+    """
     if not path.exists():
         raise LoraCompError(f"there are no weights for {what}: {path} is missing")
     try:
@@ -29,7 +32,7 @@ def read_weights(path: Path, what: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], card: dict, dtype: torch.dtype = torch.float16) -> None:
-    """Write tensors with a card: how they were made and what they reach."""
+    """Write tensors with a card. Raises LoraCompError if the file cannot be written."""
     make_folder(path.parent)
     stored = {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
     write_file(path, save(stored, {"card": json.dumps(card)}))

@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real images and expected outputs that `data` tests read."""
+    """Folder of real images and reference outputs for tests marked `data`."""
     folder = Path(os.environ.get("LORA_COMP_SHARED") or Path(__file__).parents[2] / "shared")
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LORA_COMP_SHARED")
@@ -27,8 +27,8 @@ def photograph_tensor() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    """A file of seeded random weights for tic-s, with a bias here and there set as training would: y spreads over
-    whole numbers, its scales fit, and images are grey instead of black. It needs no weights that ship."""
+    """A file of seeded random weights for tic-s, adjusted to resemble trained ones: y spreads over several integers,
+    the scales match it, and images are grey instead of black."""
     codec = lc.load_codec("tic-s", 2, weights=None)
     with torch.no_grad():
         codec.g_a[6].weight.mul_(4)
@@ -53,7 +53,7 @@ def human():
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory) -> Path:
-    """A file of a small classifier with seeded random weights."""
+    """Weights file of a small classifier with seeded random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = SmallResNet(["bird", "cup", "tree"])
@@ -69,7 +69,7 @@ def cls(network):
 
 @pytest.fixture(scope="session")
 def make_image():
-    """A part of a photograph, of any size up to 451x300: (3, H, W)."""
+    """Returns a crop (3, H, W) of a photograph, up to 300x451."""
     whole = photograph_tensor()
 
     def part(height: int = 64, width: int = 64) -> torch.Tensor:

@@ -204,10 +204,10 @@ def coded(cat, lcz, plain):
     [
         (lambda data: b"", "not a lora_comp file"),
         (lambda data: b"text", "not a lora_comp file"),
-        (lambda data: data[:-1], "cut short"),
+        (lambda data: data[:-1], "truncated"),
         (lambda data: data[:3] + b"\x09" + data[4:], "version 9"),
-        (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "altered"),
-        (lambda data: data + b"!", "extra bytes"),
+        (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "corrupt"),
+        (lambda data: data + b"!", "too long"),
     ],
 )
 def test_a_damaged_file_says_how_and_no_image_is_written(tmp_path, coded, weights, refused, damage, says):

@@ -1,7 +1,7 @@
-"""A file decodes to the same symbols whatever the decoder's threads, libraries, precision and instruction set.
+"""A file decodes to the same symbols under other numbers of threads, libraries, precisions and instruction sets.
 
-Every file holds the CRC-32 of its symbols; a decoder that reads others raises BitstreamError. The encoder is this
-process, the decoders are others. `pytest -m slow tests/test_decode_anywhere.py` takes 200 files.
+Every file holds the CRC-32 of its symbols; a decoder that decodes different ones raises BitstreamError. This process
+encodes, others decode. `pytest -m slow tests/test_decode_anywhere.py` uses 200 files.
 """
 
 import json
@@ -41,14 +41,14 @@ print(json.dumps([torch.backends.cpu.get_cpu_capability(), tried, wrong]))
 
 
 def write_files(arrays, folder):
-    """Each image at the next quality."""
+    """Encode the images at qualities 1, 2, 3, 4, 1, ..."""
     for i, array in enumerate(arrays):
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255
         codec = lc.load_codec("tic-s", 1 + i % 4)
         (folder / f"{i}.lcz").write_bytes(lc.encode(image, codec, method="none").data)
 
 
-def decode_elsewhere(folder, capability):
+def decode_in_another_process(folder, capability):
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DECODER, str(folder)],
@@ -61,29 +61,29 @@ def decode_elsewhere(folder, capability):
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_files_decode_alike(tmp_path, capability):
+def test_files_decode_to_the_same_symbols(tmp_path, capability):
     cat = photograph("chelsea")
     write_files([cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
-    used, tried, wrong = decode_elsewhere(tmp_path, capability)
+    used, tried, wrong = decode_in_another_process(tmp_path, capability)
     assert used == ("DEFAULT" if capability == "default" else used)
     assert (tried, wrong) == (4 * 8, [])
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_two_hundred_files_decode_alike(tmp_path, shared):
+def test_two_hundred_files_decode_to_the_same_symbols(tmp_path, shared):
     paths = sorted((shared / "data" / "photos").rglob("*.jp*g"))[::5]
     write_files([Image.open(p).convert("RGB") for p in paths], tmp_path)
     assert len(list(tmp_path.iterdir())) == 200
     widest = "AVX512" in torch.backends.cpu.get_cpu_capability()
     for capability in ("default", "avx2", *["avx512"] * widest):
-        used, tried, wrong = decode_elsewhere(tmp_path, capability)
-        print(f"{used}: {tried} decoded, {len(wrong)} otherwise")
+        used, tried, wrong = decode_in_another_process(tmp_path, capability)
+        print(f"{used}: {tried} decoded, {len(wrong)} mismatches")
         assert (tried, wrong) == (200 * 8, [])
 
 
 @pytest.mark.gpu
-def test_files_decode_alike_with_the_codec_on_a_gpu(tmp_path):
+def test_files_decode_to_the_same_image_on_a_gpu(tmp_path):
     cat = photograph("chelsea")
     write_files([cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
     for path in tmp_path.iterdir():

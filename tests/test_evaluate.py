@@ -1,4 +1,4 @@
-"""A method over a data set: every record is of a file on disk, and a stop costs no more than the image at hand."""
+"""Evaluation on a data set: records match the files on disk, and an interrupted run resumes."""
 
 import io
 import json
@@ -35,8 +35,8 @@ DESIGN = {
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """The number of images that were encoded, as a list that grows."""
+def encoded(monkeypatch):
+    """The images that have been encoded so far."""
     calls, encode_images = [], api.encode_images
 
     def count(images, *args):
@@ -57,7 +57,7 @@ def folder(tmp_path, make_image):
 
 @pytest.fixture
 def start(codec, human, folder, tmp_path):
-    """Start on the folder of images, or go on."""
+    """Start or resume a run on the folder of images."""
 
     def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0, batch=1):
         log = io.StringIO()
@@ -82,7 +82,7 @@ def results(tmp_path):
     return json.loads((tmp_path / "out" / "results.json").read_text())
 
 
-def test_a_record_says_what_its_file_holds(start, tmp_path, codec, human, folder):
+def test_records_match_their_files(start, tmp_path, codec, human, folder):
     start()
     records = results(tmp_path)["records"]
     assert [(r["image"], r["method"]) for r in records] == [
@@ -101,42 +101,42 @@ def test_a_record_says_what_its_file_holds(start, tmp_path, codec, human, folder
     assert len(list((tmp_path / "out").rglob("*.lcz"))) == len({r["file"] for r in records}) == 6
 
 
-def test_the_summary_has_a_row_for_each_method_and_quality(start, tmp_path):
+def test_the_summary_has_a_row_per_method_and_quality(start, tmp_path):
     start()
-    found = results(tmp_path)
-    assert [(row["method"], row["quality"], row["count"]) for row in found["summary"]] == [
+    stored = results(tmp_path)
+    assert [(row["method"], row["quality"], row["count"]) for row in stored["summary"]] == [
         ("none", 2, 3),
         ("svd_lora", 2, 3),
     ]
-    plain = [r["bytes"] for r in found["records"] if r["method"] == "none"]
-    assert found["summary"][0]["bytes"] == sum(plain) / 3
+    plain = [r["bytes"] for r in stored["records"] if r["method"] == "none"]
+    assert stored["summary"][0]["bytes"] == sum(plain) / 3
 
 
-def test_any_list_of_methods_stands_in_one_table(start, tmp_path, counted):
+def test_several_methods_share_one_summary(start, tmp_path, encoded):
     start(method="svd_lora")
     start(method="svd_lora+lora")
-    found = results(tmp_path)
-    assert [(row["method"], row["count"]) for row in found["summary"]] == [("none", 3), ("svd_lora", 3), ("lora", 3)]
-    assert len(counted) == 9 and len({r["file"] for r in found["records"]}) == 9
+    stored = results(tmp_path)
+    assert [(row["method"], row["count"]) for row in stored["summary"]] == [("none", 3), ("svd_lora", 3), ("lora", 3)]
+    assert len(encoded) == 9 and len({r["file"] for r in stored["records"]}) == 9
 
 
-def test_a_second_start_encodes_nothing_again(start, tmp_path, counted):
+def test_a_second_start_encodes_nothing(start, tmp_path, encoded):
     start()
     before = results(tmp_path)
-    assert len(counted) == 6
+    assert len(encoded) == 6
     start()
-    assert len(counted) == 6
+    assert len(encoded) == 6
     assert results(tmp_path) == before
 
 
 @pytest.mark.parametrize("change", [{"steps": 2}, {"seed": 1}, {"method": "lora"}])
-def test_what_a_record_depends_on_makes_it_anew(start, counted, change):
+def test_other_settings_encode_again(start, encoded, change):
     start()
     start(**change)
-    assert len(counted) == 9  # the plain files stay
+    assert len(encoded) == 9  # the plain files are reused
 
 
-def test_settings_that_come_back_do_not_find_the_other_ones_file(start, tmp_path, codec, folder):
+def test_returning_to_earlier_settings_encodes_again(start, tmp_path, codec, folder):
     for steps in (1, 3, 1):
         start(steps=steps)
         for record in results(tmp_path)["records"]:
@@ -144,60 +144,60 @@ def test_settings_that_come_back_do_not_find_the_other_ones_file(start, tmp_path
             assert record["psnr"] == psnr(decoded, lc.data.read_image(folder / record["image"]))
 
 
-def test_an_image_that_changed_is_done_again(start, folder, make_image, counted):
+def test_a_changed_image_is_encoded_again(start, folder, make_image, encoded):
     start()
     write_image(folder / "1.png", make_image(33, 47).flip(2))
     start()
-    assert len(counted) == 6 + 2
+    assert len(encoded) == 6 + 2
 
 
-def test_a_deleted_or_replaced_file_is_made_again(start, tmp_path, counted):
+def test_a_deleted_or_replaced_file_is_encoded_again(start, tmp_path, encoded):
     start()
     first, second, *_ = results(tmp_path)["records"]
     (tmp_path / "out" / first["file"]).unlink()
     (tmp_path / "out" / second["file"]).write_bytes(b"other")
     start()
-    assert len(counted) == 6 + 2
+    assert len(encoded) == 6 + 2
     assert (tmp_path / "out" / first["file"]).stat().st_size == first["bytes"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_a_stop_keeps_what_is_done_and_the_next_start_goes_on(start, tmp_path, counted, monkeypatch, human, stop):
+def test_an_interrupted_run_resumes(start, tmp_path, encoded, monkeypatch, human, stop):
     measure = human.measure
 
-    def stop_at_the_second(decoded, sample):
+    def stop_at_second(decoded, sample):
         if sample.name == "1.png":
             raise stop
         return measure(decoded, sample)
 
     with monkeypatch.context() as patched, pytest.raises(stop):
-        patched.setattr(human, "measure", stop_at_the_second)
+        patched.setattr(human, "measure", stop_at_second)
         start()
     assert [r["image"] for r in results(tmp_path)["records"]] == ["0.png"] * 2
-    done = len(counted)
+    done = len(encoded)
     start()
-    assert len(counted) == done + 4
+    assert len(encoded) == done + 4
     assert len(results(tmp_path)["records"]) == 6
 
 
 @pytest.mark.parametrize("cut", [2, 20, 200])
-def test_a_line_that_a_stop_cut_short_costs_that_record_alone(start, tmp_path, counted, cut):
+def test_an_incomplete_journal_line_loses_one_record(start, tmp_path, encoded, cut):
     start()
     journal = tmp_path / "out" / "records.jsonl"
     journal.write_text(journal.read_text()[:-cut])
     start()
-    assert len(counted) == 7
+    assert len(encoded) == 7
     start()
-    assert len(counted) == 7
+    assert len(encoded) == 7
     assert len(results(tmp_path)["records"]) == 6
 
 
-def test_unreadable_images_are_named_skipped_and_counted(start, tmp_path, folder):
+def test_unreadable_images_are_skipped_and_listed(start, tmp_path, folder):
     (folder / "0.png").write_text("no image")
     (folder / "[b].png").write_bytes(b"")
     records = start(qualities=(2,))
     skipped = results(tmp_path)["skipped"]
-    assert [r["image"] for r in records.wanted[::2]] == ["1.png", "2.png"]
+    assert [r["image"] for r in records.requested[::2]] == ["1.png", "2.png"]
     assert len(skipped) == 2
     assert str(folder / "0.png") in skipped[0] and str(folder / "[b].png") in skipped[1]
     assert records.log.count("skipped: ") == 2
@@ -210,10 +210,10 @@ class Named(list):
     name, classes = "named", ()
 
 
-def test_images_that_follow_each_other_and_are_of_one_size_make_a_batch():
+def test_batches_hold_consecutive_images_of_one_size():
     sizes = [(2, 3)] * 5 + [(3, 2)] + [(2, 3)]
-    found = [Sample(str(i), torch.zeros(3, *size)) for i, size in enumerate(sizes)]
-    assert [[s.name for s in batch] for batch in evaluate.batches(found, 2)] == [
+    images = [Sample(str(i), torch.zeros(3, *size)) for i, size in enumerate(sizes)]
+    assert [[s.name for s in batch] for batch in evaluate.batches(images, 2)] == [
         ["0", "1"],
         ["2", "3"],
         ["4"],
@@ -222,8 +222,8 @@ def test_images_that_follow_each_other_and_are_of_one_size_make_a_batch():
     ]
 
 
-def test_records_of_batches_are_as_those_of_images_alone(start, tmp_path, make_image, counted):
-    """And a start goes on from either with either."""
+def test_records_do_not_depend_on_the_batch_size(start, tmp_path, make_image, encoded):
+    """A run may also resume with another batch size."""
     data = Named(Sample(str(i), make_image(60, 70 + 50 * i)[:, :, -64:]) for i in range(3))
     start(data=data, batch=2)
     together = results(tmp_path)["records"]
@@ -237,18 +237,18 @@ def test_records_of_batches_are_as_those_of_images_alone(start, tmp_path, make_i
     ]
     (tmp_path / "out" / together[3]["file"]).unlink()
     start(data=data, batch=3)
-    assert len(counted) == 6 + 1 and torch.equal(counted[-1], data[1].image)
+    assert len(encoded) == 6 + 1 and torch.equal(encoded[-1], data[1].image)
     (tmp_path / "out" / "records.jsonl").unlink()
     start(data=data)
     alone = {(r["image"], r["method"]): r for r in results(tmp_path)["records"]}
-    assert len(counted) == 6 + 1 + 6
+    assert len(encoded) == 6 + 1 + 6
     for record in together:
         other = alone[record["image"], record["method"]]
         assert record.keys() == other.keys() and record["file"] == other["file"]
         assert record["loss_after"] == pytest.approx(other["loss_after"], rel=3e-3)
 
 
-def test_names_that_look_alike_have_files_of_their_own(start, tmp_path, make_image):
+def test_similar_names_have_separate_files(start, tmp_path, make_image):
     names = ["a/b", "a_b", "a/b.png", "a__b", "c/a/b"]
     data = Named(Sample(name, make_image(32, 20 + i)) for i, name in enumerate(names))
     start(data=data, method="none")
@@ -266,7 +266,7 @@ def test_classification_of_unlabelled_images_scores_agreement(start, tmp_path, c
         assert record["feature_distance"] >= 0
 
 
-def test_images_of_every_kind_go_through(start, tmp_path, folder):
+def test_images_of_all_modes_are_evaluated(start, tmp_path, folder):
     for path in folder.iterdir():
         path.unlink()
     Image.new("L", (1, 1), 99).save(folder / "grey.png")
@@ -278,7 +278,7 @@ def test_images_of_every_kind_go_through(start, tmp_path, folder):
     assert sizes == {"grey.png": (1, 1), "palette.gif": (10, 20), "transparent.png": (33, 9), "deep.png": (30, 30)}
 
 
-def test_the_journal_tells_one_image_from_another_of_the_same_name(codec, human, make_image):
+def test_record_keys_distinguish_images_of_the_same_name(codec, human, make_image):
     settings = FitSettings(1, 0.02, 0)
     method = lc.load_method("svd_lora", codec)
     keys = [

@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Atomic writing of files."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ def test_a_file_is_written_and_replaced(tmp_path):
     assert os.listdir(tmp_path) == ["a.lcz"]
 
 
-def refused(monkeypatch, call, number):
+def fail_with(monkeypatch, call, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
@@ -31,9 +31,9 @@ def refused(monkeypatch, call, number):
     "call, number",
     [((os, "replace"), errno.EACCES), ((os, "replace"), errno.EROFS), ((Path, "write_bytes"), errno.ENOSPC)],
 )
-def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, number):
+def test_a_failed_write_leaves_the_old_file_only(tmp_path, monkeypatch, call, number):
     (tmp_path / "a.lcz").write_bytes(b"old")
-    refused(monkeypatch, call, number)
+    fail_with(monkeypatch, call, number)
     with pytest.raises(lc.LoraCompError) as error:
         write_file(tmp_path / "a.lcz", b"new")
     assert str(error.value) == f"cannot write {tmp_path / 'a.lcz'}: {os.strerror(number)}"
@@ -41,7 +41,7 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, m
     assert (tmp_path / "a.lcz").read_bytes() == b"old"
 
 
-def test_a_stop_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -51,8 +51,8 @@ def test_a_stop_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_in_the_middle(tmp_path):
-    """The limit on a file's size stands in for a full disk: both fail after some bytes are written."""
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the file size simulates a full disk: both fail in the middle of a write."""
     path = tmp_path / "a.lcz"
     code = f"from lora_comp.files import write_file; write_file({str(path)!r}, bytes(99999))"
     run = subprocess.run(
@@ -65,13 +65,13 @@ def test_a_disk_that_fills_up_in_the_middle(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_is_made_with_its_parents(tmp_path):
+def test_make_folder_makes_parents(tmp_path):
     assert make_folder(tmp_path / "a" / "b").is_dir()
     assert make_folder(tmp_path / "a" / "b").is_dir()
 
 
 @pytest.mark.parametrize("taken", ["file/a", "file"])
-def test_a_folder_under_a_file_is_refused(tmp_path, taken):
+def test_paths_below_a_file_raise(tmp_path, taken):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(lc.LoraCompError, match="cannot make the folder"):
         make_folder(tmp_path / taken)

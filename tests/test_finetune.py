@@ -1,4 +1,4 @@
-"""Descent: it keeps each image's best step, and an image comes to the same in a batch as alone."""
+"""Gradient descent: best step per image, schedules, learning rates, `refine`, and independence within a batch."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from lora_comp.tasks import load_task
 
 
 class Toy(nn.Module):
-    """Something to fit, its own codec: images of one colour that cost more bits the brighter they are."""
+    """A model to fit, and its own codec: uniform images whose bits grow with brightness."""
 
     output = Output()
 
@@ -62,16 +62,16 @@ def run(toy, x=X, size=(6, 5), weight=10.0, lr=0.04, schedule=OURS, **options):
 
 
 def value(colour, weight=10.0, size=(6, 5), target=0.7):
-    """What `run` minimises on a Toy, by hand."""
+    """The objective that `run` minimises on a Toy, in closed form."""
     return weight * (colour - target) ** 2 + 3 * 3 * colour / (size[0] * size[1])
 
 
-def test_the_objective_is_weighted_distortion_plus_bits_per_pixel_of_the_image_itself():
+def test_the_objective_is_weighted_distortion_plus_bpp_without_padding():
     assert run(Toy(), steps=0).tolist() == [[pytest.approx(value(0.1), rel=1e-5)]]
 
 
 @pytest.mark.skipif(not HALF, reason="the processor does not multiply in bfloat16")
-def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
+def test_bfloat16_losses_match_float32_losses(codec, monkeypatch):
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (64, 64))
     task = load_task("cls")
     targets = task.targets(x)
@@ -87,10 +87,10 @@ def test_steps_in_bfloat16_go_where_those_in_float32_go(codec, monkeypatch):
     assert full[-1] < 0.97 * full[0]
 
 
-def test_each_image_is_left_at_its_own_best_step():
+def test_each_image_keeps_its_best_step():
     targets = 0.7, 0.9, 0.2
     toy, x = Toy(3), torch.tensor(targets)[:, None, None, None].expand(3, 3, 8, 6)
-    losses = run(toy, x, steps=12, lr=0.5)  # overshoots, of the last image each time
+    losses = run(toy, x, steps=12, lr=0.5)  # overshoots, for the last image at every step
     assert losses.shape == (13, 3)
     first, second, last = losses.argmin(0).tolist()
     assert 0 < first < 12 and 0 < second < 12 and first != second and last == 0
@@ -99,27 +99,27 @@ def test_each_image_is_left_at_its_own_best_step():
 
 
 @pytest.mark.parametrize("lr", [10, 1e4, torch.inf])
-def test_steps_that_only_harm_are_undone(lr):
+def test_steps_that_only_raise_the_objective_are_undone(lr):
     toy = Toy()
     losses = run(toy, steps=3, lr=lr)
-    assert not (losses[1:] < losses[0]).any()  # they may be no numbers
+    assert not (losses[1:] < losses[0]).any()  # they may be NaN
     assert torch.equal(toy.colour, Toy().colour)
 
 
-def test_no_steps_change_nothing():
+def test_zero_steps_change_nothing():
     toy = Toy()
     assert run(toy, steps=0).shape == (1, 1)
     assert torch.equal(toy.colour, Toy().colour)
 
 
-def test_each_step_is_reported_with_its_mean_objective():
+def test_on_step_receives_the_mean_objective():
     reported = []
     losses = run(Toy(2), torch.cat([X, X / 2]), steps=3, on_step=lambda step, loss: reported.append((step, loss)))
     assert reported == list(enumerate(losses.mean(1).tolist()))
 
 
 class NoRead(TorchDispatchMode):
-    """Operations that take a number out of a tensor, for which a GPU's steps would have to wait, are errors."""
+    """Raises on operations that read a value from a tensor, which would synchronise a GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
@@ -127,9 +127,9 @@ class NoRead(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("recipe", ["latents", "adapter"])
-def test_a_step_that_is_not_reported_waits_for_no_number(codec, cls, make_image, monkeypatch, recipe):
-    monkeypatch.setattr(torch.optim, "Adam", lambda groups, **_: torch.optim.SGD(groups))  # Adam reads its own count
-    monkeypatch.setattr("lora_comp.methods.svd_lora.refine", lambda *_, **__: None)  # it does, once per image
+def test_steps_without_on_step_do_not_synchronise(codec, cls, make_image, monkeypatch, recipe):
+    monkeypatch.setattr(torch.optim, "Adam", lambda groups, **_: torch.optim.SGD(groups))  # Adam reads its step count
+    monkeypatch.setattr("lora_comp.methods.svd_lora.refine", lambda *_, **__: None)  # it reads values
     x = torch.stack([make_image(), make_image().flip(1)])
     adapted, targets = load_method("svd_lora", codec).prepare(codec, x, FitSettings(recipe=recipe)), cls.targets(x)
     goal = objective_of(x, (64, 64), lambda y: cls.distortion(y, targets), 500.0)
@@ -145,8 +145,8 @@ HALVED = [1] * 15 + [1 / 2] * 10 + [1 / 4] * 5 + [1 / 8] * 5 + [1 / 16] * 5  # a
 
 
 @pytest.mark.parametrize("factor, expected", [(linear, LINEAR), (published_factor, HALVED)])
-def test_the_learning_rate_falls_linearly_or_is_halved_where_the_paper_says(factor, expected):
-    """Adam's first steps along a constant slope are as long as the learning rate."""
+def test_schedules_match_linear_decay_and_the_published_milestones(factor, expected):
+    """With these betas, Adam's steps along a constant slope have the length of the learning rate."""
 
     class Slope(Toy):
         def latents(self, x):
@@ -164,7 +164,7 @@ def test_the_learning_rate_falls_linearly_or_is_halved_where_the_paper_says(fact
 
 
 @pytest.mark.parametrize("recipe", ["latents", "adapter"])
-def test_an_image_is_overfitted_and_alike_each_time(codec, make_image, recipe):
+def test_fitting_lowers_the_objective_and_is_deterministic(codec, make_image, recipe):
     fits, x = [], make_image()[None]
     goal = objective_of(x, (64, 64), lambda y: (y - x).square().mean((1, 2, 3)), 500.0)
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_an_image_is_overfitted_and_alike_each_time(codec, make_image, recipe):
     assert min(fits[0][0]) < 0.92 * fits[0][0][0]
 
 
-def test_trained_latents_start_where_the_encoders_adapter_has_them(codec, make_image):
+def test_trained_latents_start_at_those_of_the_adapted_encoder(codec, make_image):
     x, method = make_image()[None], load_method("svd_lora", codec)
     with torch.no_grad():
         latents, adapter = (method.prepare(codec, x, FitSettings(recipe=r)).latents(x) for r in ("latents", "adapter"))
@@ -183,7 +183,7 @@ def test_trained_latents_start_where_the_encoders_adapter_has_them(codec, make_i
 
 
 @pytest.mark.parametrize("recipe", ["latents", "adapter", "published"])
-def test_the_encoder_trains_its_latents_or_its_adapter_and_each_at_its_own_learning_rate(codec, make_image, recipe):
+def test_each_recipe_trains_its_parameters_at_their_learning_rates(codec, make_image, recipe):
     x = make_image()[None]
     adapted = load_method("svd_lora", codec).prepare(codec, x, FitSettings(recipe=recipe))
     before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
@@ -206,7 +206,7 @@ def test_the_encoder_trains_its_latents_or_its_adapter_and_each_at_its_own_learn
 
 @pytest.fixture(params=["svd_lora", "lora"])
 def fitted(request, codec, human, make_image, monkeypatch):
-    """An adapted codec after a few steps on an image, not refined, and the objective."""
+    """An adapted codec after a few steps on an image, before `refine`, and the objective."""
     x = make_image()[None]
     adapted = load_method(request.param, codec).prepare(codec, x, FitSettings(recipe="adapter"))
     goal = objective_of(x, (64, 64), lambda y: human.distortion(y, x), 500.0)
@@ -216,7 +216,7 @@ def fitted(request, codec, human, make_image, monkeypatch):
     return adapted, goal
 
 
-def bits_in_all(adapted, goal):
+def total_bits(adapted, goal):
     return (goal.pixels * goal.evaluate(adapted)).numpy()
 
 
@@ -225,39 +225,39 @@ def y_hat(adapted, goal):
         return adapted.codec.rate(adapted.latents(goal.x)).y_hat
 
 
-def test_refining_lowers_the_objective_and_leaves_the_latents_alone(fitted):
+def test_refine_lowers_the_objective_and_keeps_the_latents(fitted):
     adapted, goal = fitted
-    before, latents, payloads = bits_in_all(adapted, goal), y_hat(adapted, goal), adapted.payloads()
+    before, latents, payloads = total_bits(adapted, goal), y_hat(adapted, goal), adapted.payloads()
     refine(adapted, goal)
     assert torch.equal(y_hat(adapted, goal), latents)
     if adapted.symbols().shape[1] <= updates.FEW:
-        assert bits_in_all(adapted, goal) < before - 10
+        assert total_bits(adapted, goal) < before - 10
     else:
         assert adapted.payloads() == payloads
 
 
-def test_refining_again_never_harms(fitted):
+def test_refine_never_raises_the_objective(fitted):
     adapted, goal = fitted
-    objectives = [bits_in_all(adapted, goal)]
+    objectives = [total_bits(adapted, goal)]
     for _ in range(3):
         refine(adapted, goal)
-        objectives.append(bits_in_all(adapted, goal))
+        objectives.append(total_bits(adapted, goal))
     assert objectives == sorted(objectives, reverse=True)
 
 
-def test_the_file_carries_the_changes_and_the_step_that_refining_chose(fitted):
+def test_the_payload_holds_the_refined_updates_and_step(fitted):
     adapted, goal = fitted
     refine(adapted, goal)
     k, step = updates.decode(*adapted.payloads(), adapted.symbols().shape[1])
     assert [k.tolist()] == adapted.symbols().tolist()
     assert [step] == (2.0**-adapted.exponent).tolist()
-    carried = torch.cat([(q.value() - q.base).flatten() for q in adapted.transmitted()])
-    torch.testing.assert_close(carried, step * torch.from_numpy(k).float(), rtol=0, atol=1e-6)
+    updated = torch.cat([(q.value() - q.base).flatten() for q in adapted.transmitted()])
+    torch.testing.assert_close(updated, step * torch.from_numpy(k).float(), rtol=0, atol=1e-6)
 
 
 @pytest.fixture
 def images(make_image):
-    """Three that have little in common: (3, 3, 64, 64)."""
+    """Three dissimilar images: (3, 3, 64, 64)."""
     flat = torch.full((3, 64, 64), 0.5)
     return torch.stack([make_image(), flat, make_image(200, 300)[:, :64, -64:].flip(0)])
 
@@ -265,7 +265,7 @@ def images(make_image):
 @pytest.mark.parametrize(
     "method, recipe", [("svd_lora", "latents"), ("svd_lora", "adapter"), ("svd_lora", "published"), ("lora", "adapter")]
 )
-def test_an_image_comes_to_the_same_in_a_batch_as_alone(codec, human, images, monkeypatch, method, recipe):
+def test_fitting_in_a_batch_matches_fitting_alone(codec, human, images, monkeypatch, method, recipe):
     monkeypatch.setattr(objective, "use_bf16", lambda device: False)
     monkeypatch.setattr("lora_comp.methods.svd_lora.refine", lambda *_, **__: None)
     settings = FitSettings(steps=5, lr=0.01, recipe=recipe)
@@ -274,9 +274,9 @@ def test_an_image_comes_to_the_same_in_a_batch_as_alone(codec, human, images, mo
         adapted = load_method(method, codec).prepare(codec, x, settings)
         goal = objective_of(x, (64, 64), lambda y: human.distortion(y, x), 500.0)
         losses = adapted.fit(goal, settings)
-        before = bits_in_all(adapted, goal)
+        before = total_bits(adapted, goal)
         refine(adapted, goal, attempts=2)
-        return losses, before, bits_in_all(adapted, goal), adapted.exponent
+        return losses, before, total_bits(adapted, goal), adapted.exponent
 
     together = fitted(images)
     for i, values in enumerate(together[0].T.tolist()):

@@ -1,4 +1,4 @@
-"""`lora-comp import`: a published checkpoint in files of ours computes what it did."""
+"""`lora-comp import`: converted checkpoints give identical results."""
 
 import zipfile
 
@@ -15,14 +15,14 @@ SIZE = 64
 
 
 def published_name(name: str) -> str:
-    """The inverse of `reference.our_name`, as far as this test needs it."""
+    """The inverse of `reference.our_name` for the entries of this test."""
     side, index, rest = name.split(".", 2)
     return f"module.{side}{index}." + rest.replace("blocks.", "residual_group.blocks.")
 
 
 @pytest.fixture(scope="module")
 def state():
-    """A seeded tic under the published names, with an adapter that changes something."""
+    """A seeded tic under the published names, with a non-zero adapter."""
     codec = lc.load_codec("tic", 1, weights=None)
     torch.manual_seed(0)
     state = {published_name(n): p for n, p in codec.named_parameters() if not n.startswith("entropy_bottleneck")}
@@ -38,7 +38,7 @@ def image():
     return torch.rand(1, 3, SIZE, SIZE)
 
 
-def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, image, capsys):
+def test_an_imported_codec_matches_the_checkpoint(tmp_path, state, image, capsys):
     bare = {name: value for name, value in state.items() if "lora" not in name}
     torch.save(bare, tmp_path / "base_codec_2.pth.tar")
     into = tmp_path / "a folder"
@@ -51,7 +51,7 @@ def test_a_codec_computes_what_the_checkpoint_did(tmp_path, state, image, capsys
     assert torch.equal(ours["x_hat"], theirs["x_hat"])
 
 
-def test_an_adapter_computes_what_the_checkpoint_did(tmp_path, state, image):
+def test_an_imported_adapter_matches_the_checkpoint(tmp_path, state, image):
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "cls.pth.tar")
     assert cli.command(["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]) == 0
     codec = lc.load_codec("tic", 1, tmp_path / "cls.safetensors")
@@ -74,7 +74,7 @@ def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, imag
 
 
 class Anything:
-    """What a checkpoint must not make us run."""
+    """A class that a checkpoint must not instantiate."""
 
 
 def archive(path):
@@ -83,39 +83,39 @@ def archive(path):
 
 
 @pytest.mark.parametrize(
-    ("write", "says"),
+    ("write", "message"),
     [
         (lambda path: None, "is not a file"),
         (lambda path: path.write_text("text"), "is not a checkpoint of tensors"),
         (lambda path: path.write_bytes(b""), "is not a checkpoint of tensors"),
         (lambda path: torch.save({"state_dict": Anything()}, path), "is not a checkpoint of tensors"),
-        (lambda path: torch.save([torch.zeros(1)], path), "holds no tensors by name"),
-        (lambda path: torch.save({"state_dict": {}}, path), "holds no tensors by name"),
+        (lambda path: torch.save([torch.zeros(1)], path), "has no state dict"),
+        (lambda path: torch.save({"state_dict": {}}, path), "has no state dict"),
         (lambda path: torch.save({"conv.weight": torch.zeros(1)}, path), "this is not a checkpoint of tic"),
         (archive, "such as cls/1/checkpoint.pth.tar"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path, capsys, write, says):
+def test_other_files_raise_a_one_line_error(tmp_path, capsys, write, message):
     path = tmp_path / "a.pth.tar"
     write(path)
     assert cli.command(["import", str(path), "--system", "tic_svdlora", f"into={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert says in line
+    assert message in line
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ([], "import takes --system NAME"),
         (["--system"], "import takes"),
         (["--system", "tic", "size=3"], "import takes"),
         (["--system", "tic", "quality=5"], "quality must be 1 to 4"),
-        (["--system", "jpeg"], "known are tic"),
+        (["--system", "jpeg"], "available are tic"),
     ],
 )
-def test_words_that_do_not_fit(tmp_path, capsys, words, says):
+def test_wrong_arguments_raise_a_one_line_error(tmp_path, capsys, words, message):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth.tar")
     assert cli.command(["import", str(tmp_path / "a.pth.tar"), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert says in line
+    assert message in line

@@ -1,4 +1,4 @@
-"""The tiles of a large image."""
+"""Tiles of large images."""
 
 import math
 
@@ -20,9 +20,9 @@ def tiles_of(size, side=128, codec=TIC):
 
 
 @given(size=st.tuples(st.integers(1, 700), st.integers(1, 700)), side=st.sampled_from([128, 256, 1024]))
-def test_every_pixel_belongs_to_one_tile_and_no_tile_is_too_large(size, side):
-    count, found = torch.zeros(size), tiles_of(size, side)
-    for tile in found:
+def test_tiles_cover_each_pixel_once_and_have_bounded_sides(size, side):
+    count = torch.zeros(size)
+    for tile in tiles_of(size, side):
         count[tile.image] += 1
         height, width = count[tile.image].shape
         assert max(height, width) <= side
@@ -31,8 +31,8 @@ def test_every_pixel_belongs_to_one_tile_and_no_tile_is_too_large(size, side):
 
 
 @given(size=st.tuples(st.integers(1, 700), st.integers(1, 700)))
-def test_a_tile_is_made_of_the_latents_about_it(size):
-    """They begin at multiples of the coarsest windows, so that those lie as in the whole image."""
+def test_tiles_include_a_margin_of_latents(size):
+    """Latents start at multiples of the coarsest attention window, so that windows stay aligned."""
     for tile in tiles_of(size):
         for own, latents, image, extent in zip(tile.own, tile.latents, tile.image, size, strict=True):
             assert latents.start * LATENT % GRID == 0
@@ -42,17 +42,17 @@ def test_a_tile_is_made_of_the_latents_about_it(size):
 
 
 @pytest.mark.parametrize("side", [0, 100, 300])
-def test_a_side_that_would_cut_through_windows_is_refused(side):
-    with pytest.raises(LoraCompError, match=f"multiple of 128 pixels, as 256, not {side}"):
+def test_sides_that_are_not_multiples_of_128_raise(side):
+    with pytest.raises(LoraCompError, match=f"multiple of 128 pixels, such as 256, not {side}"):
         tiles_of((300, 300), side)
 
 
-def test_an_image_of_ordinary_size_is_one_tile():
+def test_small_images_have_one_tile():
     (tile,) = tiles_of((1024, 700), side=1024)
     assert tile.latents == (slice(0, 64), slice(0, 44)) and tile.share == 1
 
 
-def test_what_the_synthesis_makes_of_tiles_is_nearly_what_it_makes_of_the_whole(codec, make_image):
+def test_tiles_are_synthesised_nearly_as_in_the_whole_image(codec, make_image):
     image = make_image(300, 420)
     with torch.no_grad():
         y_hat = codec(torch.nn.functional.pad(image[None], (0, 28, 0, 20), mode="replicate"))["y_hat"]
@@ -62,8 +62,8 @@ def test_what_the_synthesis_makes_of_tiles_is_nearly_what_it_makes_of_the_whole(
             assert apart.square().mean() < 1e-3 * whole.var()
 
 
-def test_features_are_cut_where_their_stride_has_the_tile():
-    """Of a codec whose output has a position for every 8x8 pixels."""
+def test_tiles_of_features_follow_the_output_stride():
+    """For a codec whose output has a stride of 8 pixels."""
 
     class Features(TIC):
         output = Output("layer3", 8)

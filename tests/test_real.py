@@ -1,4 +1,4 @@
-"""Real photographs through real files, with the weights that ship."""
+"""Real photographs, encoded to files with the weights in the package."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.data
 
 
 @pytest.mark.parametrize("quality", [1, 2, 3, 4])
-def test_kodak_through_files_of_the_size_that_the_codec_estimates(shared, quality):
+def test_kodak_files_have_the_estimated_size(shared, quality):
     codec = lc.load_codec("tic-s", quality)
     for sample in load_data("folder", path=shared / "data" / "kodak", limit=8):
         coded = lc.encode(sample.image, codec, method="none")
@@ -22,7 +22,7 @@ def test_kodak_through_files_of_the_size_that_the_codec_estimates(shared, qualit
         assert (decoded - sample.image).square().mean() < 0.01  # above 20 dB
 
 
-def test_flowers_adapted_to_their_classifier_cost_less_than_plain(shared):
+def test_adaptation_lowers_the_objective_on_flowers(shared):
     data = load_data("folder", path=shared / "data" / "flowers", split="val", limit=3)
     codec, task = lc.load_codec("tic-s", 2), lc.load_task("cls", network="flowers")
     for sample in data:

@@ -1,4 +1,4 @@
-"""A codec, a method and a task are one file and one registry line each. docs/ shows the same files as recipes."""
+"""A codec, a method and a task take one file and one registry line each. docs/ shows the same files as recipes."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def registered(monkeypatch):
 
 
 @pytest.mark.parametrize("toy", ["codec", "method", "task"])
-def test_a_recipe_is_short(toy):
+def test_recipes_have_at_most_60_lines(toy):
     assert len((TOYS / f"{toy}.py").read_text().splitlines()) <= 60
 
 
@@ -58,7 +58,7 @@ def test_a_recipe_is_short(toy):
         ("tic-s", "svd_lora", "colours"),
     ],
 )
-def test_it_goes_through_encode_file_decode_elsewhere_and_score(
+def test_recipes_encode_decode_in_another_process_and_score(
     tmp_path, codec, weights, make_image, codec_name, method, task
 ):
     made = lc.load_codec("blocks", 2, weights=None) if codec_name == "blocks" else codec
@@ -67,7 +67,7 @@ def test_it_goes_through_encode_file_decode_elsewhere_and_score(
     with Progress(disable=True) as progress:
         records = evaluate([sample], [Point(made, [chosen])], judge, FitSettings(steps=2, lr=0.02), tmp_path, progress)
     (record,) = json.loads((tmp_path / "results.json").read_text())["records"]
-    assert records.wanted[0] == record
+    assert records.requested[0] == record
     file, out = tmp_path / record["file"], tmp_path / "decoded.pt"
     assert file.stat().st_size == record["bytes"]
     subprocess.run([sys.executable, "-c", DECODE, file, weights, out], check=True)
@@ -85,7 +85,7 @@ def test_it_goes_through_encode_file_decode_elsewhere_and_score(
         assert record["loss_before"] is None and record["loss_after"] > 0
 
 
-def test_damage_to_such_files_is_a_bitstream_error(make_image):
+def test_damaged_files_raise_bitstream_error(make_image):
     made = lc.load_codec("blocks", 2, weights=None)
     data = lc.encode(make_image(), made, lc.load_task("colours"), method="sharpen").data
     for i in range(len(data)):
@@ -93,7 +93,7 @@ def test_damage_to_such_files_is_a_bitstream_error(make_image):
             lc.decode(data[:i] + bytes([data[i] ^ 0x41]) + data[i + 1 :], made)
 
 
-def test_features_have_no_region_of_interest(make_image):
+def test_a_region_of_interest_with_a_feature_codec_raises(make_image):
     made = lc.load_codec("blocks", 2, weights=None)
     with pytest.raises(lc.LoraCompError, match="roi= needs a codec that decodes to an image"):
         lc.encode(make_image(), made, lc.load_task("colours"), method="none", roi=torch.ones(64, 64))

@@ -1,4 +1,4 @@
-"""What a GPU replays: when a function runs, is recorded or replayed, and that a step of fine-tuning can be."""
+"""CUDA graphs: when a function runs eagerly, is captured or replayed, and that a step of fine-tuning is capturable."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from lora_comp.replay import Replayed
 
 
 class Counter:
-    """x becomes 2 x each time it is called; it returns what x was."""
+    """Each call doubles x and returns its previous value."""
 
     def __init__(self, device="cpu"):
         self.x, self.calls = torch.ones(1, device=device), 0
@@ -31,17 +31,17 @@ class Counter:
         return before
 
 
-def test_on_the_processor_a_function_is_called_each_time():
+def test_on_the_cpu_the_function_runs_at_each_call():
     count = Counter()
     replayed = Replayed(count, torch.device("cpu"))
     assert [replayed().item() for _ in range(4)] == [1, 2, 4, 8] and count.calls == 4
 
 
-class Recorded:
-    """In place of CUDA's graphs, which need a GPU: a function that is recorded does nothing until it is replayed."""
+class FakeGraph:
+    """Stands in for a CUDA graph without a GPU: a captured function takes effect only when it is replayed."""
 
-    def __init__(self, refuses):
-        self.refuses, self.recording, self.replays, self.x, self.out = refuses, False, 0, torch.ones(1), torch.zeros(1)
+    def __init__(self, fails):
+        self.fails, self.capturing, self.replays, self.x, self.out = fails, False, 0, torch.ones(1), torch.zeros(1)
 
     def work(self):
         self.out.copy_(self.x)
@@ -53,45 +53,45 @@ class Recorded:
 
     @contextlib.contextmanager
     def graph(self, _):
-        self.recording = True
+        self.capturing = True
         try:
             yield
         finally:
-            self.recording = False
+            self.capturing = False
 
     def __call__(self):
-        if self.recording:
-            if self.refuses:
+        if self.capturing:
+            if self.fails:
                 raise RuntimeError("operation not permitted when stream is capturing")
             return self.out
         self.work()
         return self.out.clone()
 
 
-@pytest.mark.parametrize("refuses, replays", [(False, 4), (True, 0)])
-def test_on_a_gpu_it_is_recorded_at_its_second_call_or_called_each_time_if_it_cannot_be(monkeypatch, refuses, replays):
-    function = Recorded(refuses)
+@pytest.mark.parametrize("fails, replays", [(False, 4), (True, 0)])
+def test_on_a_gpu_the_second_call_captures_or_falls_back_to_eager(monkeypatch, fails, replays):
+    function = FakeGraph(fails)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: function)
     monkeypatch.setattr(torch.cuda, "graph", function.graph)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(Replayed, "_aside", lambda self: self.function())
+    monkeypatch.setattr(Replayed, "_warm_up", lambda self: self.function())
     replayed = Replayed(function, torch.device("cuda"))
-    found = [replayed() for _ in range(5)]
-    assert [x.item() for x in found] == [1, 2, 4, 8, 16]  # none is overwritten by those after it
+    results = [replayed() for _ in range(5)]
+    assert [x.item() for x in results] == [1, 2, 4, 8, 16]  # later calls overwrite none
     assert function.replays == replays
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_was_computed():
+def test_replays_on_a_gpu_match_eager_calls():
     count = Counter("cuda")
     replayed = Replayed(count, torch.device("cuda"))
-    found = [replayed() for _ in range(5)]
-    assert [x.item() for x in found] == [1, 2, 4, 8, 16]
+    results = [replayed() for _ in range(5)]
+    assert [x.item() for x in results] == [1, 2, 4, 8, 16]
     assert count.calls == 2
 
 
 class FromOneDevice(TorchDispatchMode):
-    """Operations on tensors of two devices, and those that read a number, are errors: no graph can record them."""
+    """Raises on operations that a graph cannot capture: on tensors of two devices, and reads of a value."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -100,8 +100,8 @@ class FromOneDevice(TorchDispatchMode):
         return out
 
 
-def imagined(module, mode):
-    """A module as if it lay on a GPU, without numbers."""
+def to_fake_gpu(module, mode):
+    """Replace a module's tensors by fake ones on a GPU."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
@@ -114,8 +114,8 @@ def imagined(module, mode):
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning", "ignore:Accessing the data pointer:UserWarning")
 @pytest.mark.parametrize("recipe", ["latents", "adapter"])
-def test_a_step_takes_nothing_from_the_processors_memory(codec, monkeypatch, recipe):
-    """Up to the loss, on a GPU that is imagined: tensors have a device and a shape, and no numbers."""
+def test_a_step_uses_gpu_tensors_only(codec, monkeypatch, recipe):
+    """Checked up to the loss with fake tensors, which have a device and a shape but no values."""
     monkeypatch.setattr(svd_lora._Eager, "apply", lambda *t: svd_lora._operator(*t)[0])
     monkeypatch.setattr(window_attention.__globals__["_C"], "has_cuda", True)
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
@@ -126,7 +126,7 @@ def test_a_step_takes_nothing_from_the_processors_memory(codec, monkeypatch, rec
         x, network = torch.empty(1, 3, 64, 128, device="cuda"), nn.Conv2d(3, 4, 3, device="cuda")
         whole = tiles((64, 128), codec, lambda *_: lambda x_hat: network(x_hat).square().mean((1, 2, 3)))
         objective = Objective(x, (64, 128), whole, 1.0)
-        imagined(adapted, mode)
+        to_fake_gpu(adapted, mode)
         descent = _Descent(lambda backward: objective.evaluate(adapted, backward), adapted.groups(0.04), 10, OURS)
         descent.set_rates(0)
         with FromOneDevice():

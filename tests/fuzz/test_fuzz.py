@@ -38,12 +38,12 @@ def test_payloads_are_read_or_refused():
     ("file", "message"),
     [
         ("wide", "declares 268435456x16 pixels, more than the 268435456 allowed"),
-        ("thin", "declares 16777216x16 pixels, more than the 268435456 allowed .where a side counts as 64"),
+        ("thin", "declares 16777216x16 pixels, more than the 268435456 allowed .sides below 64 count as 64"),
         ("largest", "end early"),  # as many pixels as may be, behind the z of 16x16
-        ("long-z", "cut short: .* its header declares 34359738"),
+        ("long-z", "truncated: it has .* of the 34359738"),
         ("rank-0", "names an adapter that cannot be"),
         ("unknown-adapter", "needs the adapter 80616263"),
-        ("unknown-codec", "written with other weights"),
+        ("unknown-codec", "needs other weights"),
         ("method-duic", "method 'duic', which this lora_comp cannot decode"),
         ("other-symbols", "decoded latents differ"),
     ],

@@ -1,4 +1,4 @@
-"""A codec in one file: the means of 8x8 blocks, which it gives to a network as the features of a layer "blocks"."""
+"""A codec in one file: the means of 8x8 blocks, output as the features of a layer "blocks"."""
 
 import zlib
 
@@ -14,7 +14,7 @@ from lora_comp.errors import BitstreamError
 
 
 class Deflate:
-    """Latents as int8, compressed by zlib: one section."""
+    """Codes latents as int8 compressed by zlib, in one section."""
 
     tables = ()
 
@@ -32,7 +32,7 @@ class Deflate:
 
 
 class Blocks(nn.Module):
-    """x (B, 3, H, W) to y (B, 3, H/8, W/8), the block means in units of `step`; there is no z."""
+    """x (B, 3, H, W) to y (B, 3, H/8, W/8), block means in units of `step`; no z."""
 
     stride, latent_stride, output = 8, 8, Output("blocks", 8)
 

@@ -1,4 +1,4 @@
-"""A method in one file: the decoder sharpens its output. Nothing is fitted to an image, and nothing is transmitted."""
+"""A method in one file: the decoder sharpens its output. No test-time fitting, nothing transmitted."""
 
 import copy
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Adapted:
         self.codec, self.images, self.latents = codec, images, codec.latents
 
     def fit(self, objective, settings, on_step=None):
-        """There is nothing to fit."""
+        """No test-time fitting."""
 
     def bits(self):
         return torch.zeros(self.images)
@@ -35,7 +35,7 @@ class Sharpen:
 
     def restore(self, codec, payload):
         if payload is not None:
-            raise BitstreamError("the file has a payload, and its method takes none")
+            raise BitstreamError("the file has a payload, but its method takes none")
         made, amount = copy.copy(codec), self.settings["amount"]
 
         def synthesize(y_hat):

@@ -1,4 +1,4 @@
-"""A task in one file: the colours of 8x8 blocks, seen in an image or taken from the features of a layer "blocks"."""
+"""A task in one file: the colours of 8x8 blocks, of an image or from the features of a layer "blocks"."""
 
 import torch
 from torch.nn import functional as F
