@@ -1,8 +1,8 @@
-"""`python benchmarks/batch.py [BATCH]...`: images a second when so many are adapted together, a row for each number.
+"""`python benchmarks/batch.py [BATCH]...`: images per second of adaptation, by batch size.
 
-tic-s, quality 2, task cls, scenes of 256x256, the default steps and one attempt of `refine`. steps: `adapted.fit`
-alone; encode_batch: with all that makes files of it and decodes them. On a GPU where there is one, by the clock; else
-on one core, in its own seconds. The faster of two rounds after a first.
+tic-s, quality 2, task cls, scenes of 256x256, default steps, one attempt of `refine`. Column steps: `adapted.fit` only;
+encode_batch: with writing and decoding of files. On a GPU, if there is one, wall-clock time; else processor time of one
+core. The faster of two rounds after a warm-up.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """The fused divisive normalisation against compressai.layers.GDN: the layers of tic-s, 256x256.
 
-Under "bfloat16" x is of that type, as a convolution leaves it, and the layer runs under autocast. Frozen: with the
-gradient of x alone, as in fine-tuning; trained: with those of beta and gamma too. And a whole step of fine-tuning, its
-latents trained and the classifier the default one of `cls`.
+"bfloat16": x is bfloat16, as the output of a convolution, and the layer runs under autocast. "frozen": gradient of x
+only, as in fine-tuning; "trained": also of beta and gamma. The last benchmark is a whole step of fine-tuning of the
+latents with the default classifier of `cls`.
 """
 
 import pytest
@@ -20,9 +20,7 @@ KINDS = {"ours": tic.GDN, "CompressAI": models.GDN}
 @pytest.fixture(
     params=[
         "float32",
-        pytest.param(
-            "bfloat16", marks=pytest.mark.skipif(not HALF, reason="the processor does not multiply in bfloat16")
-        ),
+        pytest.param("bfloat16", marks=pytest.mark.skipif(not HALF, reason="the processor has no bfloat16 products")),
     ]
 )
 def dtype(request):
@@ -76,8 +74,8 @@ def test_forward_and_backward(benchmark, kind, name, dtype, parameters):
 
     made = {kind: layer(kind, name).requires_grad_(parameters == "trained") for kind in KINDS}
     grads = benchmark.pedantic(step, (kind,), rounds=20, warmup_rounds=2)
-    for found, wanted in zip(grads, step("CompressAI"), strict=True):
-        assert (found - wanted).norm() < 0.05 * wanted.norm()
+    for grad, expected in zip(grads, step("CompressAI"), strict=True):
+        assert (grad - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)

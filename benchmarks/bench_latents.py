@@ -1,7 +1,7 @@
-"""From y, means and scales to bytes and back in one pass, against CompressAI's GaussianConditional: one thread.
+"""Coding of y given means and scales in one pass, against CompressAI's GaussianConditional, single-threaded.
 
-y of a 512x768 image (192x32x48), scales from 0.11 to 256. CompressAI picks tables, rounds and codes in steps, the
-last on Python lists. `blocks` is the coder alone on 16 times as many symbols, by one and two threads.
+y of a 512x768 image (192x32x48), scales from 0.11 to 256. CompressAI selects tables, rounds and codes separately, the
+latter on Python lists. `blocks`: the coder alone on 16 times as many symbols, with one and two threads.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def latents():
 
 
 def ours(y, means, scales):
-    """As the peer below: a function that returns the coded latents, bytes first, and one from these to the latents."""
+    """An encoder, which returns the bytes and hints, and a decoder of these to latents; so does the peer below."""
 
     def encode():
         symbols = np.empty(SHAPE, np.int32)

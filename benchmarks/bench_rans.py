@@ -1,7 +1,7 @@
-"""lora_comp.rans against CompressAI's and constriction's coders, one thread each.
+"""lora_comp.rans against the coders of CompressAI and, if installed, constriction, single-threaded.
 
-y of a 512x768 image (192x32x48) under CompressAI's 64 scale tables, scales drawn evenly from them. constriction is a
-peer where it is installed. `kernels` times every kernel of ours that runs here.
+y of a 512x768 image (192x32x48) under CompressAI's 64 scale tables, scales drawn uniformly from them. `kernels`: each of
+our kernels that this processor supports.
 """
 
 from functools import partial
@@ -30,7 +30,7 @@ def problem():
 
 
 def ours(symbols, indexes, tables, kernel=""):
-    """As the peers below: a function that returns the coded symbols, and one from these to the symbols."""
+    """An encoder and a decoder; so do the peers below."""
     return (
         partial(rans.encode, symbols, indexes, *tables, kernel=kernel),
         lambda data: rans.decode(data, indexes, *tables, kernel=kernel),
@@ -47,7 +47,7 @@ def compressai(symbols, indexes, tables):
 
 
 def constriction(symbols, indexes, _):
-    """Its Gaussian models take a mean and a deviation for each symbol, and the range that symbols lie in."""
+    """Its Gaussian models take a mean and a standard deviation per symbol, and the range of symbols."""
     stream = pytest.importorskip("constriction").stream
     deviations = get_scale_table().numpy()[indexes].astype(np.float32)
     means = np.zeros(SYMBOLS, np.float32)

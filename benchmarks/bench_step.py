@@ -1,10 +1,10 @@
-"""A step of test-time fine-tuning, and one of training, with and without what is ours: one thread, or a GPU.
+"""A step of test-time fine-tuning and one of training, ours and others': one thread, or a GPU.
 
-Fine-tuning: tic (N=128), 256x256, features of a ResNet-50, random weights. Ours is the engine's step, in bfloat16 where
-that pays: with the encoder's adapter trained, as published, and with the latents in its place, as by default. The
-published formulation is that of published.py, in float32, in torch's own order of channels, its adapter trained, and
-takes one image after the other. On a GPU ours replays a graph, which it recorded in the rounds before those timed.
-Training: tic-s, eight crops of 128x128, bfloat16 where that pays, against Swin blocks of torch's operators.
+Fine-tuning: tic (N=128), 256x256, features of a ResNet-50, random weights. Ours is a step of `finetune`, in bfloat16 if
+`use_bf16`, and trains the encoder's adapter, as published, or the latents, the default. The published formulation
+(published.py) runs in float32 and channels-first, trains the adapter, and processes one image at a time. On a GPU ours
+replays a CUDA graph captured during warm-up. Training: tic-s, eight crops of 128x128, bfloat16 if `use_bf16`, against
+Swin blocks of torch's operators.
 """
 
 from contextlib import nullcontext
@@ -54,7 +54,7 @@ def test_fine_tuning(benchmark, kind, trained, device, images):
     def step():
         for _ in range(images // together):
             objectives = take_step()
-        return objectives.sum().item()  # a GPU has to be waited for
+        return objectives.sum().item()  # synchronises a GPU
 
     with formulation() if kind == "published" else nullcontext():
         assert benchmark.pedantic(step, rounds=4, warmup_rounds=2) > 0

@@ -1,8 +1,8 @@
-"""A linear layer with a low-rank update, forward and backward: one thread or a GPU, rank 4, the weight frozen.
+"""A frozen linear layer with a low-rank update of rank 4, forward and backward: one thread, or a GPU.
 
-Each group is a shape, tokens x in -> out. frozen: nn.Linear without an update, of which the input's gradient alone is
-computed, the least that a step costs. PEFT: its LoRA layer on that nn.Linear; it has no singular values. published:
-the update added to the weight, whose dense gradient is then formed. BENCH_DTYPE=bfloat16 times that type on the CPU.
+Each group is a shape, tokens x in -> out. frozen: nn.Linear without an update and the input's gradient only, a lower
+bound. PEFT: its LoRA layer, which has no singular values. published: the update is added to the weight, so autograd
+computes the weight's dense gradient. BENCH_DTYPE=bfloat16 sets the dtype on the CPU.
 """
 
 import os
@@ -59,13 +59,13 @@ def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind, device, 
     s = torch.zeros(RANK, device=device) if kind == "frozen" else torch.ones(RANK, device=device)
     usv = [t.requires_grad_() for t in (u, s, v)]
     if kind == "frozen":
-        layer, wanted = linear, [x]
+        layer, trained = linear, [x]
     elif kind == "PEFT":
         layer = peft_layer(linear, u.detach(), v.detach())
-        wanted = [x, layer.lora_B["default"].weight, layer.lora_A["default"].weight]
+        trained = [x, layer.lora_B["default"].weight, layer.lora_A["default"].weight]
     else:
         function = {"ours": svd_lora_linear, "published": published}[kind]
-        wanted = [x, *usv]
+        trained = [x, *usv]
 
         def layer(x):
             return function(x, linear.weight, linear.bias, *usv, SCALE)
@@ -74,7 +74,7 @@ def test_forward_and_backward(benchmark, tokens, inputs, outputs, kind, device, 
 
     def step():
         y = layer(x)
-        return y, *torch.autograd.grad(y, wanted, direction)
+        return y, *torch.autograd.grad(y, trained, direction)
 
     run = timed(step, device)
     run()

@@ -1,7 +1,7 @@
 """The fused Swin block against torch's operators (the definition in ops/swin_block.py) and the published formulation.
 
-Maps: the first stage of tic (N=128) for a 256x256 image, and the second of tic-s. Adapters of rank 4 on qkv and proj;
-forward and backward, with gradients of the map and of the adapters, or of the map and of the block's own parameters.
+Feature maps: the first stage of tic (N=128) for a 256x256 image, and the second of tic-s. Adapters of rank 4 on qkv and
+proj; forward and backward, with gradients of the map and of the adapters or of the block's parameters.
 """
 
 import published
@@ -35,9 +35,7 @@ def random_parts(channels: int, heads: int) -> Parts:
 @pytest.fixture(
     params=[
         "float32",
-        pytest.param(
-            "bfloat16", marks=pytest.mark.skipif(not HALF, reason="the processor does not multiply in bfloat16")
-        ),
+        pytest.param("bfloat16", marks=pytest.mark.skipif(not HALF, reason="the processor has no bfloat16 products")),
     ]
 )
 def dtype(request):
@@ -72,8 +70,8 @@ def both_passes(benchmark, kind: str, parts: Parts, trained: list[torch.Tensor],
         return torch.autograd.grad(y.float().square().sum(), trained)
 
     grads = benchmark.pedantic(step, (KINDS[kind],), rounds=5, warmup_rounds=1)
-    for grad, wanted in zip(grads, step(plain_swin_block), strict=True):
-        assert (grad - wanted).norm() < 0.1 * wanted.norm()
+    for grad, expected in zip(grads, step(plain_swin_block), strict=True):
+        assert (grad - expected).norm() < 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize("name", SHAPES)

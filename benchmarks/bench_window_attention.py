@@ -1,7 +1,7 @@
 """The fused window attention against scaled_dot_product_attention on partitioned windows, forward and backward.
 
-Shapes: the second stage of tic (N=128) for a 256x256 image, and of tic-s for a batch of eight crops of 128x128. One
-thread, float32, and where there is a GPU there too.
+Shapes: the second stage of tic (N=128) for a 256x256 image, and of tic-s for eight crops of 128x128. One thread in
+float32, and a GPU if there is one.
 """
 
 import pytest

@@ -1,11 +1,11 @@
-"""What all benchmarks share: one thread of torch, and a file that tells the machine.
+"""Settings of all benchmarks: one thread, and information about the machine in the JSON file.
 
-A claim is one pytest-benchmark group, named as a reader would say it, sizes included. Each of its tests has a parameter
-`kind`, "ours" first and then peers by name ("torch", "CompressAI", "published"), each kind once;
-`python -m lora_comp.report bench` makes a row of it. What has no `kind` is timed, but claims nothing.
+A claim is one pytest-benchmark group, whose name includes sizes. Its tests have a parameter `kind`, "ours" first, then
+peers by name ("torch", "CompressAI", "published"), each kind once; `python -m lora_comp.report bench` makes a table row
+of it. Tests without `kind` are timed but not reported.
 
-Beside other processes take `--benchmark-timer=time.process_time`: a peer's long rounds are interrupted more often than
-short ones of ours, so a clock flatters us. What runs on a GPU (`-k cuda`) is timed by the clock.
+On a busy machine use `--benchmark-timer=time.process_time`: interruptions lengthen a peer's long rounds more than our
+short ones, so wall-clock time favours us. GPU benchmarks (`-k cuda`) need wall-clock time.
 """
 
 import torch

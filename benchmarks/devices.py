@@ -1,4 +1,4 @@
-"""Where a benchmark runs, and how its time is taken there."""
+"""Devices of benchmarks, and timing on them."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from lora_comp.replay import Replayed
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 GPU_TYPES = [pytest.param("cuda", dtype, marks=ON_GPU) for dtype in ("float32", "bfloat16")]
-REPEATS = 20  # on a GPU: to launch a graph and to wait for its end take as long as a small kernel
+REPEATS = 20  # per round on a GPU, since launch and synchronisation take as long as a small kernel
 
 
 def named(group: str, device: str) -> str:
@@ -18,15 +18,15 @@ def named(group: str, device: str) -> str:
 
 
 def timed(step: Callable[[], tuple[Tensor, ...]], device: str) -> Callable[[], tuple[Tensor, ...]]:
-    """`step` on the processor; on a GPU `REPEATS` replays of it as a CUDA graph, which is how the engine takes a step,
-    and the wait for their end."""
+    """`step` itself on the CPU; on a GPU, `REPEATS` replays of it as a CUDA graph, as in fine-tuning, and a
+    synchronisation."""
     if device == "cpu":
         return step
-    found: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Tensor, ...]] = []
 
     def take() -> Tensor:
-        found[:] = [step()]
-        return found[0][0].detach().flatten()[:1]
+        outputs[:] = [step()]
+        return outputs[0][0].detach().flatten()[:1]
 
     replayed = Replayed(take, torch.device(device))
 
@@ -34,6 +34,6 @@ def timed(step: Callable[[], tuple[Tensor, ...]], device: str) -> Callable[[], t
         for _ in range(REPEATS):
             replayed()
         torch.cuda.synchronize()
-        return found[0]
+        return outputs[0]
 
     return repeat

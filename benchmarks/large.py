@@ -1,7 +1,7 @@
-"""`python benchmarks/large.py [SIDE]...`: what adapting a large image takes, a row for each side (Linux).
+"""`python benchmarks/large.py [SIDE]...`: time and memory of adaptation to large images, by side (Linux).
 
-tic-s, quality 2, task cls, the default steps, one core; the image is a photograph of scikit-image, enlarged and made
-grainy. Seconds are of the processor, MB above what is there before; plain: coded and decoded without adapting.
+tic-s, quality 2, task cls, default steps, one core; the image is an enlarged photograph of scikit-image with noise.
+Processor time, and peak memory above that before; plain: encoding and decoding without adaptation.
 """
 
 import sys
@@ -18,7 +18,7 @@ from lora_comp.data.folders import photograph
 
 
 def measured(work: Callable) -> tuple:
-    """What `work` returns, its seconds and its MB."""
+    """The result of `work`, its processor seconds and its peak MB."""
     before, start = resident("VmRSS"), time.process_time()
     Path("/proc/self/clear_refs").write_text("5")
     result = work()

@@ -1,7 +1,7 @@
-"""`python benchmarks/memory.py`: what a step of fine-tuning takes above what is there before it, in MB (Linux).
+"""`python benchmarks/memory.py`: peak memory of a fine-tuning step above that before it, in MB (Linux).
 
-tic (N=128), 256x256, features of a ResNet-50, random weights, one thread; each kind in a process of its own: the
-published formulation (published.py), and the engine's step with the encoder's adapter trained, and with the latents.
+tic (N=128), 256x256, features of a ResNet-50, random weights, one thread. Kinds, each in its own process: the published
+formulation (published.py), and ours with the encoder's adapter or the latents trained.
 """
 
 import multiprocessing
@@ -21,10 +21,10 @@ KINDS = "published", "adapter", "latents"
 
 
 def resident(name: str) -> float:
-    """MB of this process: "VmRSS", or "VmHWM", the most since it was reset."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) / 1024
+    """Memory of this process in MB: "VmRSS", or "VmHWM", the peak since its last reset."""
+    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 1024
 
 
 def step_memory(kind: str) -> float:

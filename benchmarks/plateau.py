@@ -1,9 +1,9 @@
-"""What a stop on a plateau would save, and cost: why fine-tuning has none.
+"""Savings and cost of early stopping, which fine-tuning does not use.
 
 `python benchmarks/plateau.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--adapter seeded|shipped]` fits images of each
-folder (or of `scenes`, generated) with `tic-s` at quality 2 to the last step, and tells on how many of them the last
-was the lowest, at which step a rule would have stopped, and by how much the objective then is above the lowest: means
-of a folder. The rule: the lowest objective so far is less than 0.1 % below what it was `patience` steps before.
+folder (or of `scenes`, generated) with `tic-s` at quality 2. It prints, per folder, for how many images the last
+objective was the lowest, and the means of the step at which early stopping would have stopped and of the excess of the
+objective there over the lowest. Early stopping: the lowest objective has fallen by less than 0.1 % in `patience` steps.
 """
 
 import argparse
@@ -21,15 +21,15 @@ LESS = 1e-3
 
 
 def stop(lowest: list[float], patience: int) -> int:
-    """The step after which the rule stops; `lowest` so far, of each step."""
+    """The step at which early stopping stops; lowest: running minima of the objective."""
     flat = (i for i in range(patience, len(lowest)) if lowest[i] > lowest[i - patience] * (1 - LESS))
     return next(flat, len(lowest) - 1)
 
 
 def objectives_of(image, codec, task, method, recipe: str, steps: int) -> list[float]:
-    found: list[float] = []
-    lc.encode(image, codec, task, method, recipe=recipe, steps=steps, on_step=lambda _, loss: found.append(loss))
-    return found
+    losses: list[float] = []
+    lc.encode(image, codec, task, method, recipe=recipe, steps=steps, on_step=lambda _, loss: losses.append(loss))
+    return losses
 
 
 def row(folder: str, recipe: str, steps: int, runs: list[list[float]]) -> str:

@@ -1,7 +1,7 @@
-"""The published formulation of a Swin block with SVD-LoRA, in torch: what `ops.swin_block` is measured against.
+"""The published formulation of a Swin block with SVD-LoRA in torch, the baseline of `ops.swin_block`.
 
-The update is added to the weight, whose dense gradient autograd then forms; attention is two matrix products and a
-softmax on windows that were cut out of a rolled map (Liu et al., "Swin Transformer", ICCV 2021).
+The update is added to the weight, so autograd computes the weight's dense gradient; attention is two matrix products
+and a softmax on windows partitioned from a rolled map (Liu et al., "Swin Transformer", ICCV 2021).
 """
 
 from collections.abc import Iterator
@@ -50,6 +50,6 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
 
 @contextmanager
 def formulation() -> Iterator[None]:
-    """All Swin blocks as above, and test-time fine-tuning in float32."""
+    """Run all Swin blocks as above, and test-time fine-tuning in float32."""
     with patch.object(ops, "swin_block", swin_block), patch.object(objective, "use_bf16", lambda device: False):
         yield

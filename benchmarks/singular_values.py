@@ -1,12 +1,12 @@
-"""The decoder's singular values: what they cost here, and at the published step and price.
+"""Rate of the transmitted singular values, ours and published.
 
 `python benchmarks/singular_values.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts images of each
-folder to the features of NETWORK (flowers) twice, by `lora_comp.encode` and with steps of 5e-5 whose price under the
-published spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2 and train what is
-published by the published optimiser. SIDE takes the middle of an image, at most so many rows and columns.
+folder to the features of NETWORK (flowers) twice: by `lora_comp.encode`, and with the published quantisation step of
+5e-5 and the published spike-and-slab prior in the objective. Both start from the seeded adapter at quality 2 and use
+the published parameters and optimiser. SIDE crops an image to its centre, at most SIDE x SIDE.
 
-Objective: weight x distortion + bpp, from the decoded latents. bpp counts the file's bytes; the published singular
-values, for which there is no coder, count with their ideal bits.
+Objective: weight x distortion + bpp, from the decoded latents. bpp counts the bytes of the file; the published singular
+values, for which there is no coder, count with their ideal code length.
 """
 
 import argparse
@@ -28,7 +28,11 @@ from lora_comp.methods.svd_lora import AdaptedLowRank, LowRank, published_factor
 from lora_comp.objective import GRID, Objective, tiles
 
 STEP = 5e-5
-SLAB, SPIKE, SPIKE_WEIGHT = 0.05, 0.005 / 6, 1000.0  # standard deviations, and the spike's share against the slab's
+SLAB, SPIKE, SPIKE_WEIGHT = (
+    0.05,
+    0.005 / 6,
+    1000.0,
+)  # standard deviations, and the weight of the spike relative to the slab
 QUALITY = 2
 
 
@@ -43,7 +47,7 @@ def published_bits(s: Tensor) -> Tensor:
 
 
 class PublishedAdapted(AdaptedLowRank):
-    """SVD-LoRA whose singular values change in steps of 5e-5 at the published price; its payload has no coder."""
+    """SVD-LoRA with the published quantisation step and prior; payloads are empty, since there is no coder."""
 
     def __init__(self, codec, method: LowRank, x: Tensor):
         super().__init__(codec, method.adapter, method.variant, 0, x, "published")
@@ -59,7 +63,7 @@ class PublishedAdapted(AdaptedLowRank):
 
 @torch.no_grad()
 def published(image: Tensor, codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float]:
-    """Objective and bits of the singular values."""
+    """Objective, and bits of the singular values."""
     x, size = api.pad(image[None], codec.stride), (image.shape[1], image.shape[2])
     adapted = PublishedAdapted(codec, method, x)
     distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(codec.quality)
@@ -82,25 +86,25 @@ def ours(image: Tensor, codec, task, method: LowRank, steps: int, lr: float) -> 
     return coded.loss_after, 8 * lc.info(coded.data).get("bytes_adapter", 0), coded.loss_before
 
 
-def middle(image: Tensor, side: int) -> Tensor:
+def centre_crop(image: Tensor, side: int) -> Tensor:
     height, width = (min(extent, side) for extent in image.shape[1:])
     top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
     return image[:, top : top + height, left : left + width].clone()
 
 
 def images_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Tensor]]]:
-    """Folder, network, and the names and images that FOLDER[:NETWORK[:SIDE]] stands for."""
+    """Parse FOLDER[:NETWORK[:SIDE]]: folder, network, and the names and images."""
     folder, network, side = (word.split(":") + ["flowers", "100000"][word.count(":") :])[:3]
     data: Dataset = Scenes(count=limit) if folder == "scenes" else Folder(folder, limit=limit)
     samples = (data[i] for i in range(len(data)))
-    return folder, network, ((sample.name, middle(sample.image, int(side))) for sample in samples)
+    return folder, network, ((sample.name, centre_crop(sample.image, int(side))) for sample in samples)
 
 
 def row(name: str, size: str, figures: Tensor) -> None:
-    plain, theirs, mine, bits, bits_mine = figures.tolist()
+    plain, theirs, own, bits, own_bits = figures.tolist()
     print(
-        f"| {name} | {size} | {plain:.4f} | {theirs:.4f} | {mine:.4f} | {bits:.0f} | {bits_mine:.0f} | "
-        f"{100 * bits_mine / bits:.1f} % |",
+        f"| {name} | {size} | {plain:.4f} | {theirs:.4f} | {own:.4f} | {bits:.0f} | {own_bits:.0f} | "
+        f"{100 * own_bits / bits:.1f} % |",
         flush=True,
     )
 
@@ -122,8 +126,8 @@ def main() -> None:
         task, rows = lc.load_task("cls", network=network), []
         for name, image in images:
             objective, bits = published(image, codec, task, method, words.steps, words.lr)
-            mine, bits_mine, plain = ours(image, codec, task, method, words.steps, words.lr)
-            rows.append(torch.tensor([plain, objective, mine, bits, bits_mine]))
+            own, own_bits, plain = ours(image, codec, task, method, words.steps, words.lr)
+            rows.append(torch.tensor([plain, objective, own, bits, own_bits]))
             row(name, f"{image.shape[2]}x{image.shape[1]}", rows[-1])
         means.append((folder, rows))
     for folder, rows in means:

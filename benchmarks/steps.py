@@ -1,14 +1,14 @@
-"""The objective and the seconds of few steps, beside those of the 40 published ones.
+"""Objective and time of few steps, against the 40 published ones.
 
 `python benchmarks/steps.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--quality Q] [--adapter seeded|shipped]` adapts
-images of each folder (or of `scenes`, generated) as published, with the singular values in steps of 5e-5 at the
-published price (see singular_values.py), and by `lora_comp.encode` in the ways of `WAYS`: `tic-s` under a network of
-the package, or with `--tic FILE` the larger `tic` with those weights, under any network (`torchvision/resnet50`) with
-seeded ones.
+images of each folder (or of `scenes`, generated) as published, with the published quantisation step and prior (see
+singular_values.py), and by `lora_comp.encode` with the arguments in `WAYS`. The codec is `tic-s` with a network of the
+package, or with `--tic FILE` the larger `tic` with these weights and any network (`torchvision/resnet50`) with random
+weights.
 
-Objective: weight x distortion + bpp, from the decoded latents; ours counts every byte of a decoded file. Seconds: of
-one thread of the processor. Ours include `refine`, both files and their decoding; of the published only the steps
-and one file.
+Objective: weight x distortion + bpp, from the decoded latents; ours counts every byte of a decoded file. Seconds of
+processor time on one thread: ours include `refine`, both files and their decoding; published only the steps and one
+file.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WAYS: dict[str, dict] = {  # arguments of `encode`
 
 
 def compare(image: torch.Tensor, codec, task, method) -> torch.Tensor:
-    """Objectives of the plain file, of 40 published steps and of `WAYS`, and the seconds of all but the first."""
+    """Objectives of the plain file, of 40 published steps and of `WAYS`, then the seconds of all but the plain file."""
     start = time.process_time()
     objectives, seconds = [published(image, codec, task, method, 40, 5e-3)[0]], [time.process_time() - start]
     for way in WAYS.values():

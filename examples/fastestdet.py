@@ -1,14 +1,14 @@
-"""mAP against bpp of a detector that lora_comp has never seen: plain files, adapted ones, JPEG, WebP and AVIF.
+"""mAP over bpp of an unmodified third-party detector: plain and adapted files, JPEG, WebP and AVIF.
 
-The detector is FastestDet as an ONNX file, trained on COCO by its authors; the images and annotations are COCO's.
+The detector is FastestDet as an ONNX file, trained on COCO by its authors; images and annotations are from COCO.
 
     python -m lora_comp.run task=open task.network=fastestdet-coco.onnx task.input=examples/fastestdet.yaml \\
         data=folder data.path=COCO/images out=results/fastestdet
     python examples/fastestdet.py fastestdet-coco.onnx COCO results/fastestdet
 
-COCO is a folder with images/ and instances.json. Every file of the run is decoded, every decoded image goes through
-the detector, and pycocotools scores what it finds; the same for classic codecs at several settings. The run's folder
-gets detections.json and detections.png.
+COCO is a folder with images/ and instances.json. Each file of the run is decoded and passed to the detector, whose
+detections are scored by pycocotools; likewise for conventional codecs. The results are detections.json and
+detections.png in the folder of the run.
 """
 
 import argparse
@@ -32,13 +32,13 @@ from lora_comp.report.bdrate import bd_rate
 from lora_comp.report.codecs import round_trip
 
 CLASSIC = {"jpeg": (5, 10, 15, 20, 30, 50), "webp": (1, 5, 10, 20, 40, 60), "avif": (10, 15, 25, 35, 45, 55)}
-DRAWS = 200  # of as many images as there are, with repetition, that tell what the choice of images is worth
-LEAST, MOST, OVERLAP = 0.001, 100, 0.45  # score and number of detections, and IoU above which one is suppressed
+DRAWS = 200  # bootstrap samples of the images, for confidence intervals
+LEAST, MOST, OVERLAP = 0.001, 100, 0.45  # minimal score, maximal number of detections, IoU threshold of NMS
 
 
 def detections(out: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (n, 4) as x, y, width, height in pixels, scores (n,) and classes (n,) from what FastestDet gives of one
-    image: (85, rows, columns), objectness, box and 80 class probabilities of each cell."""
+    """Decode FastestDet's output for one image, (85, rows, columns): objectness, box and 80 class probabilities per
+    cell. Returns boxes (n, 4) as x, y, width, height in pixels, scores (n,) and classes (n,)."""
     objectness, (a, b, c, d), classes = out[0], out[1:5], out[5:]
     rows, columns = objectness.shape
     i, j = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -55,7 +55,7 @@ def detections(out: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Te
 
 
 class Scorer:
-    """mAP and AP50 of images by name, with pycocotools; with `draws` also the mAP of each of DRAWS drawings."""
+    """mAP and AP50 of images by name, by pycocotools; with `draws` also the mAP of DRAWS bootstrap samples."""
 
     def __init__(self, network: str, annotations: Path, settings: Path):
         self.network = lc.load_task("open", network=network, input=settings).network
@@ -66,18 +66,18 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, images: Iterator[tuple[str, Tensor]], draws: bool = False) -> dict:
-        found, seen = [], []
+        results, seen = [], []
         for name, image in images:
             seen.append(self.ids[name])
             boxes, scores, labels = detections(self.network(image[None])[0], *image.shape[1:])
-            found += [
+            results += [
                 {"image_id": seen[-1], "category_id": self.categories[label], "bbox": box, "score": score}
                 for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
             ]
-        if not found:
+        if not results:
             return {"mAP": 0.0, "AP50": 0.0} | ({"draws": [0.0] * DRAWS} if draws else {})
         with contextlib.redirect_stdout(io.StringIO()):
-            judge = COCOeval(self.truth, self.truth.loadRes(found), "bbox")
+            judge = COCOeval(self.truth, self.truth.loadRes(results), "bbox")
             judge.params.imgIds = seen
             judge.evaluate()
             judge.accumulate()
@@ -87,7 +87,7 @@ class Scorer:
 
 
 def drawn(judge: COCOeval) -> list[float]:
-    """mAP over DRAWS drawings of the evaluated images: the same ones for whoever evaluates as many."""
+    """mAP of DRAWS bootstrap samples of the evaluated images; equal numbers of images give equal samples."""
     areas, images = len(judge.params.areaRng), len(judge.params.imgIds)
     matches = np.array(judge.evalImgs, dtype=object).reshape(-1, areas, images)[:, 0]  # (categories, images)
     judge.params.areaRng, judge.params.maxDets = judge.params.areaRng[:1], [MOST]
@@ -108,7 +108,7 @@ def from_run(folder: Path, records: list[dict]) -> Iterator[tuple[str, Tensor]]:
 
 
 def from_classic(name: str, setting: int, originals: dict[str, Tensor], rates: list[float]):
-    """Images through a classic codec; the bpp of each is added to `rates`."""
+    """Images after coding by a conventional codec; the bpp of each is appended to `rates`."""
     for name_of, original in originals.items():
         size, decoded = round_trip(name, setting, original)
         rates.append(8 * size / original[0].numel())
@@ -116,7 +116,7 @@ def from_classic(name: str, setting: int, originals: dict[str, Tensor], rates: l
 
 
 def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
-    """Points of each method, bpp rising: the run's own, then the classic codecs on the same images."""
+    """Rate points of each method by rising bpp: those of the run, then conventional codecs on the same images."""
     records = json.loads((run / "results.json").read_text())["records"]
     points: dict[str, list[dict]] = {}
     for method, quality in sorted({(r["method"], r["quality"]) for r in records}):
@@ -136,9 +136,9 @@ def curves(scorer: Scorer, run: Path, images: Path) -> dict[str, list[dict]]:
 
 
 def lead(plain: list[dict], point: dict) -> tuple[float, float, float]:
-    """How far a point lies above the plain curve at its bpp, and the 5th and 95th percentile of that over the drawings.
+    """Gain in mAP of a point over the plain codec at equal bpp, with its 5th and 95th bootstrap percentile.
 
-    Between the plain codec's points its mAP is interpolated; below the first one's bpp that one's stands for it.
+    The mAP of the plain codec is interpolated linearly, and constant below its lowest bpp.
     """
 
     def above(mean: float, others: list[float]) -> float:
@@ -183,7 +183,7 @@ def main() -> None:
         for p in curve:
             rate = f"{p['bpp']:.3f} bpp" if "bpp" in p else ""
             above = (
-                "  mAP above plain {:+.3f}, 90 % of drawings {:+.3f} to {:+.3f}".format(*lead(points["plain"], p))
+                "  mAP above plain {:+.3f}, 90 % interval {:+.3f} to {:+.3f}".format(*lead(points["plain"], p))
                 if "draws" in p and name != "plain"
                 else ""
             )

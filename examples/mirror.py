@@ -1,8 +1,8 @@
-"""Mirror images of COCO images with their boxes: as many images again to score a detector on.
+"""Mirror COCO images and their boxes, for a second set of images to score a detector on.
 
     python examples/mirror.py COCO MIRRORED
 
-COCO is a folder with images/ and instances.json, and so is MIRRORED then; its images are PNG, and masks are left out.
+COCO is a folder with images/ and instances.json. MIRRORED receives the same, with PNG images and without masks.
 """
 
 import argparse
@@ -20,10 +20,10 @@ def mirror(coco: Path, mirrored: Path) -> None:
         widths[facts["id"]] = image.shape[2]
         facts["file_name"] = Path(facts["file_name"]).with_suffix(".png").name
         write_image(mirrored / "images" / facts["file_name"], image.flip(2))
-    for found in truth["annotations"]:
-        x, y, width, height = found["bbox"]
-        found["bbox"] = [widths[found["image_id"]] - x - width, y, width, height]
-        found.pop("segmentation", None)
+    for annotation in truth["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [widths[annotation["image_id"]] - x - width, y, width, height]
+        annotation.pop("segmentation", None)
     (mirrored / "instances.json").write_text(json.dumps(truth))
 
 

@@ -1,4 +1,4 @@
-"""JPEG, WebP and AVIF beside a run of task=det or task=seg on generated scenes: mAP against bpp, and BD-rate.
+"""mAP over bpp and BD-rate of JPEG, WebP and AVIF against a run of task=det or task=seg on generated scenes.
 
 python -m lora_comp.run task=det data.limit=24 out=results/det
 python examples/scenes.py det results/det/results.json

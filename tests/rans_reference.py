@@ -1,4 +1,4 @@
-"""The definition of lora_comp.rans's stream, in plain Python. csrc/rans must give the same bytes."""
+"""Reference implementation of lora_comp.rans in Python. csrc/rans must give the same bytes."""
 
 from itertools import pairwise
 
@@ -47,7 +47,7 @@ def varint(value):
 
 
 def decode(data, indexes, cdfs, sizes, offsets):
-    """Reads what encode wrote; of damage it knows nothing."""
+    """Inverse of `encode`, without checks for damage."""
     if not indexes:
         return []
     data = iter(data)

@@ -1,4 +1,4 @@
-"""What an installed lora_comp is: found from any folder, whole, and free of torch's headers."""
+"""The installed package: imports from any folder, has its compiled module, and is built without torch's headers."""
 
 import re
 import shutil
@@ -17,14 +17,14 @@ def python(code, cwd, *options):
 
 
 @pytest.mark.parametrize("folder", ["the checkout's root", "any other folder"])
-def test_compiled_part_and_tasks_are_found_from(folder, tmp_path):
-    """`python -c`, like `python -m`, looks into the current folder first; the checkout's lora_comp has no tasks."""
+def test_the_installed_package_is_found_from(folder, tmp_path):
+    """`python -c` and `python -m` search the current folder first, and the checkout's lora_comp has no tasks."""
     cwd = ROOT if folder == "the checkout's root" else tmp_path
     result = python("import lora_comp.rans, lora_comp.tasks.cls; print(lora_comp.rans._C.__name__)", cwd)
     assert result.stdout == "lora_comp._C\n", result.stderr
 
 
-def test_a_missing_compiled_part_is_told_in_one_line(tmp_path):
+def test_a_missing_compiled_module_raises_a_one_line_error(tmp_path):
     (tmp_path / "lora_comp").mkdir()
     for name in ("__init__.py", "errors.py", "rans.py"):
         shutil.copy(ROOT / "lora_comp" / name, tmp_path / "lora_comp")
@@ -37,11 +37,11 @@ try:
 except ImportError as error:
     print(error)
 """
-    result = python(code, tmp_path, "-S")  # -S: no editable install may step in
+    result = python(code, tmp_path, "-S")  # -S: ignore editable installs
     assert re.fullmatch(r".*run `pip install \.`.*\n", result.stdout), result.stderr
 
 
-def test_compiled_sources_know_no_torch_and_only_the_bindings_know_python():
+def test_only_the_bindings_include_python_and_nothing_includes_torch():
     for source in (ROOT / "csrc").rglob("*.[ch]*"):
         included = re.findall(r'#include [<"](.+?)[>"]', source.read_text())
         assert not [name for name in included if re.match("torch|ATen|c10", name)], source

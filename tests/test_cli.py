@@ -156,7 +156,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
         (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"),
         (["codec.weights=/nowhere"], "/nowhere"),
-        (["codec.name=jpeg"], "no codec 'jpeg'"),
+        (["codec.name=jpeg"], "unknown codec 'jpeg'"),
         (["codec.name=7"], "codec.name must be text"),
         (["task=cls", "task.network=nothing"], "nothing"),
         (["task=cls", "task.network=null"], "task.network must be text"),

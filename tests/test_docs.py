@@ -1,4 +1,4 @@
-"""What the pages in docs/ tell people to do."""
+"""The examples in docs/ run."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_a_task_of_ones_own_in_thirty_lines(tmp_path):
+def test_the_custom_task_of_the_docs_runs(tmp_path):
     [code], [command] = blocks("tasks.md", "python"), blocks("tasks.md", "sh")
     assert len(code.splitlines()) < 30
     (tmp_path / "edges.py").write_text(code)

@@ -1,4 +1,4 @@
-"""What lies in examples/ runs."""
+"""The scripts in examples/ run."""
 
 import importlib.util
 import json
@@ -23,23 +23,25 @@ def fastestdet():
     return module
 
 
-def test_a_sure_cell_is_a_box_around_its_centre_and_its_neighbour_is_suppressed(fastestdet):
+def test_detections_decode_boxes_and_suppress_overlaps(fastestdet):
     out = torch.zeros(85, 22, 22)
     for row, score in ((11, 1.0), (12, 0.9)):
         out[0, row, 5] = out[5 + 7, row, 5] = score
     boxes, scores, labels = fastestdet.detections(out, 220, 440)
-    assert boxes.tolist() == [pytest.approx([100 - 110, 110 - 55, 220, 110])]  # half the image, at (5, 11) of 22
+    assert boxes.tolist() == [
+        pytest.approx([100 - 110, 110 - 55, 220, 110])
+    ]  # half of the image, centred at cell (5, 11) of 22
     assert (scores.tolist(), labels.tolist()) == ([1.0], [7])
 
 
-def test_a_lead_is_taken_at_equal_bpp_in_every_drawing(fastestdet):
+def test_lead_is_computed_at_equal_bpp_in_every_bootstrap_sample(fastestdet):
     plain = [{"bpp": 0.2, "mAP": 0.1, "draws": [0.1, 0.2]}, {"bpp": 0.4, "mAP": 0.2, "draws": [0.2, 0.2]}]
     above, low, high = fastestdet.lead(plain, {"bpp": 0.3, "mAP": 0.18, "draws": [0.19, 0.2]})
     assert above == pytest.approx(0.03)
-    assert (low, high) == (pytest.approx(0.002), pytest.approx(0.038))  # of 0 and 0.04
+    assert (low, high) == (pytest.approx(0.002), pytest.approx(0.038))  # percentiles of 0 and 0.04
 
 
-def test_a_mirrored_box_is_as_far_from_the_other_side(tmp_path):
+def test_mirror_mirrors_images_and_boxes(tmp_path):
     spec = importlib.util.spec_from_file_location("mirror", EXAMPLES / "mirror.py")
     mirror = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mirror)
@@ -58,7 +60,7 @@ def test_a_mirrored_box_is_as_far_from_the_other_side(tmp_path):
 
 
 @pytest.mark.data
-def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared, tmp_path, monkeypatch):
+def test_fastestdet_scores_a_run_and_conventional_codecs(fastestdet, shared, tmp_path, monkeypatch):
     coco, network = shared / "data" / "coco96", shared / "nets" / "fastestdet-coco.onnx"
     words = [
         "task=open",
@@ -84,10 +86,12 @@ def test_fastestdet_scores_a_run_and_classic_codecs_beside_it(fastestdet, shared
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_fastestdet_reaches_its_score_on_uncompressed_images(fastestdet, shared):
+def test_fastestdet_reaches_its_published_score(fastestdet, shared):
     coco = shared / "data" / "coco96"
     scorer = fastestdet.Scorer(
         str(shared / "nets" / "fastestdet-coco.onnx"), coco / "instances.json", EXAMPLES / "fastestdet.yaml"
     )
     found = scorer.score((path.name, fastestdet.read_image(path)) for path in sorted((coco / "images").iterdir()))
-    assert found["mAP"] == pytest.approx(0.190, abs=0.002)  # the same predictions given to pycocotools by hand
+    assert found["mAP"] == pytest.approx(
+        0.190, abs=0.002
+    )  # reference: the same predictions scored by pycocotools directly

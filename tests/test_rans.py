@@ -1,4 +1,4 @@
-"""lora_comp.rans: exact for every int32, close to the ideal length, and deaf to damaged streams."""
+"""lora_comp.rans: exact for every int32, close to the ideal length, and safe on damaged streams."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def random_tables(rng, count, max_bins):
 
 
 def random_symbols(rng, n, tables, escapes=0.0):
-    """Symbols drawn from the tables, and a share of them from anywhere in int32."""
+    """Symbols drawn from the tables, and a share `escapes` of them from all of int32."""
     cdfs, sizes, offsets = tables
     indexes = rng.integers(0, len(sizes), n).astype(np.int32)
     slots = rng.integers(0, 65536, n)
@@ -46,7 +46,7 @@ def random_symbols(rng, n, tables, escapes=0.0):
 
 
 def ideal_bytes(symbols, indexes, cdfs, sizes, offsets):
-    """The tables' code length, and the bytes that escaped values themselves take."""
+    """Code length under the tables, plus the bytes of escaped values."""
     escape = sizes[indexes] - 2
     value = symbols.astype(np.int64) - offsets[indexes]
     outside = (value < 0) | (value >= escape)
@@ -60,7 +60,7 @@ def as_lists(*arrays):
     return [array.tolist() for array in arrays]
 
 
-def every_engine_agrees(data, symbols, indexes, tables):
+def check_all_kernels_and_threads(data, symbols, indexes, tables):
     for kernel, threads in itertools.product(rans.KERNELS, (1, 3)):
         assert rans.encode(symbols, indexes, *tables, threads=threads, kernel=kernel) == data, kernel
         decoded = rans.decode(data, indexes, *tables, threads=threads, kernel=kernel)
@@ -74,16 +74,16 @@ def every_engine_agrees(data, symbols, indexes, tables):
     bins=st.sampled_from([1, 2, 40, 3000]),
     escapes=st.sampled_from([0.0, 0.001, 0.5]),
 )
-def test_kernels_and_threads_change_no_byte(seed, n, bins, escapes):
-    """Long enough for 8 to 32 lanes; frequencies from 1 to 65536, so that states of every size are divided."""
+def test_kernels_and_threads_give_the_same_bytes(seed, n, bins, escapes):
+    """Inputs long enough for 8 to 32 lanes, with frequencies from 1 to 65536."""
     rng = np.random.default_rng(seed)
     tables = random_tables(rng, 7, bins)
     symbols, indexes = random_symbols(rng, n, tables, escapes)
     data = rans.encode(symbols, indexes, *tables, kernel="scalar")
-    every_engine_agrees(data, symbols, indexes, tables)
+    check_all_kernels_and_threads(data, symbols, indexes, tables)
 
 
-def test_an_engine_that_is_not_there_is_named():
+def test_an_unknown_kernel_or_thread_count_raises():
     with pytest.raises(ValueError, match="kernel neon"):
         rans.encode([0], [0], *ONE_TABLE, kernel="neon")
     with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
@@ -98,43 +98,43 @@ def test_an_engine_that_is_not_there_is_named():
     bins=st.sampled_from([1, 2, 3, 40, 300]),
     escapes=st.sampled_from([0.0, 0.01, 0.5]),
 )
-def test_same_bytes_as_the_definition_and_back(seed, n, count, bins, escapes):
+def test_bytes_match_the_reference_and_decode(seed, n, count, bins, escapes):
     rng = np.random.default_rng(seed)
     tables = random_tables(rng, count, bins)
     symbols, indexes = random_symbols(rng, n, tables, escapes)
     data = reference.encode(*as_lists(symbols, indexes, *tables))
     assert reference.decode(data, *as_lists(indexes, *tables)) == symbols.tolist()
-    every_engine_agrees(data, symbols, indexes, tables)
+    check_all_kernels_and_threads(data, symbols, indexes, tables)
     assert len(data) <= 1.001 * ideal_bytes(symbols, indexes, *tables) + 16
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-def test_lanes_grow_with_the_content(lanes, extra):
-    """4096 bytes of content pay for a lane: 2048 symbols of 16 bits. The count doubles there, and not one before."""
+def test_the_number_of_lanes_grows_with_the_content(lanes, extra):
+    """The number of lanes doubles at 4096 bytes of content per lane, 2048 symbols of 16 bits."""
     tables = (np.arange(65537, dtype=np.int32)[None], np.int32([65537]), np.int32([0]))
     n = 2048 * lanes + extra
     symbols = np.random.default_rng(n).integers(0, 65535, n).astype(np.int32)
     indexes = np.zeros(n, np.int32)
     data = reference.encode(*as_lists(symbols, indexes, *tables))
-    every_engine_agrees(data, symbols, indexes, tables)
+    check_all_kernels_and_threads(data, symbols, indexes, tables)
     assert 2 ** (data[0] & 7) == max(1, lanes if extra >= 0 else lanes // 2)
 
 
 @pytest.mark.parametrize("n", [131071, 131072, 400_001])
-def test_large_inputs_are_cut_into_blocks(n):
-    """Blocks begin at 2^18 bytes of content: one, two and four of them."""
+def test_large_inputs_have_several_blocks(n):
+    """A block has 2^18 bytes of content: one, two and four blocks."""
     rng = np.random.default_rng(n)
     tables = (np.arange(65537, dtype=np.int32)[None], np.int32([65537]), np.int32([-7]))
     symbols, indexes = random_symbols(rng, n, tables, escapes=0.001)
     data = reference.encode(*as_lists(symbols, indexes, *tables))
     assert (data[0] >> 4) + 1 == 1 + n // 131072
-    every_engine_agrees(data, symbols, indexes, tables)
+    check_all_kernels_and_threads(data, symbols, indexes, tables)
 
 
 @pytest.mark.parametrize("n", [1, 3, 100, 5000, 300_000])
 @pytest.mark.parametrize("scales", [(0.11, 0.2), (0.11, 256), (1, 2)])
-def test_compressai_gaussian_tables(n, scales):
+def test_compressai_gaussian_tables_are_supported(n, scales):
     tables = gaussian_tables()
     rng = np.random.default_rng(n)
     table_scales = np.exp(np.linspace(np.log(0.11), np.log(256), 64))
@@ -153,7 +153,7 @@ def gaussian_tables():
     return model.quantized_cdf.numpy(), model.cdf_length.numpy(), model.offset.numpy()
 
 
-def test_compressai_entropy_bottleneck_tables():
+def test_compressai_entropy_bottleneck_tables_are_supported():
     model = EntropyBottleneck(8)
     model.update()
     tables = model.quantized_cdf.numpy(), model.cdf_length.numpy(), model.offset.numpy()
@@ -173,13 +173,13 @@ def test_values_outside_the_table_are_exact(tables):
     np.testing.assert_array_equal(rans.decode(data, indexes, *tables), symbols)
 
 
-def test_symbols_as_far_from_the_offset_as_int32_allows():
+def test_symbols_at_the_limits_of_int32_are_exact():
     tables = (ONE_TABLE[0], ONE_TABLE[1], np.int32([INT32.min]))
     symbols, indexes = np.int32([INT32.max, INT32.min]), np.zeros(2, np.int32)
     np.testing.assert_array_equal(rans.decode(rans.encode(symbols, indexes, *tables), indexes, *tables), symbols)
 
 
-def test_little_input_gives_few_bytes():
+def test_short_inputs_give_few_bytes():
     assert rans.encode(np.zeros(0, np.int32), np.zeros(0, np.int32), *ONE_TABLE) == b""
     assert rans.decode(b"", np.zeros((0, 4), np.int32), *ONE_TABLE).shape == (0, 4)
     assert len(rans.encode(np.int32(0), np.int32(0), *ONE_TABLE)) <= 6
@@ -190,7 +190,7 @@ def test_little_input_gives_few_bytes():
     np.testing.assert_array_equal(rans.decode(data, million, *near_certain), million)
 
 
-def test_any_integer_dtype_and_memory_order():
+def test_any_integer_dtype_and_memory_order_is_accepted():
     rng = np.random.default_rng(0)
     symbols = rng.integers(-1, 1, (6, 4)).T
     indexes = np.zeros((4, 12), np.uint8)[:, ::2]
@@ -200,7 +200,7 @@ def test_any_integer_dtype_and_memory_order():
 
 @settings(deadline=None, max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 60), big=st.booleans(), escapes=st.sampled_from([0.0, 0.2]))
-def test_a_cut_or_lengthened_stream_raises(seed, n, big, escapes):
+def test_truncated_or_extended_streams_raise(seed, n, big, escapes):
     rng = np.random.default_rng(seed)
     tables = random_tables(rng, 2, 60)
     symbols, indexes = random_symbols(rng, 20_000 if big else n, tables, escapes)
@@ -216,7 +216,7 @@ def test_a_cut_or_lengthened_stream_raises(seed, n, big, escapes):
 
 @settings(deadline=None, max_examples=300)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 3000), data=st.data())
-def test_a_damaged_stream_raises_or_gives_other_symbols(seed, n, data):
+def test_damaged_streams_raise_or_decode(seed, n, data):
     rng = np.random.default_rng(seed)
     tables = random_tables(rng, 3, 40)
     symbols, indexes = random_symbols(rng, n, tables, escapes=0.02)
@@ -228,20 +228,20 @@ def test_a_damaged_stream_raises_or_gives_other_symbols(seed, n, data):
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.binary(max_size=300), n=st.integers(1, 3000), bins=st.sampled_from([1, 2, 300]))
-def test_noise_raises_or_gives_symbols(data, n, bins):
+def test_random_bytes_raise_or_decode(data, n, bins):
     tables = random_tables(np.random.default_rng(n), 2, bins)
     raises_or_decodes(data, (np.arange(n) % 2).astype(np.int32), tables)
 
 
 def raises_or_decodes(data, indexes, tables):
-    said = set()
+    outcomes = set()
     for kernel in rans.KERNELS:
         try:
-            said.add(rans.decode(data, indexes, *tables, kernel=kernel).tobytes())
+            outcomes.add(rans.decode(data, indexes, *tables, kernel=kernel).tobytes())
         except BitstreamError as error:
             assert "\n" not in str(error)
-            said.add("refused")  # which of several faults is told may differ
-    assert len(said) == 1
+            outcomes.add("raised")  # with several faults, the messages may differ
+    assert len(outcomes) == 1
 
 
 def edited(tables, which, at, value):
@@ -267,7 +267,7 @@ def edited(tables, which, at, value):
         ((np.zeros((0, 4), np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32)), r"\[0, 0\)"),
     ],
 )
-def test_invalid_tables_are_named(tables, message):
+def test_invalid_tables_raise(tables, message):
     zero = np.zeros(1, np.int32)
     data = rans.encode(zero, zero, *ONE_TABLE)
     with pytest.raises(ValueError, match=message) as encoding:
@@ -278,7 +278,7 @@ def test_invalid_tables_are_named(tables, message):
 
 
 @pytest.mark.parametrize("index", [-1, 1, INT32.min, INT32.max])
-def test_an_index_without_a_table_is_named(index):
+def test_an_index_without_a_table_raises(index):
     data = rans.encode([0], [0], *ONE_TABLE)
     with pytest.raises(ValueError, match=rf"\[0, 1\), not {index}"):
         rans.encode([0], [index], *ONE_TABLE)
@@ -286,7 +286,7 @@ def test_an_index_without_a_table_is_named(index):
         rans.decode(data, [index], *ONE_TABLE)
 
 
-def test_symbols_of_a_wrong_kind_are_named():
+def test_symbols_of_wrong_shape_or_dtype_raise():
     with pytest.raises(ValueError, match=r"shape \(3,\), indexes \(4,\)"):
         rans.encode(np.zeros(3, int), np.zeros(4, int), *ONE_TABLE)
     with pytest.raises(ValueError, match="symbols must be integers, not float32"):

@@ -1,10 +1,10 @@
-"""What the README shows in Python runs as it stands."""
+"""The Python examples of the README run."""
 
 import re
 from pathlib import Path
 
 
-def test_the_python_of_the_readme_runs_and_adapting_pays():
+def test_the_python_of_the_readme_runs():
     readme = Path(__file__).parents[1] / "README.md"
     blocks = re.findall(r"^```python\n(.*?)^```$", readme.read_text(), re.M | re.S)
     names: dict = {}

@@ -1,4 +1,4 @@
-"""Tasks: what a distortion, a weight and a score mean, and which networks can be had."""
+"""Tasks: distortions, weights, scores and networks."""
 
 import math
 
@@ -24,9 +24,8 @@ KINDS = [
 
 @pytest.mark.parametrize("name, options", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (7, 130), (64, 48)])
-def test_any_task_takes_images_of_any_size(name, options, size):
-    """Distortion is per image, zero only for the original itself, with a gradient; the score is among what it
-    measures."""
+def test_tasks_accept_images_of_any_size(name, options, size):
+    """Distortion is per image, zero only for the original, and differentiable; `measure` includes the score."""
     task = load_task(name, **options)
     original = torch.rand(2, 3, *size)
     targets = task.targets(original)
@@ -46,7 +45,7 @@ def test_any_task_takes_images_of_any_size(name, options, size):
     "name, base, lambdas",
     [("human", 255**2, (0.0018, 0.0035, 0.0067, 0.013)), ("cls", 1000, (0.0009, 0.0017, 0.0033, 0.006))],
 )
-def test_weights_are_the_published_ones(name, base, lambdas):
+def test_weights_match_the_published_ones(name, base, lambdas):
     task = load_task(name)
     assert [task.weight(quality) for quality in (1, 2, 3, 4)] == [pytest.approx(base * x) for x in lambdas]
     for quality in (0, 5, 9):
@@ -54,7 +53,7 @@ def test_weights_are_the_published_ones(name, base, lambdas):
             task.weight(quality)
 
 
-def test_human_distortion_is_the_squared_error_and_its_score_psnr():
+def test_human_measures_mse_and_psnr():
     task, sample = load_task("human"), Sample("a", torch.full((3, 200, 200), 0.5))
     assert float(task.loss(sample.image[None] + 0.1, sample.image[None])) == pytest.approx(0.01)
     assert task.measure(sample.image + 0.1, sample)["score"] == pytest.approx(20, abs=1e-3)
@@ -64,13 +63,13 @@ def test_human_distortion_is_the_squared_error_and_its_score_psnr():
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 200), width=st.integers(1, 200))
-def test_ms_ssim_is_a_number_at_any_size_and_one_for_the_same_image(height, width):
+def test_ms_ssim_is_finite_at_any_size_and_one_for_equal_images(height, width):
     image = torch.rand(3, height, width)
     assert load_task("human").measure(image, Sample("a", image))["ms_ssim"] == pytest.approx(1, abs=1e-4)
     assert 0 <= load_task("human").measure(1 - image, Sample("a", image))["ms_ssim"] <= 1.0001
 
 
-def test_cls_scores_the_label_where_there_is_one_and_agreement_elsewhere():
+def test_cls_scores_top1_with_a_label_and_agreement_without():
     task, scene = load_task("cls"), load_data("scenes", limit=1)[0]
     answer = task.network.classes.index(task.answer(scene.image))
     right = task.measure(scene.image, Sample("a", scene.image, label=answer))
@@ -83,8 +82,8 @@ def test_cls_scores_the_label_where_there_is_one_and_agreement_elsewhere():
     assert right["feature_distance"] == pytest.approx(0, abs=1e-5)
 
 
-def test_cls_distance_grows_with_damage_and_is_of_the_order_of_one():
-    """So that the weights, 0.9 to 6, set it against bits per pixel."""
+def test_cls_distance_grows_with_distortion_and_is_of_order_one():
+    """The weights, 0.9 to 6, assume this order of magnitude."""
     task, scene = load_task("cls"), load_data("scenes", limit=1)[0]
     noise = torch.randn_like(scene.image)
     images = [scene.image[None] + strength * noise for strength in (0.02, 0.1, 0.5)]
@@ -93,13 +92,13 @@ def test_cls_distance_grows_with_damage_and_is_of_the_order_of_one():
     assert 0.01 < distances[1] < 10
 
 
-def test_cls_ignores_what_leaves_the_range_of_images():
+def test_cls_clamps_images():
     task, white = load_task("cls"), torch.ones(1, 3, 64, 64)
     assert float(task.loss(white + 0.5, white)) == 0
 
 
-def test_random_networks_are_measured_in_units_of_their_own_features():
-    """Weights ten times as large make features larger, but not the distance."""
+def test_feature_distance_is_normalised_by_the_networks_features():
+    """Scaling the weights by ten scales the features but not the distance."""
     small, large = (load_task("cls", network="timm/resnet18", weights=None) for _ in range(2))
     with torch.no_grad():
         large.network.model.conv1.weight *= 10
@@ -121,7 +120,7 @@ def test_random_networks_are_measured_in_units_of_their_own_features():
         ("timm/swin_tiny_patch4_window7_224", 4),
     ],
 )
-def test_library_networks_show_their_stages(name, count):
+def test_library_networks_have_stages(name, count):
     network = load_network(name, weights=None)
     stages, logits = network.stages_and_logits(torch.rand(1, 3, 96, 64))
     assert len(stages) == count
@@ -135,7 +134,7 @@ def test_stages_of_a_resnet_are_its_four_layers():
 
 
 @pytest.mark.parametrize("name, left", [("scenes", 0), ("torchvision/resnet18", 0), ("torchvision/densenet121", 62)])
-def test_folding_batch_norms_leaves_the_features_as_they_were(name, left):
+def test_folding_batch_norms_keeps_the_features(name, left):
     network = load_network(name, None)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -149,7 +148,7 @@ def test_folding_batch_norms_leaves_the_features_as_they_were(name, left):
         assert (stage - same).abs().max() < 1e-4 * same.abs().max()
 
 
-def test_a_network_that_cannot_be_traced_keeps_its_batch_norms():
+def test_networks_that_cannot_be_traced_keep_their_batch_norms():
     class Choosing(nn.Sequential):
         def forward(self, x):
             return super().forward(x if x.sum() > 0 else -x)
@@ -161,7 +160,7 @@ def test_a_network_that_cannot_be_traced_keeps_its_batch_norms():
     assert isinstance(model[1], nn.BatchNorm2d)
 
 
-def test_random_weights_come_from_the_seed_and_leave_the_callers_generator_alone():
+def test_random_weights_are_seeded_and_keep_the_callers_generator():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -172,7 +171,7 @@ def test_random_weights_come_from_the_seed_and_leave_the_callers_generator_alone
     assert not torch.equal(one(image), other(image))
 
 
-def test_a_saved_network_answers_the_same_from_its_path(tmp_path):
+def test_a_saved_network_gives_the_same_output(tmp_path):
     torch.manual_seed(0)
     network = SmallResNet(["cat", "dog"], "pets").eval()
     network.stage_variance = [1.0, 2.0, 3.0, 4.0]
@@ -183,7 +182,7 @@ def test_a_saved_network_answers_the_same_from_its_path(tmp_path):
     assert (loaded.name, loaded.classes, loaded.stage_variance) == ("pets", ["cat", "dog"], [1, 2, 3, 4])
 
 
-def test_a_library_networks_weights_load_from_a_file(tmp_path):
+def test_weights_of_library_networks_load_from_a_file(tmp_path):
     network = load_network("timm/resnet18", None, seed=3)
     safetensors.torch.save_file(network.model.state_dict(), tmp_path / "a.safetensors")
     torch.save({"state_dict": network.model.state_dict()}, tmp_path / "a.pth")
@@ -206,13 +205,13 @@ def test_a_library_networks_weights_load_from_a_file(tmp_path):
         (dict(name="cls", network="timm/resnet18", weights=__file__), "do not fit ResNet"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(call, message):
+def test_wrong_arguments_raise_a_one_line_error(call, message):
     with pytest.raises(LoraCompError, match=message) as error:
         load_task(**call)
     assert "\n" not in str(error.value)
 
 
-def test_the_shipped_network_knows_unseen_scenes():
+def test_the_shipped_network_classifies_unseen_scenes():
     network = load_network("scenes")
     for size, least in ((256, 0.9), ("odd", 0.85)):
         data = load_data("scenes", split="test", limit=300, size=size)
@@ -222,7 +221,7 @@ def test_the_shipped_network_knows_unseen_scenes():
 
 
 @pytest.mark.data
-def test_the_shipped_network_knows_unseen_flowers(shared):
+def test_the_shipped_network_classifies_unseen_flowers(shared):
     network, data = load_network("flowers"), load_data("folder", shared / "data" / "flowers", "val")
     assert data.classes == network.classes
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The codecs by name, and how a frozen one is loaded. A codec is one file and one line of `CODECS`."""
+"""The registry of codecs, and loading of frozen ones. A new codec takes one file and one line of `CODECS`."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,9 +19,11 @@ __all__ = ["CODECS", "Codec", "Latents", "Output", "Rate", "Spec", "build", "loa
 
 @dataclass(frozen=True)
 class Spec:
-    """How a codec is made: an nn.Module that is a `Codec`, by its rate point.
+    """An entry of `CODECS`.
 
-    qualities: its rate points, fewest bits first. weights: where the package has those of a name and a rate point.
+    build: returns a new codec, an nn.Module that implements `Codec`, for a rate point.
+    qualities: rate points by rising rate.
+    weights: path of the weights in the package for a name and a rate point.
     """
 
     build: Callable[[float], Any]
@@ -36,12 +38,12 @@ CODECS: dict[str, Spec] = {
 
 
 def spec(name: str, quality: float) -> Spec:
-    """Raises LoraCompError for an unknown name or rate point."""
+    """The entry of a codec. Raises LoraCompError for an unknown name or rate point."""
     if name not in CODECS:
-        raise LoraCompError(f"there is no codec {name!r}; known are {', '.join(CODECS)}")
-    known = CODECS[name].qualities
-    if quality not in known:
-        *others, last = (f"{q:g}" for q in known)
+        raise LoraCompError(f"unknown codec {name!r}; available are {', '.join(CODECS)}")
+    qualities = CODECS[name].qualities
+    if quality not in qualities:
+        *others, last = (f"{q:g}" for q in qualities)
         raise LoraCompError(f"quality must be {', '.join(others)} or {last}, not {quality}")
     return CODECS[name]
 
@@ -54,21 +56,21 @@ def build(name: str, quality: float = 1, seed: int = 0) -> Any:
 
 
 def load_codec(name: str, quality: float, weights: str | Path | None = "default") -> Any:
-    """A frozen codec in evaluation mode, with attributes `name`, `quality` and `hash` (4 bytes, of its weights).
+    """Load a frozen codec in evaluation mode, with attributes `name`, `quality` and `hash` (4 bytes).
 
     Args:
-        name: a name of `CODECS`, as "tic-s".
-        quality: one of its rate points, from 1 (fewest bits) on.
-        weights: "default" for those in the package, a path to a safetensors file, or None for seeded random ones.
+        name: a name of `CODECS`, such as "tic-s".
+        quality: one of its rate points; 1 has the lowest rate.
+        weights: "default" for those in the package, path of a safetensors file, or None for seeded random ones.
     Raises:
-        LoraCompError: unknown name or quality, or weights that are missing or do not fit.
+        LoraCompError: unknown name or quality, or weights that are missing or of another codec.
     """
-    known = spec(name, quality)
-    path = known.weights(name, quality) if weights == "default" else Path(weights or "")
+    entry = spec(name, quality)
+    path = entry.weights(name, quality) if weights == "default" else Path(weights or "")
     if weights == "default" and not path.exists():
         raise LoraCompError(
-            f"the package has no weights of {name} quality {quality:g}: name a file of them "
-            "(codec.weights=PATH), such as `lora-comp import` makes of a published checkpoint"
+            f"the package has no weights of {name} quality {quality:g}: give a file (codec.weights=PATH), such as one "
+            "that `lora-comp import` writes"
         )
     state = None if weights is None else read_weights(path, f"codec {name} quality {quality:g}")[0]
     codec = build(name, quality)
@@ -76,7 +78,7 @@ def load_codec(name: str, quality: float, weights: str | Path | None = "default"
         wrong = [key for key, p in codec.named_parameters() if key not in state or state[key].shape != p.shape]
         wrong += [key for key in state if key not in codec.state_dict()]
         if wrong:
-            raise LoraCompError(f"{path} does not hold the weights of {name}: see {wrong[0]}")
+            raise LoraCompError(f"{path} does not hold the weights of {name}: {wrong[0]} is missing or does not match")
         codec.load_state_dict(state, strict=False)
     codec.eval().requires_grad_(False)
     codec.name, codec.quality, codec.hash = name, quality, weights_hash(codec)
@@ -84,7 +86,7 @@ def load_codec(name: str, quality: float, weights: str | Path | None = "default"
 
 
 def weights_hash(codec: Any) -> bytes:
-    """The start of the SHA-256 of a codec's parameters and of the tables its files are coded with: 4 bytes."""
+    """The first 4 bytes of the SHA-256 of a codec's parameters and its entropy coding tables."""
     digest = hashlib.sha256()
     for name, parameter in sorted(codec.named_parameters()):
         digest.update(name.encode() + parameter.detach().cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""What methods, coding and training may rely on of a codec."""
+"""The interface of codecs."""
 
 import copy
 import math
@@ -19,18 +19,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Output:
-    """What a codec decodes to: an image, or features that a task network continues from.
+    """The output of a codec: an image, or features that a task network continues from.
 
-    features: name of the layer that they stand for; None for an image.
-    stride: pixels of the image to a position of the output, along each side.
+    features: name of the layer of the features; None for an image.
+    stride: pixels of the image per position of the output, along each side.
     """
 
     features: str | None = None
     stride: int = 1
 
     def crop(self, output: Tensor, size: tuple[int, int]) -> Tensor:
-        """The part (B, C, h, w) of a decoded output that belongs to an image of `size` (H, W), an image's values
-        clamped to [0, 1]."""
+        """Crop a decoded output to (B, C, h, w) for an image of `size` (H, W); images are clamped to [0, 1]."""
         height, width = (math.ceil(side / self.stride) for side in size)
         cropped = output[..., :height, :width]
         return cropped.clamp(0, 1) if self.features is None else cropped
@@ -38,10 +37,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Rate:
-    """What the entropy model makes of latents.
+    """Quantised latents and their rate.
 
-    y_hat: what the synthesis takes. likelihoods: of all latents, by name.
-    predictions: what it computed on the way, by name, as z_hat, scales and means.
+    y_hat: input of the synthesis transform.
+    likelihoods: of all latents, by name.
+    predictions: intermediate results by name, such as z_hat, scales and means.
     """
 
     y_hat: Tensor
@@ -50,16 +50,16 @@ class Rate:
 
     @property
     def bits(self) -> Tensor:
-        """Ideal code length of each image, float32 (B,): the sum of -log2 p over its latents."""
+        """Ideal code length of each image in bits, float32 (B,): the sum of -log2 p over its latents."""
         return torch.stack([-p.log2().flatten(1).sum(1) for p in self.likelihoods.values()]).sum(0)
 
 
 class Codec(Protocol):
-    """A frozen learned image codec: an nn.Module that knows nothing of methods, tasks and files.
+    """A learned image codec: an nn.Module that depends on no method, task or file format.
 
-    name, quality, hash: set by `load_codec`; the hash is that of its weights, 4 bytes.
-    stride, latent_stride: pixels to a position of the coarsest latent, and of y. Sides of x are multiples of `stride`.
-    output: what `synthesize` gives.
+    name, quality, hash: set by `load_codec`; `hash` has 4 bytes, see `weights_hash`.
+    stride, latent_stride: pixels per position of the coarsest latent, and of y. Sides of x are multiples of `stride`.
+    output: kind of the output of `synthesize`.
     """
 
     name: str
@@ -70,23 +70,23 @@ class Codec(Protocol):
     output: Output
 
     def latents(self, x: Tensor) -> Latents:
-        """Analysis: x float32 (B, 3, H, W) in [0, 1] to y and, where the codec has one, z, not rounded."""
+        """Analysis transforms: x float32 (B, 3, H, W) in [0, 1] to y and, if the codec has one, z, unquantised."""
 
     def latents_from(self, y: Tensor) -> Latents:
-        """The latents that follow from a given y: y itself and, where the codec has one, z."""
+        """The latents for a given y: y and, if the codec has one, z."""
 
     def rate(self, latents: Latents, rounding: Rounding = round_ste) -> Rate:
-        """Quantises latents by `rounding` and estimates what they cost."""
+        """Quantise latents by `rounding` and estimate their rate."""
 
     def synthesize(self, y_hat: Tensor) -> Tensor:
-        """Synthesis: y_hat to the output, neither cropped nor clamped."""
+        """Synthesis transform: y_hat to the output, neither cropped nor clamped."""
 
     def coder(self) -> LatentCoder:
-        """Writes latents of one image to sections of a file, and reads them."""
+        """The entropy coder of this codec's latents."""
 
 
 def replace_modules(codec: Module, **modules: nn.Module) -> Module:
-    """A codec with other modules under these names; everything else is shared with the one given."""
+    """A copy of a codec with some modules replaced; all others are shared."""
     made = copy.copy(codec)
     made.__dict__["_modules"] = codec._modules | modules
     return made

@@ -1,7 +1,7 @@
 """Swin Transformer blocks.
 
 Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021, as used by TIC
-(Lu et al., "Transformer-based Image Compression", DCC 2022), on maps of any size.
+(Lu et al., "Transformer-based Image Compression", DCC 2022), on feature maps of any size.
 """
 
 import torch
@@ -11,7 +11,7 @@ from lora_comp import ops
 
 
 def position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens in a window: int64 (N, N), N = window * window."""
+    """Row of the relative position bias table for each pair of tokens in a window: int64 (N, N), N = window^2."""
     axis = torch.arange(window)
     at = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)  # (2, N)
     offset = at[:, :, None] - at[:, None, :] + window - 1  # (2, N, N)
@@ -33,10 +33,10 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("index", position_index(window), persistent=False)
-        self.kept: tuple = (), None  # the state of a table that is not trained, and its position
+        self.kept: tuple = (), None  # cache for a frozen table: its state, and `position`
 
     def position(self) -> Tensor:
-        """What is added to the logit of each key and query of a window: (heads, N, N)."""
+        """Relative position bias of each key and query in a window: (heads, N, N)."""
         table = self.relative_position_bias_table
         if table.requires_grad or table.is_inference() or torch.compiler.is_compiling():
             return table[self.index.T].permute(2, 0, 1)
@@ -54,7 +54,7 @@ class Mlp(nn.Module):
 
 
 def as_layer(module) -> ops.Layer:
-    """Of an nn.Linear, or of what a method has put in its place, which has `as_layer`."""
+    """The `ops.Layer` of an nn.Linear, or of the module with `as_layer` that a method replaced it with."""
     return ops.Layer(module.weight, module.bias) if isinstance(module, nn.Linear) else module.as_layer()
 
 
@@ -77,10 +77,10 @@ class SwinBlock(nn.Module):
 
 
 class RSTB(nn.Module):
-    """Residual Swin Transformer block: `depth` Swin blocks, every second one shifted, and a skip over all of them.
+    """Residual Swin Transformer block: `depth` Swin blocks, every second one shifted, with a skip connection.
 
-    x (B, C, H, W) to (B, C, H, W). `shifts` is False where a stage's map at the design size of 256x256 is no larger
-    than its window: such a stage never shifts, whatever the size of the image.
+    x (B, C, H, W) to (B, C, H, W). `shifts` is False for a stage whose feature map of a 256x256 image is no larger than
+    its window, as in the published models.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool, mlp_ratio: float = 2.0):
@@ -94,7 +94,7 @@ class RSTB(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """The initial values of Swin's linear layers and bias tables: a normal of deviation 0.02, cut at two."""
+    """Swin's initialisation: truncated normal of standard deviation 0.02 for linear layers and bias tables."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

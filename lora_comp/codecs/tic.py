@@ -36,7 +36,7 @@ def deconv(inputs: int, outputs: int, kernel: int) -> nn.ConvTranspose2d:
 
 
 class GDN(models.GDN):
-    """CompressAI's layer, its parameters and their names, computed by `ops.gdn`: x (B, C, H, W), same shape out."""
+    """CompressAI's GDN, computed by `ops.gdn`: x (B, C, H, W), same shape out."""
 
     def forward(self, x: Tensor) -> Tensor:
         return gdn(x, self.beta_reparam(self.beta), self.gamma_reparam(self.gamma), self.inverse)
@@ -49,9 +49,9 @@ class TIC(nn.Module):
         N: channels of the transforms and of z.
         M: channels of y.
         depths: Swin blocks at strides 2, 4, 8, 16 of g_a (g_s mirrors them). A stage of depth 0 is a GDN layer
-            (Balle et al., ICLR 2017), so that two convolutions never meet without a nonlinearity.
+            (Balle et al., ICLR 2017), so that convolutions are always separated by a nonlinearity.
         heads: attention heads at the same strides.
-        hyper_heads: attention heads in h_a and h_s, whose stages hold two blocks each.
+        hyper_heads: attention heads in h_a and h_s, whose stages have two blocks each.
     """
 
     name: str  # these three are set by `load_codec`
@@ -105,12 +105,12 @@ class TIC(nn.Module):
         return self.latents_from(self.g_a(x.contiguous(memory_format=torch.channels_last)).float())
 
     def latents_from(self, y: Tensor) -> Latents:
-        with torch.autocast(y.device.type, enabled=False):  # these maps are small, and their values set all rates
+        with torch.autocast(y.device.type, enabled=False):  # small maps whose precision affects all rates
             return {"y": y, "z": self.h_a(y)}
 
     def rate(self, latents: Latents, rounding: Rounding = round_ste) -> Rate:
-        """See `codecs.codec.Codec.rate`. In training mode likelihoods are taken under uniform noise in place of
-        `rounding` (Minnen and Singh, "Channel-wise Autoregressive Entropy Models", ICIP 2020)."""
+        """See `codecs.codec.Codec.rate`. In training mode, likelihoods are those under uniform noise, while y_hat is
+        still rounded (Minnen and Singh, "Channel-wise Autoregressive Entropy Models", ICIP 2020)."""
         y, z, medians = latents["y"], latents["z"], self.medians[:, None, None]
         with torch.autocast(y.device.type, enabled=False):
             z_hat = rounding(z - medians) + medians
@@ -128,8 +128,7 @@ class TIC(nn.Module):
         return self.g_s(y_hat.contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> dict:
-        """x_hat, not clamped, and likelihoods {y, z}, as CompressAI's models return them; beside them the latents y, z,
-        y_hat and z_hat, and the scales and means of y."""
+        """x_hat, not clamped, and likelihoods {y, z} as in CompressAI; also y, z, y_hat, z_hat, scales and means."""
         latents = self.latents(x)
         rate = self.rate(latents)
         x_hat = self.synthesize(rate.y_hat)
@@ -140,5 +139,5 @@ class TIC(nn.Module):
 
     @property
     def medians(self) -> Tensor:
-        """The values that z is rounded about: (N,)."""
+        """Quantisation offsets of z: (N,)."""
         return self.entropy_bottleneck.quantiles[:, 0, 1].detach()

@@ -1,9 +1,9 @@
-"""The mean-scale hyperprior as a coder (Minnen et al., "Joint Autoregressive and Hierarchical Priors for Learned Image
-Compression", NeurIPS 2018, without the autoregressive part).
+"""Latent coder of the mean-scale hyperprior (Minnen et al., "Joint Autoregressive and Hierarchical Priors for Learned
+Image Compression", NeurIPS 2018, without the autoregressive part).
 
     y, z --round--> z symbols --rANS, a table per channel--> section 0
                        |
-                      h_s in float64 --> scales: which table;  means: what y is rounded about
+                      h_s in float64 --> scales: select tables;  means: quantisation offsets of y
                                              |
                                          y symbols --rANS, a table per scale--> section 1
                                              `-> hints: see `entropy.coder`
@@ -26,7 +26,7 @@ from lora_comp.errors import BitstreamError
 
 
 class Hyperprior(Protocol):
-    """What a codec needs for this coder."""
+    """The attributes of a codec that this coder uses."""
 
     N: int
     M: int
@@ -44,9 +44,9 @@ class Hyperprior(Protocol):
 
 
 class MeanScale:
-    """Codes y (1, M, h, w) and z (1, N, ceil(h / 4), ceil(w / 4)) with a codec's probability models.
+    """Codes y (1, M, h, w) and z (1, N, ceil(h / 4), ceil(w / 4)) with float64 copies of a codec's models.
 
-    It holds float64 copies, so later changes of the codec's weights do not reach it.
+    Later changes of the codec's weights have no effect.
     """
 
     def __init__(self, codec: Hyperprior):
@@ -55,7 +55,7 @@ class MeanScale:
         self.z_tables = bottleneck_tables(codec.entropy_bottleneck)
         self.tables: Sequence[np.ndarray] = (*self.z_tables, *gaussian_tables())
         self.N, self.M, self.stride = codec.N, codec.M, codec.stride
-        self.positions = (codec.stride // codec.latent_stride) ** 2  # of y for each of z
+        self.positions = (codec.stride // codec.latent_stride) ** 2  # of y per position of z
 
     def compress(self, latents: Mapping[str, Tensor]) -> CodedLatents:
         """See `LatentCoder.compress`."""
@@ -80,11 +80,11 @@ class MeanScale:
         """See `LatentCoder.decompress`."""
         shape = self.N, *(math.ceil(side / self.stride) for side in size)
         if len(coded.sections) != 2:
-            raise BitstreamError(f"the file has {len(coded.sections)} sections of latents, its codec takes z and y")
+            raise BitstreamError(f"the file has {len(coded.sections)} sections of latents, but its codec has z and y")
         if len(coded.hints) % HINT.itemsize:
-            raise BitstreamError("the hints of the file end early: the file is damaged")
+            raise BitstreamError("the file is corrupt: its hints end early")
         if len(coded.hints) > HINT.itemsize * self.positions * self.M * shape[1] * shape[2]:
-            raise BitstreamError("the file has more hints than latents: the file is damaged")
+            raise BitstreamError("the file is corrupt: it has more hints than latents")
         hints = np.frombuffer(coded.hints, HINT).tolist()
         z_symbols = rans.decode(coded.sections[0], self.channels(shape), *self.z_tables)
         means, scales = self.predict(z_symbols)
@@ -101,17 +101,17 @@ class MeanScale:
             torch.get_num_threads(),
         )
         if checksum(z_symbols, y_symbols) != coded.symbols_crc:
-            raise BitstreamError("the decoded latents differ from the encoded ones: the file is damaged")
+            raise BitstreamError("the decoded latents differ from the encoded ones: the file is corrupt")
         return torch.from_numpy(y_hat)[None]
 
     @torch.no_grad()
     def predict(self, z_symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int32 (N, h, w) to the means and scales of y, each float64 (M, 4h, 4w)."""
+        """Symbols of z, int32 (N, h, w), to the means and scales of y, each float64 (M, 4h, 4w)."""
         z_hat = torch.from_numpy(z_symbols).double() + self.medians
         scales, means = self.h_s(z_hat[None])[0].chunk(2)
         return means.contiguous().numpy(), scales.contiguous().numpy()
 
     @staticmethod
     def channels(shape: tuple[int, ...]) -> np.ndarray:
-        """The table of each z is that of its channel: int32 of `shape` (N, h, w)."""
+        """The table of each symbol of z, its channel: int32 of `shape` (N, h, w)."""
         return np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None, None], shape)

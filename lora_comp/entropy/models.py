@@ -1,4 +1,4 @@
-"""Likelihoods of y and z; the coders of `entropy` turn them into files."""
+"""Likelihoods of y and z, and the quantisation operators of training."""
 
 import math
 import warnings
@@ -6,29 +6,29 @@ import warnings
 import torch
 from torch import Tensor
 
-with warnings.catch_warnings():  # compressai's import still scripts a function, which today's torch warns of
+with warnings.catch_warnings():  # importing compressai scripts a function, which torch deprecates
     warnings.simplefilter("ignore", FutureWarning)
     from compressai.entropy_models import EntropyBottleneck
     from compressai.layers import GDN
 
 __all__ = ["GDN", "EntropyBottleneck", "add_noise", "bottleneck_likelihood", "gaussian_likelihood", "round_ste"]
 
-SCALE_MIN = 0.11  # smallest standard deviation of y that the tables know
+SCALE_MIN = 0.11  # lower bound of y's standard deviations, as in CompressAI
 LIKELIHOOD_MIN = 1e-9
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """round(x) forward, the identity backward."""
+    """Straight-through rounding: round(x) forward, identity backward."""
     return x + (x.round() - x).detach()
 
 
 def add_noise(x: Tensor) -> Tensor:
-    """x plus uniform noise in [-1/2, 1/2): what stands for rounding in training (Balle et al., ICLR 2017)."""
+    """x plus uniform noise in [-1/2, 1/2), the training proxy of rounding (Balle et al., ICLR 2017)."""
     return x + torch.empty_like(x).uniform_(-0.5, 0.5)
 
 
 class _LowerBound(torch.autograd.Function):
-    """max(x, bound), whose gradient still passes where it would raise x."""
+    """max(x, bound); below the bound, gradients that raise x still pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, bound: float) -> Tensor:
@@ -43,6 +43,7 @@ class _LowerBound(torch.autograd.Function):
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
+    """CompressAI's LowerBound: max(x, bound), whose gradient also passes below the bound if descent raises x."""
     return _LowerBound.apply(x, bound)
 
 
@@ -56,7 +57,7 @@ def gaussian_likelihood(y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
 
 
 def bottleneck_likelihood(model: EntropyBottleneck, z: Tensor) -> Tensor:
-    """Mass of the fully factorised model on [z - 1/2, z + 1/2], channel by channel: z (B, N, h, w), same shape out."""
+    """Mass of the factorised prior on [z - 1/2, z + 1/2]: z (B, N, h, w), same shape out (Balle et al., ICLR 2018)."""
     channels_first = z.transpose(0, 1)
     likelihood, _, _ = model._likelihood(channels_first.reshape(z.shape[1], 1, -1))
     return lower_bound(likelihood, LIKELIHOOD_MIN).view(channels_first.shape).transpose(0, 1)

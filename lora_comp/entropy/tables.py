@@ -1,8 +1,8 @@
 """Integer tables for the rANS coder, in CompressAI's layout.
 
-A table is a row of cumulative frequencies from 0 to 65536; its last bin is the escape for values outside. Tables are
-made in float64 on the CPU, and their bytes are part of a codec's hash: a machine whose library rounds one entry
-another way refuses a file instead of decoding garbage.
+A table is a row of cumulative frequencies from 0 to 65536; its last bin is the escape for values out of range. Tables
+are computed in float64 on the CPU and are part of a codec's hash, so a machine that computes a different table rejects
+the file.
 """
 
 import math
@@ -16,13 +16,13 @@ from lora_comp.entropy.models import SCALE_MIN, EntropyBottleneck
 
 TOTAL = 1 << 16
 SCALES = np.exp(np.linspace(math.log(SCALE_MIN), math.log(256), 64))  # standard deviations of y's tables
-BETWEEN = np.sqrt(SCALES[1:] * SCALES[:-1])  # the nearest table costs a quarter of what the next larger one does
+BETWEEN = np.sqrt(SCALES[1:] * SCALES[:-1])  # nearest table; the overhead is a quarter of that of the next larger one
 DECAYS = 2.0 ** np.linspace(-2, 8, 32)  # mean absolute values of the tables of quantised updates, in steps
-TAIL = 2.0**-17  # a value less likely than this is left to the escape
+TAIL = 2.0**-17  # less likely values use the escape
 
 
 class Tables(NamedTuple):
-    """cdfs int32 (tables, longest), sizes int32 (tables,), offsets int32 (tables,): the coder's last arguments."""
+    """Arguments of `rans`: cdfs int32 (tables, longest), sizes int32 (tables,), offsets int32 (tables,)."""
 
     cdfs: np.ndarray
     sizes: np.ndarray
@@ -30,7 +30,7 @@ class Tables(NamedTuple):
 
 
 def quantise(mass: np.ndarray) -> np.ndarray:
-    """Probabilities, the escape's last, to cumulative frequencies: float64 (n,) to int32 (n + 1,), none of them 0."""
+    """Probabilities float64 (n,), the escape last, to cumulative frequencies int32 (n + 1,) without empty bins."""
     frequency = np.maximum(1, np.rint(mass / mass.sum() * TOTAL)).astype(np.int64)
     while excess := int(frequency.sum()) - TOTAL:
         largest = np.argsort(-frequency, kind="stable")[: abs(excess)]
@@ -59,7 +59,7 @@ def gaussian_tables() -> Tables:
 
 @cache
 def laplace_tables() -> Tables:
-    """One table for each of `DECAYS`, the two-sided geometric distribution of that mean absolute value."""
+    """One table for each of `DECAYS`: the two-sided geometric distribution with that mean absolute value."""
     rows, halves = [], []
     for decay in DECAYS:
         ratio = geometric_ratio(decay)
@@ -75,14 +75,14 @@ def geometric_ratio(decay: float) -> float:
 
 
 def symmetric(mass: np.ndarray) -> np.ndarray:
-    """The table of a symmetric distribution from its masses at 0, 1, 2, ...; at least -1, 0 and 1 are in it."""
+    """The table of a symmetric distribution from its masses at 0, 1, 2, ...; it has at least -1, 0 and 1."""
     half = max(2, int((mass >= TAIL).sum()))
     both = np.concatenate([mass[half - 1 : 0 : -1], mass[:half]])
     return quantise(np.append(both, max(1 - both.sum(), 0.0)))
 
 
 def bottleneck_tables(model: EntropyBottleneck) -> Tables:
-    """A table for each channel of z, around that channel's median."""
+    """A table for each channel of z, centred at its median."""
     double = EntropyBottleneck(model.channels).double()
     double.load_state_dict(
         {

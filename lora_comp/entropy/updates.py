@@ -1,4 +1,4 @@
-"""Coding of quantised parameter updates: what an adapted decoder costs beside the latents.
+"""Coding of quantised parameter updates, the side information of an adapted decoder.
 
 An update d of a parameter is transmitted as an integer k = d / step, with a step of 2^-exponent for the whole file. If
 all k are 0 the payload is empty. Up to FEW values (the singular values of SVD-LoRA) are coded by `encode_adaptively`,
@@ -7,9 +7,9 @@ more (U and V of plain LoRA) by `encode_statically`.
 Few: context-adaptive binary arithmetic coding. The exponent takes five equiprobable bins. Each k is binarised into a
 zero flag, a sign, and its magnitude in unary steps of 2^shift with an Exp-Golomb escape. The probabilities of the bins
 follow from the magnitudes before them (`Context`), so each layer adapts to its own scale, and a run of layers without
-updates costs next to nothing. The arithmetic coder is a range coder of 32 bits (Martin, 1979) that ends in the fewest
-bytes that identify its interval; zeros follow. Decoding uses integers only. A payload other than the one that its
-values are coded to is refused.
+updates costs next to nothing. The arithmetic coder is a range coder of 32 bits (Martin, 1979), terminated by the fewest
+bytes that identify its interval, with zeros implied. Decoding uses integers only. A payload that differs from the
+encoding of its values is rejected.
 
 Many: a byte for the exponent; a byte for the prior, an index into `tables.DECAYS`, of p(k) = (1 - rho) / (1 + rho)
 rho^|k|; the rANS bytes of all k.
@@ -28,21 +28,21 @@ from lora_comp.entropy.tables import DECAYS, laplace_tables
 from lora_comp.errors import BitstreamError
 
 EXPONENTS = range(0, 25)  # of the step: 1 down to 2^-24
-FEW = 2048  # values: coding one takes some 10 microseconds
+FEW = 2048  # values; adaptive coding takes about 10 microseconds per value
 ONE = 1 << 16
-UNARY = 15  # bins at most; then the Exp-Golomb code of the rest
-LOOK_AHEAD = 6  # values whose rate counts when one before them is chosen
-DAMAGED = "the adapter's part of the file is damaged"
+UNARY = 15  # maximal unary bins, followed by an Exp-Golomb code
+LOOK_AHEAD = 6  # later values whose rate is considered when a value is chosen
+DAMAGED = "the file is corrupt: its parameter updates are invalid"
 
-Bin = tuple[int, int, int]  # its value, the frequency of 1, the total
+Bin = tuple[int, int, int]  # value, frequency of 1, total frequency
 
 
 @dataclass
 class Context:
     """Running means of the magnitudes coded so far, in units of 1 / ONE.
 
-    fast and slow have rates 1/4 and 1/16: their sum sets the probability that the next k is not 0. `excess`, of |k| - 1
-    over those that are not 0, has rate 1/8 and sets the probability of larger magnitudes.
+    `fast` and `slow` adapt at rates 1/4 and 1/16; their sum sets the probability that the next k is not 0. `excess`,
+    the mean of |k| - 1 over non-zero k, adapts at rate 1/8 and sets the probability of larger magnitudes.
     """
 
     fast: int = ONE // 10
@@ -60,21 +60,21 @@ class Context:
             self.excess += (value - ONE - self.excess) // 8
 
     def changed(self) -> tuple[int, int]:
-        """Frequency and total of "the next k is not 0", between 1/64 and 31/32."""
+        """Frequency and total of "the next k is not 0"; the probability is 1/64 to 31/32."""
         rest = ONE * 4 // 5
         share = min(max(self.fast + self.slow, rest // 63), 31 * rest)
         return share, share + rest
 
     def more(self) -> tuple[int, int, int]:
-        """A magnitude beyond 1 is a number of steps of 2^shift, then shift bits: frequency and total of "one more
-        step", and shift."""
+        """Frequency and total of "one more unary step", and shift: |k| - 1 is coded as steps of 2^shift, then shift
+        bits."""
         shift = max((self.excess // ONE).bit_length() - 2, 0)
         share = max(self.excess >> shift, ONE // 10)
         return share, share + ONE, shift
 
 
 def binarize(k: int, context: Context) -> Iterator[Bin]:
-    """The bins of k; `context` is not updated."""
+    """The bins of k under `context`, which is not updated."""
     changed, total = context.changed()
     yield int(k != 0), changed, total
     if not k:
@@ -104,9 +104,11 @@ def cost(k: int, context: Context) -> float:
 
 
 def bits(k: Tensor) -> Tensor:
-    """Code length of integers k (..., n): (...), differentiable in k. The slope is that between a value one larger and
-    one smaller (beyond 3, farther), and 0 at 0. Of few values it is the cost of their bins, vectorised; `Context`
-    rounds down to whole units and this does not."""
+    """Code length in bits of integers k (..., n): (...), differentiable in k.
+
+    The slope is the central difference over 1 (for magnitudes above 3, more), and 0 at 0. For few values the result is
+    a vectorised `cost`, without the rounding of `Context`.
+    """
     magnitude = k.detach().abs().round().double()
     total = (_bits_of_few if k.shape[-1] <= FEW else _bits_of_many)(k, magnitude)
     return torch.where(magnitude.any(-1), total, 0 * total)
@@ -120,7 +122,7 @@ def _bits_of_many(k: Tensor, magnitude: Tensor) -> Tensor:
 
 def _bits_of_few(k: Tensor, magnitude: Tensor) -> Tensor:
     likely, excess = _scales(magnitude)
-    reach = torch.maximum(2.0 ** _shift(excess), (magnitude / 2).floor())  # rates rise in stairs as wide as that
+    reach = torch.maximum(2.0 ** _shift(excess), (magnitude / 2).floor())  # width of the steps of the rate
     less = (magnitude - reach).clamp_min(0)
     here, above, below = _costs(torch.stack([magnitude, magnitude + reach, less]), likely, excess)
     slope = k.detach().sign() * ((above - below) / (magnitude + reach - less)).to(k)
@@ -142,7 +144,7 @@ def _scales(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     first = torch.stack(
         [torch.full_like(magnitude[..., :1], value / ONE) for value in (start.fast, start.slow, start.excess)]
     )
-    add = torch.cat([first, add[..., :-1]], -1)  # s[i] = forget[i - 1] s[i - 1] + add[i], and now by doubling:
+    add = torch.cat([first, add[..., :-1]], -1)  # s[i] = forget[i - 1] s[i - 1] + add[i], computed as a parallel scan:
     forget = torch.cat([torch.zeros_like(first), forget[..., :-1]], -1)
     reach = 1
     while reach < magnitude.shape[-1]:
@@ -158,7 +160,7 @@ def _shift(excess: Tensor) -> Tensor:
 
 
 def _costs(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
-    """`cost` of each magnitude, an integer, in these contexts."""
+    """`cost` of integer magnitudes in these contexts."""
     share = likely.clamp(4 / 5 / 63, 4 / 5 * 31)
     shift = _shift(excess)
     further = (excess * 2.0**-shift).clamp_min(1 / 10)
@@ -171,11 +173,11 @@ def _costs(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
 
 
 def cheapest(choices: list[dict[int, float]], before: list[int]) -> list[int]:
-    """Few integers of low rate and distortion, chosen greedily in the order of the file.
+    """Choose integers of low rate plus distortion greedily, in coding order.
 
     Args:
-        choices: for each value, the k that it may take and the distortion of each in bits.
-        before: integers that stand for the later ones while one is chosen.
+        choices: for each value, its candidates k and their distortions in bits.
+        before: present values, which stand for those not yet chosen.
     """
     context, chosen = Context(), []
     for i, choice in enumerate(choices):
@@ -192,17 +194,17 @@ def cheapest(choices: list[dict[int, float]], before: list[int]) -> list[int]:
 
 
 def encode(k: np.ndarray, exponent: int) -> bytes:
-    """int32 (n,) in steps of 2^-exponent to a payload."""
+    """Encode int32 (n,) in steps of 2^-exponent to a payload."""
     if not k.any():
         return b""
     return (encode_adaptively if len(k) <= FEW else encode_statically)(k, exponent)
 
 
 def decode(payload: bytes, count: int) -> tuple[np.ndarray, float]:
-    """A payload of `count` values to int32 (count,) and the step.
+    """Decode a payload of `count` values to int32 (count,) and the step.
 
     Raises:
-        BitstreamError: the payload is damaged.
+        BitstreamError: the payload is corrupt.
     """
     if not payload:
         return np.zeros(count, np.int32), 1.0
@@ -221,16 +223,16 @@ def encode_adaptively(k: np.ndarray, exponent: int) -> bytes:
         while extent < 1 << 24:
             low, extent, place = low << 8, extent << 8, place + 8
     free = next(n for n in range(place + 32, -1, -8) if -(-low >> n) << n < low + extent)
-    number = -(-low >> free)  # the one with fewest bytes
+    number = -(-low >> free)  # a number in the interval with the fewest bytes
     return number.to_bytes((place + 32 - free) // 8, "big")
 
 
 class BinDecoder:
-    """Decodes bins from bytes, in the order in which they were coded. After the last byte follow zeros."""
+    """Decodes bins in coding order; the data is padded by zeros."""
 
     def __init__(self, data: bytes):
         self.rest = iter(data)
-        self.above, self.extent = 0, 1 << 32  # how far the number is above the interval's lower end
+        self.above, self.extent = 0, 1 << 32  # offset of the code within the interval
         for _ in range(4):
             self.above = self.above << 8 | next(self.rest, 0)
 
@@ -249,7 +251,7 @@ class BinDecoder:
         return value
 
     def change(self, context: Context) -> int:
-        """The k that `binarize` gave."""
+        """Inverse of `binarize`."""
         if not self.take(*context.changed()):
             return 0
         negative = self.take(1, 2)

@@ -1,6 +1,6 @@
-"""Ways to adapt a codec to an image and a task: what is optimised, what is transmitted, how a decoder restores it.
+"""The registry of methods, which adapt a codec to an image and a task.
 
-A method is one file and one line of `METHODS`. "none" is the plain codec: None in place of a method.
+A new method takes one file and one line of `METHODS`. "none" is the plain codec, represented by None.
 """
 
 from dataclasses import fields
@@ -21,30 +21,33 @@ METHODS: dict[str, Spec] = {
 
 
 def load_method(name: str, codec: Any, task: str | None = None, **options: Any) -> Method | None:
-    """A method by name, for this codec; None for "none".
+    """Load a method for a codec; None for "none".
 
     Args:
-        task: key of the task, by which pre-trained adapters are found.
-        options: what can be set of the method: the fields of `METHODS[name].options`.
+        name: "none" or a name of `METHODS`.
+        codec: from `load_codec`.
+        task: key of the task, which selects a pre-trained adapter.
+        options: fields of `METHODS[name].options`.
     Raises:
         LoraCompError: an unknown name or option, or a value out of range.
     """
     if name == NONE:
         return None
     if name not in METHODS:
-        raise LoraCompError(f"there is no method {name!r}; known are {', '.join((NONE, *METHODS))}")
-    known = [field.name for field in fields(METHODS[name].options)]
-    if unknown := sorted(set(options) - set(known)):
-        raise LoraCompError(f"the method {name!r} takes {', '.join(known) or 'no options'}, not {', '.join(unknown)}")
+        raise LoraCompError(f"unknown method {name!r}; available are {', '.join((NONE, *METHODS))}")
+    names = [field.name for field in fields(METHODS[name].options)]
+    if unknown := sorted(set(options) - set(names)):
+        raise LoraCompError(f"the method {name!r} takes {', '.join(names) or 'no options'}, not {', '.join(unknown)}")
     return METHODS[name].load(codec, task, **options)
 
 
 def method_of_file(name: str, identity: bytes | None, codec: Any, adapter: str | Path | None = None) -> Method:
-    """The method that a file names, with the adapter of this identity.
+    """The method of a file, with the adapter of this identity.
 
+    adapter: path of an adapter that is not in the package.
     Raises:
-        BitstreamError: an unknown method, or an adapter that is not at hand.
+        BitstreamError: an unknown method, or an adapter that is not available.
     """
     if name not in METHODS:
-        raise BitstreamError(f"the file was made with the method {name!r}, which this lora_comp cannot decode")
+        raise BitstreamError(f"the file uses the method {name!r}, which this lora_comp cannot decode; update it")
     return METHODS[name].from_file(codec, identity, adapter)

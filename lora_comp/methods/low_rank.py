@@ -1,6 +1,6 @@
-"""Low-rank updates of linear layers: W + (alpha / r) U diag(S) V^T, how they are named, stored, quantised and merged.
+"""Low-rank updates of linear layers, W + (alpha / r) U diag(S) V^T: names, files, quantisation and merging.
 
-An adapter is what is added to a codec before any image is seen: pre-trained, or made from a seed.
+An adapter is a set of such updates, pre-trained or generated from a seed.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ from lora_comp.entropy.models import round_ste
 from lora_comp.errors import LoraCompError
 from lora_comp.weights import read_weights
 
-SEEDED = 0  # first byte of the identity of an adapter made from a seed; the other three hold rank, alpha and seed
+SEEDED = 0  # first byte of the identity of a seeded adapter; the other three hold rank, alpha, seed and mlp
 
 
 @dataclass(frozen=True)
 class Adapter:
     """Low-rank updates of named layers.
 
-    `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), or each of these with a first
-    dimension of the images that have their own.
+    `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), each optionally with a first
+    dimension B of images.
     """
 
     tensors: Mapping[str, Tensor]
     rank: int
     alpha: float
-    identity: bytes  # four bytes by which a file names its adapter
+    identity: bytes  # four bytes that identify the adapter in a file
 
     @property
     def scale(self) -> float:
@@ -43,12 +43,12 @@ class Adapter:
     def layers(self) -> list[str]:
         return [key.removesuffix(".S") for key in self.tensors if key.endswith(".S")]
 
-    def of_each(self, images: int) -> "Adapter":
-        """A copy for each image: (images, out, r), (images, r), (images, in, r)."""
-        return replace(self, tensors={k: v.expand(images, *v.shape) for k, v in self.tensors.items()})
+    def expand(self, batch: int) -> "Adapter":
+        """A separate copy for each image: (batch, out, r), (batch, r), (batch, in, r)."""
+        return replace(self, tensors={k: v.expand(batch, *v.shape) for k, v in self.tensors.items()})
 
     def folded(self) -> "Adapter":
-        """The same update in the form of plain LoRA: U diag(S) in place of U, and ones in place of S."""
+        """The same update as plain LoRA: U diag(S) replaces U, and ones replace S."""
         tensors = dict(self.tensors)
         for name in self.layers:
             tensors[f"{name}.U"] = tensors[f"{name}.U"] * tensors[f"{name}.S"]
@@ -57,24 +57,24 @@ class Adapter:
 
 
 def layers(codec: Any, mlp: bool = False) -> dict[str, nn.Linear]:
-    """The target layers by name: qkv and proj of every Swin block of g_a and g_s, and with `mlp` fc1 and fc2."""
-    found = {}
+    """The target layers by name: qkv and proj of every Swin block in g_a and g_s; with `mlp`, also fc1 and fc2."""
+    targets = {}
     for side in ("g_a", "g_s"):
         for name, block in codec.get_submodule(side).named_modules(prefix=side):
             if isinstance(block, SwinBlock):
-                found[f"{name}.attn.qkv"], found[f"{name}.attn.proj"] = block.attn.qkv, block.attn.proj
+                targets[f"{name}.attn.qkv"], targets[f"{name}.attn.proj"] = block.attn.qkv, block.attn.proj
                 if mlp:
-                    found[f"{name}.mlp.fc1"], found[f"{name}.mlp.fc2"] = block.mlp.fc1, block.mlp.fc2
-    return found
+                    targets[f"{name}.mlp.fc1"], targets[f"{name}.mlp.fc2"] = block.mlp.fc1, block.mlp.fc2
+    return targets
 
 
 def seeded(
     codec: Any, start: Mapping[str, float], rank: int = 4, alpha: int = 8, mlp: bool = False, seed: int = 0
 ) -> Adapter:
-    """An adapter that changes nothing yet: columns of random signs of unit length, the same on every machine.
+    """An adapter whose update is zero, with U and V of random signs and unit columns, identical on every machine.
 
     Args:
-        start: constant values of the tensors that are not random, as {"S": 0}.
+        start: constants for tensors that are not random, such as {"S": 0}.
     Raises:
         LoraCompError: a rank or alpha outside 1 to 255, a seed outside 0 to 127.
     """
@@ -93,14 +93,14 @@ def seeded(
 
 
 def from_identity(codec: Any, start: Mapping[str, float], identity: bytes) -> Adapter | None:
-    """The seeded adapter that a file names, or None where it names a pre-trained one."""
+    """The seeded adapter of this identity, or None if it is of a pre-trained one."""
     if identity[0] != SEEDED:
         return None
     return seeded(codec, start, identity[1], identity[2], bool(identity[3] & 1), identity[3] >> 1)
 
 
 def identify(tensors: Mapping[str, Tensor]) -> bytes:
-    """The four bytes that name a pre-trained adapter: the start of the SHA-256 of its tensors, never `SEEDED`."""
+    """The identity of a pre-trained adapter: the first 4 bytes of the SHA-256 of its tensors, with the top bit set."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].contiguous().float().numpy().tobytes())
@@ -109,7 +109,7 @@ def identify(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def read_adapter(path: Path, codec: Any) -> Adapter | None:
-    """A pre-trained adapter, or None where it was made for another codec."""
+    """Read a pre-trained adapter; None if it was trained for another codec."""
     tensors, card = read_weights(path, "the adapter")
     made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
     if made_for != (codec.name, codec.quality, codec.hash.hex()):
@@ -118,19 +118,19 @@ def read_adapter(path: Path, codec: Any) -> Adapter | None:
 
 
 def load_adapter(path: Path, codec: Any) -> Adapter:
-    """The same. Raises LoraCompError where it was made for another codec."""
-    found = read_adapter(path, codec)
-    if found is None:
+    """Read a pre-trained adapter. Raises LoraCompError if it was trained for another codec."""
+    adapter = read_adapter(path, codec)
+    if adapter is None:
         raise LoraCompError(
-            f"{path} was trained for other weights of {codec.name} quality {codec.quality:g} than are here"
+            f"{path} was trained for other weights than those loaded of {codec.name} quality {codec.quality:g}"
         )
-    return found
+    return adapter
 
 
 class Quantised(nn.Module):
-    """A tensor (B, ...) that is transmitted: its decoder has base + step k, with k integer.
+    """A transmitted tensor (B, ...), quantised as base + step * k with integer k.
 
-    step: float32 (B,), of each image.
+    step: float32 (B,), one per image.
     """
 
     base: Tensor
@@ -146,22 +146,23 @@ class Quantised(nn.Module):
         return self.step.view(-1, *(1 for _ in self.base.shape[1:]))
 
     def symbols(self) -> Tensor:
-        """k, rounded with straight-through gradients."""
+        """k, float32 (B, ...), rounded with straight-through gradients."""
         return round_ste((self.latent - self.base) / self._step())
 
     def value(self) -> Tensor:
+        """The tensor as the decoder restores it."""
         return self.base + self._step() * self.symbols()
 
     @torch.no_grad()
     def place(self, k: Tensor) -> None:
-        """Set the symbols, (B, n)."""
+        """Set the symbols k: (B, n)."""
         self.latent.copy_(self.base + self._step() * k.to(self.base).view_as(self.base))
 
 
 class LowRankLinear(nn.Module):
-    """A frozen linear layer with its update, for a `codecs.swin.SwinBlock` to compute.
+    """A frozen linear layer with a low-rank update, computed by `codecs.swin.SwinBlock`.
 
-    U, S, V: parameters (B, ...), those named in `transmitted` as `Quantised`.
+    U, S, V: parameters (B, ...); those named in `transmitted` are `Quantised`.
     """
 
     def __init__(self, layer: nn.Linear, tensors: Mapping[str, Tensor], scale: float, transmitted: Iterable[str] = ()):
@@ -172,7 +173,7 @@ class LowRankLinear(nn.Module):
             setattr(self, name, Quantised(value) if name in transmitted else nn.Parameter(value.clone()))
 
     def value(self, name: str) -> Tensor:
-        """U, S or V as the decoder has it."""
+        """U, S or V as the decoder restores it."""
         tensor = getattr(self, name)
         return tensor.value() if isinstance(tensor, Quantised) else tensor
 
@@ -182,7 +183,7 @@ class LowRankLinear(nn.Module):
 
 
 def insert(codec: Any, adapter: Adapter, side: str, transmitted: Iterable[str] = ()) -> None:
-    """Put the adapter's layers of one side, "g_a" or "g_s", in place of the codec's own."""
+    """Replace the adapter's target layers of one side, "g_a" or "g_s", by `LowRankLinear`."""
     for name in adapter.layers:
         if name.startswith(f"{side}."):
             tensors = {k: adapter.tensors[f"{name}.{k}"] for k in "USV"}
@@ -193,7 +194,7 @@ def insert(codec: Any, adapter: Adapter, side: str, transmitted: Iterable[str] =
 
 @torch.no_grad()
 def merge(codec: Any, adapter: Adapter) -> None:
-    """Add the adapter's updates, (out, r), (r,), (in, r) a layer, to the weights of the layers that it names."""
+    """Add an adapter's updates, (out, r), (r,), (in, r) per layer, to the weights of its target layers."""
     for name in adapter.layers:
         weight = codec.get_parameter(f"{name}.weight")
         u, s, v = (adapter.tensors[f"{name}.{k}"].to(weight.device) for k in "USV")

@@ -1,4 +1,4 @@
-"""What the rest of the package may rely on of a method."""
+"""The interface of methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,18 @@ from lora_comp import objective
 from lora_comp.finetune import OnStep
 from lora_comp.objective import TILE, Objective
 
-STEPS = 10  # found by measuring: docs/finetuning.md
+STEPS = 10  # chosen in docs/finetuning.md
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How an image is fitted.
+    """Settings of test-time fine-tuning.
 
-    steps: updates. lr: learning rate of the first step; None for the task's own. seed: of anything random.
-    recipe: what the encoder trains beside what is transmitted, by the method's own names.
-    tile: the longest side of what the task sees at once, pixels, a multiple of 128.
+    steps: number of optimiser steps.
+    lr: initial learning rate; None for the task's default.
+    seed: of random numbers.
+    recipe: what the encoder trains besides the transmitted updates; the names are the method's.
+    tile: maximal side of a tile in pixels, a multiple of 128.
     """
 
     steps: int = STEPS
@@ -33,28 +35,29 @@ class FitSettings:
 class Adapted(objective.Adapted, Protocol):
     """A codec prepared for a batch of B images, each adapted independently.
 
-    codec: a `Codec` that synthesizes as the decoder will.
+    codec: the adapted `Codec`; its `synthesize` is that of the decoder.
     """
 
     def latents(self, x: Tensor) -> Mapping[str, Tensor]:
-        """The latents of the images x (B, 3, H', W') as they are at present."""
+        """The present latents of the images x (B, 3, H', W')."""
 
     def fit(self, objective: Objective, settings: FitSettings, on_step: OnStep | None = None) -> Any:
-        """Lower the objective. Nothing to do for a method without test-time optimisation."""
+        """Minimise the objective; does nothing for a method without test-time fine-tuning."""
 
     def bits(self) -> Tensor:
-        """Rate of what is transmitted beside the latents: (B,), differentiable."""
+        """Rate of the transmitted updates in bits: (B,), differentiable."""
 
     def payloads(self) -> list[bytes | None]:
-        """What the file of each image carries beside the latents; None for a method that transmits nothing."""
+        """The coded updates of each image; None for a method that transmits nothing."""
 
 
 class Method(Protocol):
-    """A way to adapt a codec to images and a task.
+    """A method that adapts a codec to images and a task.
 
-    name: its name in `METHODS`. settings: what a result depends on beside the identity.
-    identity: four bytes by which a file names the pre-trained adapter that its decoder needs; None if it needs none.
-    guarded: whether the plain file is written where it has the lower objective.
+    name: its name in `METHODS`.
+    identity: four bytes that identify the decoder's pre-trained adapter in a file; None if it needs none.
+    guarded: whether to write the plain file if that has the lower objective.
+    settings: everything else that results depend on.
     """
 
     @property
@@ -70,25 +73,25 @@ class Method(Protocol):
     def settings(self) -> Mapping[str, Any]: ...
 
     def prepare(self, codec: Any, x: Tensor, settings: FitSettings) -> Adapted:
-        """The codec, itself left alone, made ready to be fitted to images x float32 (B, 3, H', W')."""
+        """A copy of the codec to be fitted to images x, float32 (B, 3, H', W') in [0, 1]."""
 
     def restore(self, codec: Any, payload: bytes | None) -> Any:
-        """The codec that decodes a file with this payload: its coder, synthesis and output.
+        """The codec that decodes a file with this payload.
 
         Raises:
-            BitstreamError: the payload is damaged, or made for a codec of another shape.
+            BitstreamError: the payload is corrupt or does not match the codec.
         """
 
 
 @dataclass(frozen=True)
 class Spec:
-    """How a method is made.
+    """An entry of `METHODS`.
 
     load: called with the codec, the task's key or None, and the fields of `options` as keywords.
-    from_file: called with the codec, the identity in the file and the path of an adapter or None; the method that
-        decodes it, or BitstreamError.
-    options: a dataclass of what a user may set.
-    pretrain: called with the codec and `options`: see `training.adapter`. None where nothing is pre-trained.
+    from_file: called with the codec, the identity in the file, and the path of an adapter or None; returns the method
+        that decodes the file, or raises BitstreamError.
+    options: a dataclass of the method's options.
+    pretrain: called with the codec and `options`, see `training.adapter`; None for a method without pre-training.
     """
 
     load: Callable[..., Method]
@@ -98,10 +101,12 @@ class Spec:
 
 
 class Pretraining(Protocol):
-    """A codec with an adapter in place, to be trained over many images.
+    """A codec with an adapter, to be trained on many images.
 
-    module: an nn.Module called as a codec: x to x_hat and likelihoods.
-    trained: what is optimised. tensors(): the adapter by name, as its file holds it. card: what its file says of it.
+    module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods.
+    trained: the parameters to optimise, by name.
+    tensors(): the adapter as stored in its file, by name.
+    card: metadata for its file.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""A search for the transmitted integers after gradient descent, by the objective itself; only the synthesis runs."""
+"""Search for better transmitted integers after gradient descent, evaluating synthesis transform and task only."""
 
 from typing import Protocol
 
@@ -11,12 +11,12 @@ from lora_comp.entropy.updates import EXPONENTS, FEW
 from lora_comp.methods.low_rank import Quantised
 from lora_comp.objective import Adapted, Objective
 
-ATTEMPTS = 4  # beside latents, whose steps are cheaper, one
-REACH = 2  # steps that a value is moved at most, except for a move to 0
+ATTEMPTS = 4  # with optimised latents, whose steps are cheaper, one
+REACH = 2  # maximal change of an integer, except to 0
 
 
 class Searched(Adapted, Protocol):
-    """An adapted codec whose transmitted integers can be set, as `methods.svd_lora.AdaptedLowRank`."""
+    """An adapted codec whose transmitted integers can be set, such as `methods.svd_lora.AdaptedLowRank`."""
 
     exponent: np.ndarray
 
@@ -28,11 +28,11 @@ class Searched(Adapted, Protocol):
 
 
 def refine(adapted: Searched, objective: Objective, attempts: int = ATTEMPTS) -> None:
-    """Choose what is transmitted, and the step it is rounded to, at the lowest objective found in a few attempts.
+    """Search for transmitted integers, and their step, of lower objective, for each image independently.
 
-    The latents stay as they are. The slope of the distortion predicts which integers should be better, and those are
-    kept if they are, of each image its own. Four attempts take as long as three or four steps of descent with the
-    encoder's adapter. Where more than `updates.FEW` values are transmitted nothing is done.
+    The latents are fixed. In each attempt, the gradient of the distortion predicts better integers, which are kept if
+    they lower the objective. Four attempts take the time of three or four steps of descent with the encoder's adapter.
+    Nothing is done if more than `updates.FEW` values are transmitted.
     """
     if adapted.symbols().shape[1] > FEW:
         return
@@ -60,9 +60,9 @@ def refine(adapted: Searched, objective: Objective, attempts: int = ATTEMPTS) ->
         nearby = [np.clip(exponent + e, EXPONENTS[0], EXPONENTS[-1]) for e in ((-1, 0, 1) if attempt == 0 else (0,))]
         for proposal in [(propose(adapted, slope, e, damping), e) for e in nearby]:
             adapted.place(*proposal)
-            found = measure()
-            lower = found < lowest
-            lowest = np.where(lower, found, lowest)
+            values = measure()
+            lower = values < lowest
+            lowest = np.where(lower, values, lowest)
             k, exponent = np.where(lower[:, None], proposal[0], k), np.where(lower, proposal[1], exponent)
         adapted.place(k, exponent)
         improved = lowest < before
@@ -72,14 +72,14 @@ def refine(adapted: Searched, objective: Objective, attempts: int = ATTEMPTS) ->
 
 
 def propose(adapted: Searched, slopes: np.ndarray, exponent: np.ndarray, damping: np.ndarray) -> np.ndarray:
-    """Integers int32 (B, n) in steps of 2^-exponent at which distortion and rate should be lower than they are.
+    """Integers int32 (B, n) in steps of 2^-exponent that are predicted to lower distortion plus rate.
 
-    About the present values the distortion is modelled as slope * d + curvature / 2 * d^2 in each value d separately.
-    The curvature is a guess: damping times slope, which lets a value move by some 1 / damping.
+    The distortion is modelled as slope * d + curvature / 2 * d^2 in the change d of each value. The curvature is
+    heuristic: damping times slope, which limits d to about 1 / damping.
 
     Args:
-        slopes: of the distortion, in bits, along each change: float (B, n).
-        exponent, damping: of each image: int and float (B,).
+        slopes: derivatives of the distortion in bits by the transmitted values: float (B, n).
+        exponent, damping: int and float (B,).
     """
     k = adapted.symbols() * 2.0 ** (exponent - adapted.exponent)[:, None]
     slopes = slopes * 2.0 ** -exponent[:, None]
@@ -88,7 +88,7 @@ def propose(adapted: Searched, slopes: np.ndarray, exponent: np.ndarray, damping
 
 
 def _nearby(k: np.ndarray, slopes: np.ndarray, curvature: np.ndarray) -> list[int]:
-    """The integers of one image that `propose` finds about its present ones, k: each float (n,)."""
+    """`propose` for one image with present values k; all float (n,)."""
     nearest = np.rint(k).astype(np.int32).tolist()
     choices = []
     for start, middle, slope, curve in zip(k, nearest, slopes, curvature, strict=True):

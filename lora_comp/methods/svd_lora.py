@@ -1,9 +1,9 @@
-"""SVD-LoRA test-time fine-tuning, and plain LoRA beside it.
+"""SVD-LoRA test-time fine-tuning, and plain LoRA.
 
 "Test-Time Fine-Tuning of Image Compression Models for Multi-Task Adaptability", CVPR 2025: every attention layer W of
 g_a and g_s becomes W + (alpha / r) U diag(S) V^T (`ops.svd_lora`). Pre-training optimises U, S and V for a task. For
-each image the encoder then optimises what it alone needs and the decoder's S; the file carries the quantised change of
-the decoder's S. Plain LoRA (Hu et al., ICLR 2022) keeps S at 1 and transmits U and V.
+each image, the encoder optimises its latents or its own adapter together with the decoder's S, and transmits the
+quantised change of the decoder's S. Plain LoRA (Hu et al., ICLR 2022) fixes S at 1 and transmits U and V.
 """
 
 import copy
@@ -40,19 +40,20 @@ from lora_comp.methods.refine import ATTEMPTS, refine
 from lora_comp.objective import Objective
 
 RECIPES = ("latents", "adapter", "published")
-# Learning rates of what only the encoder has, relative to those of what is transmitted: docs/finetuning.md
+# Learning rates of the encoder's parameters relative to that of the transmitted updates: docs/finetuning.md
 LATENT_SHARE = 2.0
 ENCODER_SHARES = {"U": 0.5, "S": 0.25, "V": 0.5}
-# Of ten steps; momentum would carry on for too long what the first ones guessed.
+# No momentum, since ten steps are too few to correct it.
 OURS = Schedule(linear, betas=(0.0, 0.9))
-MILESTONES = (15 / 40, 25 / 40, 30 / 40, 35 / 40)  # of the steps, at which the published schedule halves its rates
+MILESTONES = (15 / 40, 25 / 40, 30 / 40, 35 / 40)  # fractions of the steps; the published schedule halves the rate
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Which of U, S and V are optimised and transmitted, and the constants at which a seeded adapter starts.
+    """Which of U, S and V are trained in the encoder and transmitted to the decoder.
 
-    adapters: the methods whose pre-trained adapters it starts from, its own first.
+    start: constants of a seeded adapter.
+    adapters: methods whose pre-trained adapters may be used, in order of preference.
     """
 
     encoder_trains: str
@@ -69,12 +70,14 @@ VARIANTS = {
 
 @dataclass
 class LowRankOptions:
-    """What can be set of SVD-LoRA and LoRA.
+    """Options of SVD-LoRA and LoRA.
 
-    adapter: "auto" (the one pre-trained for the task, else a seeded one), a path, the key of another task, or None for
-        a seeded one.
-    rank, alpha, mlp, seed: of a seeded adapter: 1 to 255, 1 to 255, whether fc1 and fc2 are adapted too, 0 to 127.
-    exponent: the decoder's changes are fitted in steps of 2^-exponent, 0 to 24; `refine` may halve or double that.
+    adapter: "auto" for the one pre-trained for the task, or else a seeded one; a path; the key of another task; or None
+        for a seeded one.
+    rank, alpha: of a seeded adapter, 1 to 255.
+    mlp: whether a seeded adapter includes fc1 and fc2.
+    seed: of a seeded adapter, 0 to 127.
+    exponent: transmitted updates are fitted in steps of 2^-exponent, 0 to 24; `refine` may halve or double the step.
     """
 
     adapter: str | None = "auto"
@@ -86,14 +89,15 @@ class LowRankOptions:
 
 
 def published_factor(step: int, steps: int) -> float:
+    """The published schedule: halved at each of `MILESTONES`."""
     return 0.5 ** sum(step >= math.ceil(m * steps) for m in MILESTONES)
 
 
 class AdaptedLowRank(nn.Module):
-    """A codec with low-rank layers in place, to be fitted to B images of which each has its own.
+    """A codec with low-rank layers for each of B images.
 
-    y: the latents of the images where they are optimised themselves, (B, M, h, w); None where the encoder's adapter is.
-    exponent: int (B,), the transmitted values of an image are whole multiples of 2^-exponent.
+    y: the optimised latents (B, M, h, w); None if the encoder's adapter is optimised instead.
+    exponent: int (B,); the transmitted updates of an image are integer multiples of 2^-exponent.
     """
 
     exponent: np.ndarray
@@ -101,7 +105,7 @@ class AdaptedLowRank(nn.Module):
     def __init__(self, codec: Any, adapter: Adapter, variant: Variant, exponent: int, x: Tensor, recipe: str):
         super().__init__()
         self.variant, self.recipe = variant, recipe
-        self.codec = with_adapter(codec, adapter.of_each(len(x)), variant.transmitted)
+        self.codec = with_adapter(codec, adapter.expand(len(x)), variant.transmitted)
         self.set_exponent(np.full(len(x), exponent))
         self.y: nn.Parameter | None = None
         if recipe == "latents":  # Campos et al., "Content Adaptive Optimization for Neural Image Compression", 2019
@@ -112,7 +116,7 @@ class AdaptedLowRank(nn.Module):
         return self.codec.latents(x) if self.y is None else self.codec.latents_from(self.y)
 
     def groups(self, lr: float) -> list[Group]:
-        """What is optimised, with its learning rates; the published recipe has one for all."""
+        """The optimised parameters and their learning rates; the published recipe has a single rate."""
         shares = dict.fromkeys("USV", 1.0) if self.recipe == "published" else ENCODER_SHARES
         groups = [Group([q.latent for q in self.transmitted()], lr)]
         if self.y is not None:
@@ -124,7 +128,7 @@ class AdaptedLowRank(nn.Module):
         ]
 
     def fit(self, objective: Objective, settings: FitSettings, on_step: OnStep | None = None) -> Tensor:
-        """Descent, then `refine`. The objectives before and after each step of the descent: (steps + 1, B)."""
+        """Gradient descent, then `refine`. Returns the objectives of the descent: float32 (steps + 1, B)."""
         assert settings.lr is not None
         groups = self.groups(settings.lr)
         schedule = Schedule(published_factor) if self.recipe == "published" else OURS
@@ -133,7 +137,7 @@ class AdaptedLowRank(nn.Module):
         return losses
 
     def transmitted(self) -> list[Quantised]:
-        """In the order of the file."""
+        """The transmitted tensors in the order of the file."""
         return [
             getattr(layer, name)
             for layer in self.codec.g_s.modules()
@@ -142,11 +146,11 @@ class AdaptedLowRank(nn.Module):
         ]
 
     def rounded(self) -> Tensor:
-        """The symbols of all that is transmitted: (B, n), with straight-through gradients."""
+        """The transmitted integers: float32 (B, n), with straight-through gradients."""
         return torch.cat([q.symbols().flatten(1) for q in self.transmitted()], 1)
 
     def symbols(self) -> np.ndarray:
-        """The same as int32 (B, n)."""
+        """The transmitted integers: int32 (B, n)."""
         return np.rint(self.rounded().detach().cpu().numpy()).astype(np.int32)
 
     def bits(self) -> Tensor:
@@ -158,7 +162,7 @@ class AdaptedLowRank(nn.Module):
             quantised.step = torch.from_numpy(2.0**-exponent).to(quantised.step)
 
     def place(self, k: np.ndarray, exponent: np.ndarray) -> None:
-        """Let the symbols be k int32 (B, n) in steps of 2^-exponent, int (B,)."""
+        """Set the transmitted integers to k, int32 (B, n), in steps of 2^-exponent, int (B,)."""
         self.set_exponent(exponent)
         sizes = [q.base[0].numel() for q in self.transmitted()]
         for quantised, values in zip(self.transmitted(), torch.from_numpy(k).split(sizes, 1), strict=True):
@@ -169,7 +173,7 @@ class AdaptedLowRank(nn.Module):
 
 
 def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
-    """The codec with the adapter's layers in copies of g_a and g_s; the rest is shared."""
+    """A copy of the codec with low-rank layers in g_a and g_s; all other modules are shared."""
     made = replace_modules(codec, g_a=copy.deepcopy(codec.g_a), g_s=copy.deepcopy(codec.g_s))
     insert(made, adapter, "g_a")
     insert(made, adapter, "g_s", transmitted)
@@ -177,10 +181,10 @@ def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
 
 
 class LowRank:
-    """SVD-LoRA (`name` "svd_lora") or plain LoRA ("lora") with a given adapter.
+    """SVD-LoRA (`name` "svd_lora") or plain LoRA ("lora") with an adapter.
 
     Args:
-        exponent: the decoder's changes are fitted in whole multiples of 2^-exponent.
+        exponent: the transmitted updates are fitted in steps of 2^-exponent.
     """
 
     guarded = True
@@ -193,9 +197,9 @@ class LowRank:
     def prepare(self, codec: Any, x: Tensor, settings: FitSettings = FitSettings()) -> AdaptedLowRank:  # noqa: B008
         """See `methods.Method.prepare`.
 
-        settings.recipe, what the encoder optimises: "latents" those of the images, which start where the encoder's
-        adapter has them; "adapter" its adapter, in memory that grows with the image; "published" the same by the
-        optimiser of the paper, whose steps=40 and lr=5e-3.
+        settings.recipe selects what the encoder optimises: "latents": the latents, initialised by the adapted encoder;
+        "adapter": the encoder's adapter, whose memory grows with the image; "published": the same with the optimiser of
+        the paper, for which steps=40 and lr=5e-3 were published.
         """
         if settings.recipe not in RECIPES:
             raise LoraCompError(f"recipe must be one of {', '.join(RECIPES)}, not {settings.recipe!r}")
@@ -203,7 +207,7 @@ class LowRank:
 
     @torch.no_grad()
     def restore(self, codec: Any, payload: bytes | None) -> Any:
-        """See `methods.Method.restore`. The updates are merged: decoding is as fast as the plain codec's."""
+        """See `methods.Method.restore`. Updates are merged, so decoding is as fast as with the plain codec."""
         if payload is None:
             raise BitstreamError("the file is adapted but has no payload")
         made = replace_modules(codec, g_s=copy.deepcopy(codec.g_s))
@@ -217,34 +221,35 @@ class LowRank:
             tensors[t] = tensors[t] + step * change.view_as(tensors[t])
         merge(made, replace(self.adapter, tensors=tensors))
         if not all(p.isfinite().all() for p in made.g_s.parameters()):
-            raise BitstreamError("the adapter's part of the file is damaged")
+            raise BitstreamError(updates.DAMAGED)
         return made
 
 
 def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRank:
-    """A method by name, with its adapter for this codec; `given` are fields of `LowRankOptions`.
+    """Load SVD-LoRA or LoRA with its adapter for a codec; `given` are fields of `LowRankOptions`.
 
-    task: key of the task, as "cls-scenes", or of several, as "cls-scenes+det-scenes": with adapter "auto", the adapter
-        pre-trained for the first that has one is used. Plain LoRA starts from SVD-LoRA's too, with S folded into U.
+    task: key of the task, such as "cls-scenes", or of several, such as "cls-scenes+det-scenes". adapter="auto" uses the
+        adapter of the first task that has one. Plain LoRA may use that of SVD-LoRA, with S folded into U.
+    Raises LoraCompError for an option out of range or an unsuitable adapter.
     """
     options = LowRankOptions(**given)
     if options.exponent not in updates.EXPONENTS:
         first, last = updates.EXPONENTS[0], updates.EXPONENTS[-1]
         raise LoraCompError(f"exponent must be {first} to {last}, not {options.exponent}")
-    found = None
+    pretrained = None
     if options.adapter == "auto":
         paths = [path for part in (task or "").split("+") for path in shipped(name, codec, part)]
-        found = next((adapter for path in paths if (adapter := read_adapter(path, codec))), None)
+        pretrained = next((adapter for path in paths if (adapter := read_adapter(path, codec))), None)
     elif options.adapter is not None:
-        found = load_adapter(next(iter(shipped(name, codec, str(options.adapter))), Path(options.adapter)), codec)
-    made = _in_form(name, found) or seeded(
+        pretrained = load_adapter(next(iter(shipped(name, codec, str(options.adapter))), Path(options.adapter)), codec)
+    made = _in_form(name, pretrained) or seeded(
         codec, VARIANTS[name].start, options.rank, options.alpha, options.mlp, options.seed
     )
     return LowRank(name, made, options.exponent)
 
 
 def shipped(name: str, codec: Any, task: str) -> list[Path]:
-    """The adapters in the package for a task that a method may start from."""
+    """Paths of the adapters in the package that a method may use for a task."""
     paths = [zoo.adapter_path(codec.name, codec.quality, kind, task) for kind in VARIANTS[name].adapters]
     return [path for path in paths if path.exists()]
 
@@ -254,25 +259,25 @@ def _in_form(name: str, adapter: Adapter | None) -> Adapter | None:
 
 
 def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | None = None) -> LowRank:
-    """The method that a file names: its adapter is made from the seed, read from `path`, or one in the package.
+    """The method of a file; its adapter is generated from a seed, read from `path`, or found in the package.
 
     Raises:
-        BitstreamError: the adapter is not at hand.
+        BitstreamError: the adapter is not available.
     """
     if identity is None:
         raise BitstreamError("the file is adapted but names no adapter")
     try:
         made = from_identity(codec, VARIANTS[name].start, identity)
     except LoraCompError as error:
-        raise BitstreamError(f"the file names an adapter that cannot be: {error}") from None
+        raise BitstreamError(f"the file names an invalid adapter: {error}") from None
     if made is not None:
         return LowRank(name, made)
-    for found in _candidates(name, codec, path):
-        if found.identity == identity:
-            return LowRank(name, found)
+    for adapter in _candidates(name, codec, path):
+        if adapter.identity == identity:
+            return LowRank(name, adapter)
     raise BitstreamError(
         f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality:g}, which "
-        "is not at hand: name the file it was encoded with as adapter=PATH"
+        "is not available: give its file as adapter=PATH"
     )
 
 
@@ -290,13 +295,13 @@ def _candidates(name: str, codec: Any, path: str | Path | None) -> Iterator[Adap
 
 
 class Pretraining:
-    """See `methods.method.Pretraining`: U, S and V of both sides, of one adapter for all images."""
+    """See `methods.method.Pretraining`: U, S and V of g_a and g_s, shared by all images."""
 
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
         adapter = seeded(codec, VARIANTS[name].start, options.rank, options.alpha, options.mlp, options.seed)
         self.module = with_adapter(copy.deepcopy(codec), adapter).train()
-        found = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
-        self.parts = {f"{n}.{k}": getattr(m, k) for n, m in found.items() for k in "USV"}
+        adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
+        self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
         self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains}
         self.card = {"rank": options.rank, "alpha": options.alpha}
 

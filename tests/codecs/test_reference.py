@@ -1,4 +1,4 @@
-"""Published checkpoints give in our modules what the published code computed (see shared/golden)."""
+"""Published checkpoints give the results of the published code (LORA_COMP_SHARED/golden)."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ SYSTEMS = ["tic", "tic_svdlora"]
 
 
 def golden(shared, system):
-    """The system's state dict as `fill.py` makes it, the input image, and the expected outputs."""
+    """The system's state dict from `fill.py`, the input image, and the expected outputs."""
     folder = shared / "golden"
     spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
     fill = importlib.util.module_from_spec(spec)
@@ -27,13 +27,13 @@ def golden(shared, system):
 
 @pytest.mark.data
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_published_checkpoint_computes_the_same(shared, system):
+def test_a_published_checkpoint_matches_golden_outputs(shared, system):
     state, x, expected = golden(shared, system)
     out = lc.from_reference(system, state)(x)
     for name in ("y", "scales", "means", "x_hat"):
         error = np.abs(out[name].numpy() - expected[name]).max()
         assert error <= 1e-4 * expected[name].std(), name
-    for name in ("y_hat", "z_hat"):  # a value on a boundary may round the other way
+    for name in ("y_hat", "z_hat"):  # a value midway between two integers may round either way
         differ = np.abs(out[name].numpy() - expected[name]) > 1e-3
         assert differ.mean() <= 1e-3, name
     bits = -out["likelihoods"]["y"].double().log2().sum().item()
@@ -41,7 +41,7 @@ def test_a_published_checkpoint_computes_the_same(shared, system):
 
 
 @pytest.mark.data
-def test_a_state_dict_of_another_system_is_refused(shared):
+def test_a_state_dict_of_another_system_raises(shared):
     state, _, _ = golden(shared, "tic")
     with pytest.raises(lc.LoraCompError, match="not a checkpoint of tic_svdlora"):
         lc.from_reference("tic_svdlora", state)
@@ -50,13 +50,13 @@ def test_a_state_dict_of_another_system_is_refused(shared):
         lc.from_reference("tic", state)
 
 
-def test_an_unknown_system_is_named():
-    with pytest.raises(lc.LoraCompError, match="known are tic"):
+def test_an_unknown_system_raises():
+    with pytest.raises(lc.LoraCompError, match="available are tic"):
         lc.from_reference("jpeg", {})
 
 
 @pytest.mark.data
-def test_weights_of_another_shape_are_named(shared):
+def test_weights_of_another_shape_raise(shared):
     state, _, _ = golden(shared, "tic")
     state["g_a0.bias"] = torch.zeros(64)
     with pytest.raises(lc.LoraCompError, match=r"g_a\.0\.bias is \(64,\), not \(128,\)"):

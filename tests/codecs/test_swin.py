@@ -1,4 +1,4 @@
-"""Window attention on maps of any size."""
+"""Window attention on feature maps of any size."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ def attend(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Tensor:
 
 
 def slow_attention(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Tensor:
-    """The definition, token by token: a token attends to those of its own window that are in the map and that are
-    its neighbours in the image, not strangers that the cyclic shift brought together."""
+    """Reference, token by token: a token attends to the tokens of its window that lie in the map and on the same side
+    of the seam of the cyclic shift."""
     _, height, width, dim = x.shape
     window, shift, heads = attention.window, attention.shift, attention.heads
     rows, columns = (-(-side // window) * window for side in (height, width))
@@ -24,7 +24,7 @@ def slow_attention(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Te
     q, k, v = attention.qkv(x[0]).view(height, width, 3, heads, dim // heads).unbind(2)
 
     def place(at: int, size: int) -> tuple[int, int, int]:
-        """Window, place in it, and side of the seam, of a row or column."""
+        """Window, position in it, and side of the seam, of a row or column."""
         moved = (at - shift) % size
         return moved // window, moved % window, int(at < shift)
 
@@ -46,7 +46,7 @@ def slow_attention(attention: swin.WindowAttention, x: torch.Tensor) -> torch.Te
 
 @settings(max_examples=12, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), shift=st.sampled_from([0, 2]), seed=st.integers(0, 99))
-def test_every_size_gives_every_token_its_own_window(height, width, shift, seed):
+def test_window_attention_matches_the_reference_at_any_size(height, width, shift, seed):
     torch.manual_seed(seed)
     attention = swin.WindowAttention(dim=6, heads=2, window=4, shift=shift).double()
     torch.nn.init.normal_(attention.relative_position_bias_table)
@@ -56,7 +56,7 @@ def test_every_size_gives_every_token_its_own_window(height, width, shift, seed)
 
 
 @pytest.mark.parametrize("shift", [0, 4])
-def test_images_of_a_batch_do_not_see_each_other(shift):
+def test_images_of_a_batch_are_independent(shift):
     block = swin.SwinBlock(dim=32, heads=2, window=8, shift=shift, mlp_ratio=2)
     x = torch.randn(3, 20, 12, 32)
     with torch.no_grad():

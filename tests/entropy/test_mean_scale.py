@@ -1,4 +1,4 @@
-"""Latents to bytes and back: exact, as short as the model says, and refused by a decoder that disagrees."""
+"""Coding of latents: exact, of the estimated length, with hints, and with errors for decoders that differ."""
 
 import numpy as np
 import pytest
@@ -26,25 +26,25 @@ def coder(codec):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_decoder_gets_the_y_that_the_codec_rounded_to(codec, coder, make_image, size):
+def test_the_decoded_latents_match_the_codec(codec, coder, make_image, size):
     out = latents(codec, make_image(*size))
     coded = coder.compress(out)
     y_hat = coder.decompress(coded, size)
-    differ = (y_hat - out["y_hat"]).abs() > 1e-3  # a value on a boundary may round the other way in float64
+    differ = (y_hat - out["y_hat"]).abs() > 1e-3  # a value midway between two integers may round either way in float64
     assert y_hat.shape == out["y_hat"].shape
     assert differ.float().mean() <= 1e-3
     assert (y_hat - out["y"]).abs().max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_file_is_as_long_as_the_likelihoods_say(codec, make_image, size):
+def test_file_sizes_match_the_likelihoods(codec, make_image, size):
     out = latents(codec, make_image(*size))
     estimated = sum(-p.double().log2().sum().item() for p in out["likelihoods"].values())
     real = 8 * len(lc.encode(make_image(*size), codec, method="none").data)
     assert abs(real - estimated) <= 0.01 * estimated + 8 * 40
 
 
-def test_what_was_decoded_codes_to_the_same_bytes(codec, coder, make_image):
+def test_decoded_latents_encode_to_the_same_bytes(codec, coder, make_image):
     out = latents(codec, make_image(64, 64))
     coded = coder.compress(out)
     again = coder.compress({"y": coder.decompress(coded, (64, 64)), "z": out["z_hat"]})
@@ -52,7 +52,7 @@ def test_what_was_decoded_codes_to_the_same_bytes(codec, coder, make_image):
 
 
 @pytest.mark.parametrize("part", ["h_s.3.weight", "h_s.3.bias", "entropy_bottleneck.quantiles"])
-def test_a_decoder_with_other_weights_says_so(codec, coder, make_image, part):
+def test_a_decoder_with_other_weights_raises(codec, coder, make_image, part):
     other = lc.load_codec("tic-s", 2, weights=None)
     other.load_state_dict(codec.state_dict())
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_a_decoder_with_other_weights_says_so(codec, coder, make_image, part):
         MeanScale(other).decompress(coded, (64, 64))
 
 
-def test_bytes_of_another_image_are_told_by_the_checksum(codec, coder, make_image):
+def test_bytes_of_another_image_raise(codec, coder, make_image):
     one, two = (
         coder.compress(out) for out in (latents(codec, make_image(64, 64)), latents(codec, make_image(64, 64).flip(2)))
     )
@@ -73,7 +73,7 @@ def test_bytes_of_another_image_are_told_by_the_checksum(codec, coder, make_imag
         coder.decompress(CodedLatents([one.sections[0], two.sections[1]], one.symbols_crc), (64, 64))
 
 
-def test_making_a_coder_leaves_the_codec_alone(codec):
+def test_building_a_coder_does_not_change_the_codec(codec):
     before = {k: (v.clone(), v.dtype, v.device) for k, v in codec.state_dict().items()}
     MeanScale(codec)
     after = codec.state_dict()
@@ -101,11 +101,13 @@ def decode(data, means, scales, hints):
     n=st.sampled_from([0, 1, 5, 1023, 1024, 1025, 5000]),
     spread=st.sampled_from([0.0, 1.0, 300.0, 2.0**20]),
 )
-def test_one_pass_over_the_latents_does_what_numpy_says(seed, n, spread):
-    """round(y - mean), half to even; the table whose bounds hold the scale; then lora_comp.rans."""
+def test_encode_latents_matches_numpy(seed, n, spread):
+    """round(y - mean), half to even; the nearest table of each scale; then lora_comp.rans."""
     rng = np.random.default_rng(seed)
     y = (rng.normal(size=n) * spread).astype(np.float32)
-    means = np.where(rng.random(n) < 0.2, y.astype(float) - 0.5, rng.normal(size=n) * spread)  # some lie between
+    means = np.where(
+        rng.random(n) < 0.2, y.astype(float) - 0.5, rng.normal(size=n) * spread
+    )  # some midway between integers
     scales = rng.choice([0.0, -1.0, 1e9, *SCALES, *BETWEEN], n)
     symbols = np.rint(y - means).astype(np.int32)
     expected = rans.encode(symbols, np.searchsorted(BETWEEN, scales), *gaussian_tables())
@@ -117,7 +119,7 @@ def test_one_pass_over_the_latents_does_what_numpy_says(seed, n, spread):
     np.testing.assert_array_equal(y_hat, (means + symbols).astype(np.float32))
 
 
-def test_a_million_latents_come_back_whatever_the_threads():
+def test_a_million_latents_decode_with_any_number_of_threads():
     rng = np.random.default_rng(0)
     scales = np.exp(rng.uniform(np.log(0.05), np.log(400), 1_200_000))
     means, noise = rng.normal(size=(2, *scales.shape))
@@ -128,8 +130,8 @@ def test_a_million_latents_come_back_whatever_the_threads():
     assert len(hints) <= 2  # one in 60 million is expected
 
 
-def test_a_decoder_whose_scales_differ_in_the_last_bits_reads_the_same_symbols():
-    """Half of all scales lie next to a bound, where a change by 1e-12 of the scale picks the other table."""
+def test_hints_make_decoding_robust_to_rounding_of_scales():
+    """Half of the scales are so near a boundary that a relative change of 1e-12 selects another table."""
     rng = np.random.default_rng(0)
     off = rng.choice([-1e-14, 1e-14, 0.01, -0.01], 20_000)
     scales = rng.choice(BETWEEN, 20_000) * (1 + off)
@@ -143,7 +145,7 @@ def test_a_decoder_whose_scales_differ_in_the_last_bits_reads_the_same_symbols()
         np.testing.assert_array_equal(decode(data, means, elsewhere, hints)[0], symbols)
 
 
-def test_without_hints_such_a_decoder_would_not():
+def test_without_hints_rounding_of_scales_changes_symbols():
     scales = np.repeat(BETWEEN, 50)
     y = (np.random.default_rng(0).normal(size=scales.shape) * scales).astype(np.float32)
     data, symbols, hints = code(y, np.zeros_like(scales), scales)
@@ -155,8 +157,8 @@ def test_without_hints_such_a_decoder_would_not():
     assert (other != symbols).any()
 
 
-def test_hints_are_in_the_file(codec, make_image, monkeypatch):
-    """With a margin so wide that some scales of any image lie within it."""
+def test_hints_are_written_to_the_file(codec, make_image, monkeypatch):
+    """The margin is widened so that some scales lie within it."""
     plain = lc.encode(make_image(130, 200), codec, method="none").data
     monkeypatch.setattr("lora_comp.entropy.mean_scale.MARGIN", 1e-3)
     data = lc.encode(make_image(130, 200), codec, method="none").data
@@ -167,7 +169,7 @@ def test_hints_are_in_the_file(codec, make_image, monkeypatch):
 @pytest.mark.parametrize(
     "hints", [b"1234", np.array([(10**9, 0)], HINT).tobytes(), np.array([(0, 64)], HINT).tobytes()]
 )
-def test_hints_that_cannot_be_are_refused(codec, coder, make_image, hints):
+def test_invalid_hints_raise(codec, coder, make_image, hints):
     out = latents(codec, make_image(64, 64))
     coded = coder.compress(out)
     with pytest.raises(lc.BitstreamError, match="hint"):
@@ -178,7 +180,7 @@ def test_hints_that_cannot_be_are_refused(codec, coder, make_image, hints):
     "y, mean, scale",
     [(np.nan, 0, 1), (np.inf, 0, 1), (0, np.nan, 1), (0, 0, np.nan), (2.0**31, 0, 1), (-(2.0**31), 0, 1)],
 )
-def test_what_is_no_latent_is_refused(y, mean, scale):
+def test_latents_that_are_not_finite_raise(y, mean, scale):
     arrays = np.float32([y]), np.float64([mean]), np.float64([scale])
     with pytest.raises(ValueError, match="finite"):
         code(*arrays)
@@ -188,8 +190,8 @@ def test_what_is_no_latent_is_refused(y, mean, scale):
             decode(data, *arrays[1:], [])
 
 
-def test_the_margin_is_far_above_the_error_of_float64(codec, make_image):
-    """The hyper synthesis, with the sums of its linear layers taken in another order."""
+def test_the_margin_exceeds_float64_rounding_errors(codec, make_image):
+    """h_s with reordered sums in its linear layers."""
     coder = MeanScale(codec)
     z = latents(codec, make_image(130, 200))["z"]
     symbols = (z[0].double() - coder.medians).round().numpy().astype(np.int32)

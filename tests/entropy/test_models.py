@@ -17,30 +17,30 @@ from lora_comp.entropy.models import (
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 999), shape=st.lists(st.integers(1, 6), min_size=4, max_size=4))
-def test_gaussian_likelihood_is_compressai_s(seed, shape):
+def test_gaussian_likelihood_matches_compressai(seed, shape):
     torch.manual_seed(seed)
     y, means = 8 * torch.randn(shape), torch.randn(shape)
-    scales = torch.exp(2 * torch.randn(shape)) - 0.1  # some below the smallest that is coded, some negative
+    scales = torch.exp(2 * torch.randn(shape)) - 0.1  # some below SCALE_MIN, some negative
     theirs = GaussianConditional(None, scale_bound=SCALE_MIN).eval()
     y_hat, expected = theirs(y, scales, means=means)
     torch.testing.assert_close(gaussian_likelihood(y_hat, scales, means), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_bottleneck_likelihood_is_compressai_s(codec):
+def test_bottleneck_likelihood_matches_compressai(codec):
     z = 4 * torch.randn(2, 64, 3, 5, generator=torch.Generator().manual_seed(0))
     z_hat, expected = codec.entropy_bottleneck(z)
     assert torch.equal(z_hat, (z - codec.medians[:, None, None]).round() + codec.medians[:, None, None])
     torch.testing.assert_close(bottleneck_likelihood(codec.entropy_bottleneck, z_hat), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_gaussian_gradients():
+def test_gaussian_likelihood_passes_gradcheck():
     rng = torch.Generator().manual_seed(0)
     y, means, scales = (torch.randn(3, 4, generator=rng, dtype=torch.float64) for _ in range(3))
     scales = scales.abs() + 0.5
     assert torch.autograd.gradcheck(gaussian_likelihood, [t.requires_grad_() for t in (y, scales, means)])
 
 
-def test_float32_gradients_agree_with_float64():
+def test_float32_gradients_match_float64():
     rng = torch.Generator().manual_seed(1)
     wide = [torch.randn(50, generator=rng, dtype=torch.float64) for _ in range(3)]
     gradients = []
@@ -51,19 +51,19 @@ def test_float32_gradients_agree_with_float64():
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
 
 
-def test_an_impossible_value_has_a_finite_cost():
+def test_improbable_values_have_the_minimal_likelihood():
     far = gaussian_likelihood(torch.tensor([1e4]), torch.tensor([0.1]), torch.tensor([0.0]))
     assert torch.equal(far, torch.tensor([LIKELIHOOD_MIN]))
 
 
-def test_a_bound_lets_through_the_gradient_that_leads_back_over_it():
+def test_lower_bound_passes_gradients_that_raise_x():
     x = torch.tensor([0.5, 0.5, 2.0], requires_grad=True)
     (lower_bound(x, 1.0) * torch.tensor([1.0, -1.0, 1.0])).sum().backward()
     assert x.grad.tolist() == [0, -1, 1]
 
 
 @given(st.floats(-1e6, 1e6, width=32))
-def test_straight_through_rounding_is_exactly_rounding(value):
+def test_round_ste_rounds_exactly(value):
     x = torch.tensor(value, requires_grad=True)
     rounded = round_ste(x)
     rounded.backward()

@@ -1,4 +1,4 @@
-"""Integer tables: exact sums, nothing of probability zero, and symbols at close to their ideal length."""
+"""Integer tables: exact sums, no empty bins, near-ideal code lengths, and independence of rounding errors."""
 
 import math
 
@@ -23,7 +23,7 @@ def all_tables(codec):
     return [tables.gaussian_tables(), tables.laplace_tables(), tables.bottleneck_tables(codec.entropy_bottleneck)]
 
 
-def test_every_table_sums_to_65536_and_has_no_bin_of_zero(codec):
+def test_tables_sum_to_65536_without_empty_bins(codec):
     for made in all_tables(codec):
         for cdf in rows(made):
             assert (cdf[0], cdf[-1]) == (0, 65536)
@@ -32,7 +32,7 @@ def test_every_table_sums_to_65536_and_has_no_bin_of_zero(codec):
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=400).filter(lambda mass: sum(mass) > 1e-6))
-def test_any_distribution_becomes_a_table(mass):
+def test_quantise_accepts_any_distribution(mass):
     cdf = tables.quantise(np.array(mass))
     assert (cdf[0], cdf[-1]) == (0, 65536)
     assert np.diff(cdf).min() >= 1
@@ -40,7 +40,7 @@ def test_any_distribution_becomes_a_table(mass):
 
 
 @pytest.mark.parametrize("made", [tables.gaussian_tables(), tables.laplace_tables()])
-def test_symmetric_distributions_have_symmetric_tables_about_zero(made):
+def test_symmetric_distributions_have_symmetric_tables(made):
     for cdf, offset in zip(rows(made), made.offsets, strict=True):
         frequency = np.diff(cdf)[:-1]  # without the escape
         assert len(frequency) == 1 - 2 * offset
@@ -48,7 +48,7 @@ def test_symmetric_distributions_have_symmetric_tables_about_zero(made):
 
 
 @pytest.mark.parametrize("table", [0, 10, 25, 40, 63])
-def test_gaussian_symbols_cost_their_ideal_length(table):
+def test_gaussian_symbols_have_near_ideal_length(table):
     scale = tables.SCALES[table]
     symbols = np.random.default_rng(table).normal(0, scale, 200_000).round().astype(np.int32)
     ideal = -np.log2(norm.cdf((symbols + 0.5) / scale) - norm.cdf((symbols - 0.5) / scale)).sum()
@@ -57,17 +57,17 @@ def test_gaussian_symbols_cost_their_ideal_length(table):
 
 
 @pytest.mark.parametrize("table", [0, 10, 20, 31])
-def test_geometric_symbols_cost_their_ideal_length(table):
+def test_geometric_symbols_have_near_ideal_length(table):
     ratio = tables.geometric_ratio(tables.DECAYS[table])
     rng = np.random.default_rng(table)
     symbols = (rng.geometric(1 - ratio, 200_000) - rng.geometric(1 - ratio, 200_000)).astype(np.int32)
     ideal = -(np.abs(symbols) * math.log2(ratio) + math.log2((1 - ratio) / (1 + ratio))).sum()
     coded = rans.encode(symbols, np.full(symbols.shape, table, np.int32), *tables.laplace_tables())
     assert np.abs(symbols).mean() == pytest.approx(tables.DECAYS[table], rel=0.02)
-    assert 8 * len(coded) == pytest.approx(ideal, rel=3e-3, abs=160)  # the widest are cut at 0.2 % of their mass
+    assert 8 * len(coded) == pytest.approx(ideal, rel=3e-3, abs=160)  # the widest tables lack 0.2 % of the mass
 
 
-def test_bottleneck_tables_are_the_model_about_its_median(codec):
+def test_bottleneck_tables_match_the_likelihoods(codec):
     model = codec.entropy_bottleneck
     made = tables.bottleneck_tables(model)
     for channel in (0, 31, 63):
@@ -78,15 +78,15 @@ def test_bottleneck_tables_are_the_model_about_its_median(codec):
         assert np.abs(frequency - likelihood).max() <= 3 / 65536 * len(frequency)
 
 
-def test_making_tables_leaves_the_model_alone(codec):
+def test_building_tables_does_not_change_the_model(codec):
     before = {k: v.clone() for k, v in codec.entropy_bottleneck.state_dict().items()}
     tables.bottleneck_tables(codec.entropy_bottleneck)
     after = codec.entropy_bottleneck.state_dict()
     assert all(torch.equal(before[k], after[k]) and before[k].dtype == after[k].dtype for k in before)
 
 
-def nudged(function, seed):
-    """The function with results that are off in their last digits, by one part in 10^12."""
+def perturbed(function, seed):
+    """The function with relative errors of up to 1e-12 in its results."""
     rng = np.random.default_rng(seed)
 
     def off(*args):
@@ -98,21 +98,21 @@ def nudged(function, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_table_hangs_on_the_last_digits_of_a_library(monkeypatch, seed):
-    """Another machine's erfc, exp or tanh may round another way; the frequencies are the same."""
+def test_tables_do_not_depend_on_rounding_errors(monkeypatch, seed):
+    """Other libraries may round erfc, exp and tanh differently; the frequencies must not change."""
     here = tables.gaussian_tables()
-    monkeypatch.setattr(tables, "erfc", nudged(tables.erfc, seed))
-    monkeypatch.setattr(tables, "SCALES", nudged(np.copy, seed)(tables.SCALES))
+    monkeypatch.setattr(tables, "erfc", perturbed(tables.erfc, seed))
+    monkeypatch.setattr(tables, "SCALES", perturbed(np.copy, seed)(tables.SCALES))
     there = tables.gaussian_tables.__wrapped__()
     assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
 
 
 @pytest.mark.parametrize("quality", [1, 2, 3, 4])
-def test_no_table_of_a_codec_that_ships_does_either(monkeypatch, quality):
+def test_tables_of_shipped_codecs_do_not_depend_on_rounding_errors(monkeypatch, quality):
     model = lc.load_codec("tic-s", quality).entropy_bottleneck
     here = tables.bottleneck_tables(model)
     for name in ("tanh", "sigmoid", "softplus"):
         space = torch.nn.functional if name == "softplus" else torch
-        monkeypatch.setattr(space, name, nudged(getattr(space, name), quality))
+        monkeypatch.setattr(space, name, perturbed(getattr(space, name), quality))
     there = tables.bottleneck_tables(model)
     assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))

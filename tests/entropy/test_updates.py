@@ -1,4 +1,4 @@
-"""What the decoder's changes cost, and that they come back exactly."""
+"""Coding of quantised updates: exact, and of the estimated length."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import lora_comp as lc
 from lora_comp.entropy import updates
 
-changes = st.lists(st.one_of(st.integers(-3, 3), st.integers(-(2**31), 2**31 - 1)), min_size=1, max_size=200)
+update_lists = st.lists(st.one_of(st.integers(-3, 3), st.integers(-(2**31), 2**31 - 1)), min_size=1, max_size=200)
 COUNTS = pytest.mark.parametrize("count", [80, updates.FEW, updates.FEW + 1, 4000])
 
 
@@ -21,8 +21,8 @@ def laplace(count, spread, seed=0):
 
 
 @settings(deadline=None)
-@given(changes, st.sampled_from(list(updates.EXPONENTS)))
-def test_changes_come_back_exactly(values, exponent):
+@given(update_lists, st.sampled_from(list(updates.EXPONENTS)))
+def test_decode_inverts_encode(values, exponent):
     k = np.array(values, np.int32)
     decoded, step = updates.decode(updates.encode(k, exponent), len(k))
     assert decoded.tolist() == values
@@ -31,7 +31,7 @@ def test_changes_come_back_exactly(values, exponent):
 
 @COUNTS
 @pytest.mark.parametrize("spread", [0.3, 30, 2**20])
-def test_any_number_of_changes_comes_back_exactly(count, spread):
+def test_decode_inverts_encode_for_any_count(count, spread):
     k = laplace(count, spread)
     decoded, step = updates.decode(updates.encode(k, 7), count)
     np.testing.assert_array_equal(decoded, k)
@@ -39,7 +39,7 @@ def test_any_number_of_changes_comes_back_exactly(count, spread):
 
 
 @COUNTS
-def test_no_change_costs_nothing(count):
+def test_zero_updates_have_an_empty_payload(count):
     assert updates.encode(np.zeros(count, np.int32), 8) == b""
     assert updates.decode(b"", count)[0].tolist() == [0] * count
     assert updates.bits(torch.zeros(count)) == 0
@@ -47,11 +47,11 @@ def test_no_change_costs_nothing(count):
 
 @pytest.mark.parametrize("spread", [0.2, 1, 5, 40, 250])
 @pytest.mark.parametrize("count, slack", [(80, 9), (1000, 9), (4000, 8 * 14)])
-def test_the_rate_that_is_trained_on_is_the_rate_that_is_paid(spread, count, slack):
+def test_estimated_bits_match_the_payload(spread, count, slack):
     k = laplace(count, spread, seed=count)
     estimated = updates.bits(torch.from_numpy(k).float()).item()
-    paid = 8 * len(updates.encode(k, 8))
-    assert paid == pytest.approx(estimated, rel=0.02 if count > updates.FEW else 0, abs=slack)
+    actual = 8 * len(updates.encode(k, 8))
+    assert actual == pytest.approx(estimated, rel=0.02 if count > updates.FEW else 0, abs=slack)
 
 
 @settings(deadline=None)
@@ -62,7 +62,7 @@ def test_the_rate_that_is_trained_on_is_the_rate_that_is_paid(spread, count, sla
         max_size=3,
     )
 )
-def test_the_rate_of_each_of_several_is_the_price_of_its_decisions(several):
+def test_bits_of_a_batch_match_the_cost_of_bins(several):
     rates = updates.bits(torch.tensor(several, dtype=torch.float32))
     for values, rate in zip(several, rates.tolist(), strict=True):
         context, price = updates.Context(), 5.0
@@ -73,35 +73,35 @@ def test_the_rate_of_each_of_several_is_the_price_of_its_decisions(several):
 
 
 @pytest.mark.parametrize("values", [[3, -5, 0, 1], [1] * 80, [-200, 7, 0, 3000] * 20, [2, 0, -1] * 1000])
-def test_the_rate_falls_with_the_changes(values):
+def test_gradients_of_bits_point_away_from_zero(values):
     k = torch.tensor(values, dtype=torch.float32, requires_grad=True)
     updates.bits(k).backward()
     assert k.grad.sign().tolist() == torch.tensor(values).sign().tolist()
 
 
-def test_layers_that_stay_as_they_were_cost_next_to_nothing():
+def test_layers_without_updates_cost_little():
     changed = laplace(64, 2)
     with_idle_layers = np.concatenate([np.zeros(256, np.int32), changed, np.zeros(256, np.int32)])
     assert len(updates.encode(with_idle_layers, 5)) <= len(updates.encode(changed, 5)) + 4
 
 
-def test_each_layer_finds_its_own_scale():
+def test_contexts_adapt_to_each_layer():
     layers = np.concatenate([laplace(40, spread, seed) for seed, spread in enumerate((0.2, 6, 0.2, 6))])
     mixed = np.random.default_rng(0).permutation(layers)
     assert len(updates.encode(layers, 5)) < 0.95 * len(updates.encode(mixed, 5))
 
 
-def test_where_distortion_does_not_care_the_cheapest_changes_are_none():
+def test_cheapest_is_zero_without_distortion():
     assert updates.cheapest([{k: 0.0 for k in range(-3, 4)}] * 40, [2] * 40) == [0] * 40
 
 
-def test_where_distortion_decides_its_best_changes_are_taken():
-    wanted = laplace(40, 3).tolist()
-    choices = [{k: 1000.0 * abs(k - best) for k in range(best - 2, best + 3)} for best in wanted]
-    assert updates.cheapest(choices, [0] * 40) == wanted
+def test_cheapest_follows_a_dominant_distortion():
+    expected = laplace(40, 3).tolist()
+    choices = [{k: 1000.0 * abs(k - best) for k in range(best - 2, best + 3)} for best in expected]
+    assert updates.cheapest(choices, [0] * 40) == expected
 
 
-def test_cheapest_changes_weigh_distortion_against_the_rate_that_is_paid():
+def test_cheapest_trades_rate_against_distortion():
     place = torch.from_numpy(np.random.default_rng(0).normal(0, 1.5, 64))
     nearest = place.round().int().tolist()
     choices = [
@@ -116,36 +116,36 @@ def test_cheapest_changes_weigh_distortion_against_the_rate_that_is_paid():
 
 
 @pytest.mark.parametrize("payload", [b"\0", b"\0\x08abcd", b"\xff" * 80, b"\x05", b"\xff" * 10_000])
-def test_few_changes_that_cannot_be_are_refused(payload):
+def test_invalid_adaptive_payloads_raise(payload):
     with pytest.raises(lc.BitstreamError):
         updates.decode(payload, 1)
 
 
 @pytest.mark.parametrize("payload", [b"\x08", b"\xff\x00abcd", b"\x08\xff" + bytes(8), b"\x08\x05", b"\x08\x05\x01"])
-def test_many_changes_that_cannot_be_are_refused(payload):
+def test_invalid_static_payloads_raise(payload):
     with pytest.raises(lc.BitstreamError):
         updates.decode(payload, updates.FEW + 1)
 
 
 @settings(deadline=None)
-@given(changes, st.data())
-def test_a_damaged_payload_is_refused_or_gives_other_changes(values, data):
-    """The file's own checksum has caught the damage before; here nothing else may happen."""
+@given(update_lists, st.data())
+def test_damaged_payloads_raise_or_decode(values, data):
+    """Payloads are tested here without the checksum of the file."""
     payload = bytearray(updates.encode(np.array(values, np.int32), 8))
     if data.draw(st.booleans()):
         payload = payload[: data.draw(st.integers(0, len(payload)))]
     elif payload:
         payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
-    check_or_refuse(bytes(payload), len(values))
+    check_canonical(bytes(payload), len(values))
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 120))
-def test_bytes_that_nobody_wrote_are_refused_or_are_the_only_ones_for_their_changes(payload, count):
-    check_or_refuse(payload, count)
+def test_arbitrary_payloads_raise_or_are_canonical(payload, count):
+    check_canonical(payload, count)
 
 
-def check_or_refuse(payload, count):
+def check_canonical(payload, count):
     try:
         k, step = updates.decode(payload, count)
     except lc.BitstreamError as error:
@@ -156,9 +156,9 @@ def check_or_refuse(payload, count):
 
 
 @pytest.mark.data
-def test_the_benchmark_counts_the_published_price(shared, monkeypatch):
-    """The golden bits were computed with float32 differences of a distribution function near 1, which are off by up to
-    a bit where a value is rare, and by 5 at the rarest; the exact price is a little lower."""
+def test_published_bits_of_the_benchmark_match_golden_bits(shared, monkeypatch):
+    """The golden bits come from float32 differences of a cumulative distribution near 1, with errors of up to 1 bit for
+    rare values and 5 bits for the rarest; the exact code length is slightly lower."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     monkeypatch.delitem(sys.modules, "singular_values", raising=False)
     import singular_values as benchmark

@@ -1,4 +1,4 @@
-"""Fuzz one of the Python targets with atheris, guided by coverage of lora_comp's own code.
+"""Fuzz one of the Python targets with atheris, guided by coverage of lora_comp.
 
     python tests/fuzz/fuzz.py container|payload|image [libFuzzer's arguments, as -max_total_time=60 FOLDER]
 
@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 try:
     import atheris
 except ImportError:
-    print("skipped: atheris is not installed; pip install '.[fuzz]' where it has a wheel")
+    print("skipped: atheris is not installed; pip install '.[fuzz]' on platforms with a wheel of it")
     sys.exit(0)
 
 with atheris.instrument_imports(

@@ -1,4 +1,4 @@
-"""Make the seed corpus anew, from the package itself: after every change of the format or of the weights that ship.
+"""Generate the seed corpus. Run this after every change of the format or of the weights in the package.
 
 python tests/fuzz/make_corpus.py
 """
@@ -21,7 +21,7 @@ IMAGES = (((1, 1), 1), ((16, 16), 2), ((64, 64), 3), ((100, 70), 4), ((70, 100),
 
 
 def shake(adapted: AdaptedLowRank, seed: int) -> None:
-    """Some whole steps on everything that is transmitted."""
+    """Add a few steps to all transmitted values."""
     k = np.random.default_rng(seed).integers(-1, 2, adapted.symbols().shape)
     adapted.place(k.astype(np.int32), adapted.exponent)
 
@@ -46,7 +46,7 @@ def valid_files() -> dict[str, bytes]:
                 codec, adapted.latents(x), (height, width), method, adapted
             )
     codec, x = lc.load_codec("tic-s", 2), whole[None, :, :64, :64]
-    margin, mean_scale.MARGIN = mean_scale.MARGIN, 0.01  # every fiftieth latent or so gets a hint
+    margin, mean_scale.MARGIN = mean_scale.MARGIN, 0.01  # about one latent in fifty gets a hint
     files["hints-64x64-q2"] = plain(codec, x, (64, 64))
     mean_scale.MARGIN = margin
     method = load_method("svd_lora", codec, "cls-scenes")
@@ -57,7 +57,7 @@ def valid_files() -> dict[str, bytes]:
 
 @torch.no_grad()
 def forged_files(codec) -> dict[str, bytes]:
-    """Files whose every checksum is right and that no encoder would write: values of up to 2^30 on every latent."""
+    """Files with valid checksums that no encoder writes: values of up to 2^30 on every latent."""
     coder, files = codec.coder(), {}
     sizes = {"huge-y": (2.0**30, 0), "large-y": (2.0**20, 0), "huge-z": (0, 2**30), "large-z": (0, 99)}
     for name, (y_size, z_size) in sizes.items():
@@ -65,7 +65,7 @@ def forged_files(codec) -> dict[str, bytes]:
         z[:, ::2] *= -1
         z += codec.medians[None, :, None, None]
         means, _ = coder.predict((z[0] - codec.medians[:, None, None]).round().int().numpy())
-        y = torch.tensor(means)[None].float()  # what y is rounded about, so that it stays within int32
+        y = torch.tensor(means)[None].float()  # y near its means, so that symbols fit int32
         y[:, ::2] += y_size
         y[:, 1::2] -= y_size
         coded = coder.compress({"y": y, "z": z})
@@ -75,7 +75,7 @@ def forged_files(codec) -> dict[str, bytes]:
 
 
 def edited_files(data: bytes) -> dict[str, bytes]:
-    """One field of a valid adapted file says something else, and the checksum is right."""
+    """A valid adapted file with one field changed and a valid checksum."""
     edits = {
         "long": ("height", varint(2**28 - 1)),
         "wide": ("width", varint(2**28 - 1)),
@@ -120,7 +120,7 @@ def payloads() -> dict[str, bytes]:
 
 
 def coder_inputs() -> dict[str, dict[str, bytes]]:
-    """Inputs of the C++ targets, by target: see there for their first bytes."""
+    """Inputs of the C++ targets, by target; the targets define the first bytes."""
     decode: dict[str, bytes] = {}
     round_trip: dict[str, bytes] = {}
     latents: dict[str, bytes] = {}

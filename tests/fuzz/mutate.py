@@ -1,4 +1,4 @@
-"""Decode changed files by the million: each is refused in one line or gives an image, soon and in little memory.
+"""Decode millions of mutated files: each raises a one-line error or decodes, within limits of time and memory.
 
     python tests/fuzz/mutate.py COUNT [--seed S] [--start INDEX] [--jobs N] [--log FILE]
 
@@ -21,25 +21,25 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes share the cores, not threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # parallelism is over processes
 
 import torch
 from mutations import Mutants
 from targets import corpus, image
 
-CHUNK = 5000  # files to a child
-SECONDS = 1.0  # of processor time that one file may take
-MEGABYTES = 256  # that one file may take beyond the valid files
-HANG = 30.0  # seconds without a word from a child
+CHUNK = 5000  # files per child
+SECONDS = 1.0  # processor time allowed per file
+MEGABYTES = 256  # allowed per file beyond the memory of valid files
+HANG = 30.0  # seconds without progress of a child
 
 
 class Report:
-    """What became of the files, summed over children and over the lines of a log."""
+    """Outcomes of the files, summed over children and the lines of a log."""
 
     def __init__(self) -> None:
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.kinds: collections.Counter[str] = collections.Counter()
-        self.findings: dict[str, str] = {}  # by the number of the file
+        self.findings: dict[str, str] = {}  # by index of the file
         self.slowest, self.megabytes, self.seconds = 0.0, 0.0, 0.0
 
     def add(self, line: dict) -> None:
@@ -58,7 +58,7 @@ class Report:
         print(
             f"\n{count:,} files in {self.seconds:,.0f} s; longest {self.slowest:.3f} s of processor time (limit "
             f"{SECONDS:g}), at most {self.megabytes:.0f} MB above the valid files (limit {MEGABYTES}); "
-            f"{len(self.findings)} found wrong"
+            f"{len(self.findings)} findings"
         )
         for index, finding in self.findings.items():
             print(f"file {index}: {finding}")
@@ -76,14 +76,14 @@ def peak_megabytes() -> float:
 
 
 def limit_memory() -> None:
-    """An allocation of MEGABYTES beyond what this process has had fails, and is told as a MemoryError or the like."""
+    """Let allocations of MEGABYTES beyond the present peak fail, as a MemoryError or the like."""
     status = Path("/proc/self/status").read_text()
     used = int(re.search(r"VmPeak:\s+(\d+) kB", status)[1]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20),) * 2)
 
 
 def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None:
-    """In a child: decode files and send a line of the report. `at` holds the number of the file at hand."""
+    """In a child: decode files and send a line of the report. `at` holds the index of the current file."""
     for data in mutants.files:
         assert image(data) == "read"
     limit_memory()
@@ -92,7 +92,7 @@ def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None
     findings, slowest = {}, 0.0
     parent = os.getppid()
     for index in indexes:
-        if os.getppid() != parent:  # it was stopped: nobody waits for an answer
+        if os.getppid() != parent:  # the parent has ended
             return
         at.value = index
         kind, data = mutants[index]
@@ -121,7 +121,7 @@ def decode_all(mutants: Mutants, indexes: Sequence[int], at, connection) -> None
 
 
 class Child:
-    """A process that decodes a chunk. The files that killed earlier ones are left out."""
+    """A process that decodes a chunk, except for files that killed earlier processes."""
 
     def __init__(self, mutants: Mutants, chunk: range, killers: dict[int, str]):
         context = multiprocessing.get_context("fork")  # inherits the loaded codecs
@@ -140,7 +140,7 @@ class Child:
         return time.monotonic() - self.since > HANG
 
     def line(self) -> dict | None:
-        """The child's line of the report with those it lost; None where it died before it could send one."""
+        """The child's line of the report, with the files that killed earlier ones; None if it died first."""
         try:
             line = self.connection.recv()
         except EOFError:
@@ -154,7 +154,7 @@ class Child:
 
 
 def run(mutants: Mutants, chunks: Sequence[range], jobs: int) -> Iterator[dict]:
-    """A line of the report for each chunk, as they end."""
+    """A line of the report for each chunk, in order of completion."""
     waiting = [(chunk, {}) for chunk in reversed(chunks)]
     children: list[Child] = []
     while waiting or children:
@@ -180,7 +180,7 @@ def run(mutants: Mutants, chunks: Sequence[range], jobs: int) -> Iterator[dict]:
 
 
 def logged(path: Path | None, key: dict, report: Report) -> set[tuple[int, int]]:
-    """Adds to the report what the log holds of these files; the chunks that need not be done."""
+    """Add the log's outcomes of these files to the report; returns the chunks that are done."""
     done = set()
     for text in path.read_text().splitlines() if path and path.exists() else []:
         line = json.loads(text)
@@ -216,7 +216,7 @@ def main() -> int:
         if options.log:
             with open(options.log, "a") as log:
                 log.write(json.dumps({"key": key, **line}) + "\n")
-        print(f"{sum(report.outcomes.values()):,} files, {len(report.findings)} found wrong", file=sys.stderr)
+        print(f"{sum(report.outcomes.values()):,} files, {len(report.findings)} findings", file=sys.stderr)
     report.print()
     return 1 if report.findings else 0
 

@@ -1,4 +1,4 @@
-"""Changes of coded files: blind ones, ones that know the header, and ones behind a header that fits them.
+"""Mutations of coded files: blind ones, ones of header fields, and ones of sections under a matching header.
 
 A changed file is a function of (files, seed, index) alone, so that a run can be cut into pieces and a finding repeated.
 """
@@ -27,13 +27,13 @@ NAMES = (
 
 @dataclass
 class Parts:
-    """A file in pieces. `fields` keeps the order and the bytes of the header; a length is a field as any other."""
+    """The parts of a file. `fields` has the bytes of the header fields in order, including lengths."""
 
     fields: dict[str, bytes]
     sections: list[bytes]
 
     def join(self, fitting: bool) -> bytes:
-        """The file with the CRC right; with `fitting`, the section lengths right too."""
+        """The file with a valid CRC; with `fitting`, also with valid section lengths."""
         fields = dict(self.fields)
         if fitting:
             fields |= {f"length {i}": varint(len(section)) for i, section in enumerate(self.sections)}
@@ -53,7 +53,7 @@ def with_crc(body: bytes) -> bytes:
 
 
 def split(data: bytes) -> Parts:
-    """The pieces of a valid file."""
+    """Split a valid file into its parts."""
     fields, at = {}, 0
 
     def take(name: str, count: int | None = None) -> bytes:
@@ -88,7 +88,7 @@ def split(data: bytes) -> Parts:
         sections.append(data[at : at + length])
         at += length
     parts = Parts(fields, sections)
-    assert parts.join(fitting=True) == data, "this is no valid file"
+    assert parts.join(fitting=True) == data, "not a valid file"
     return parts
 
 
@@ -132,7 +132,7 @@ def changed(rng: random.Random, data: bytes) -> bytes:
 
 
 def blind(rng: random.Random, data: bytes, others: Sequence[Parts]) -> bytes:
-    """Anything anywhere, as a bad disk or a cut download would."""
+    """A random change at a random place, like that of a bad disk or an incomplete download."""
     return changed(rng, data)
 
 
@@ -141,7 +141,7 @@ def blind_with_crc(rng: random.Random, data: bytes, others: Sequence[Parts]) -> 
 
 
 def edited_header(rng: random.Random, data: bytes, others: Sequence[Parts]) -> bytes:
-    """One or two fields of the header say something else; the CRC is right in five of six."""
+    """Change one or two header fields; the CRC is valid in five of six files."""
     parts = split(data)
     for _ in range(rng.choice([1, 1, 2])):
         name = rng.choice(list(parts.fields))
@@ -159,7 +159,7 @@ def edited_field(rng: random.Random, name: str, value: bytes) -> bytes:
     if name in ("codec", "method", "layer"):
         chosen = rng.choice(NAMES)
         return bytes([128 + len(chosen)]) + chosen if kind < 0.7 else bytes([rng.randrange(10)])
-    if name == "adapter hash" and kind < 0.7:  # one that is made from a seed, of any rank
+    if name == "adapter hash" and kind < 0.7:  # a seeded adapter of any rank
         return bytes([0, rng.choice([0, 1, 3, 16, 17, 255]), rng.randrange(256), rng.randrange(256)])
     if name.startswith("length"):
         return varint(rng.choice([0, 1, rng.randrange(2000), rng.randrange(2 ** rng.randrange(1, 36))]))
@@ -167,7 +167,7 @@ def edited_field(rng: random.Random, name: str, value: bytes) -> bytes:
 
 
 def edited_section(rng: random.Random, data: bytes, others: Sequence[Parts]) -> bytes:
-    """A section is damaged or another file's, behind lengths and a CRC that fit: the coder meets it.
+    """Damage or replace a section under valid lengths and CRC, so that it reaches the coder.
 
     The last section of an adapted file is met only behind latents that are whole, and takes ten times as long.
     """
@@ -178,7 +178,7 @@ def edited_section(rng: random.Random, data: bytes, others: Sequence[Parts]) -> 
     how = rng.random()
     if how < 0.7:
         parts.sections[which] = changed(rng, parts.sections[which])
-    elif how < 0.8:  # a stream of other lanes, blocks and escapes
+    elif how < 0.8:  # other numbers of lanes, blocks and escapes
         parts.sections[which] = bytes([rng.randrange(64)]) + parts.sections[which][1:]
     elif how < 0.95:
         parts.sections[which] = rng.choice(rng.choice(others).sections)
@@ -196,7 +196,7 @@ KINDS: dict[str, tuple[float, Callable[[random.Random, bytes, Sequence[Parts]], 
 
 
 class Mutants:
-    """Changed files by number. files: valid ones."""
+    """Mutants of valid files, by index."""
 
     def __init__(self, files: Sequence[bytes], seed: int = 0):
         self.files, self.seed = files, seed
@@ -204,7 +204,7 @@ class Mutants:
         self.weights = [weight for weight, _ in KINDS.values()]
 
     def __getitem__(self, index: int) -> tuple[str, bytes]:
-        """The kind of the change, and the changed file."""
+        """The kind of mutation, and the mutated file."""
         rng = random.Random(self.seed << 64 | index)
         kind = rng.choices(list(KINDS), self.weights)[0]
         return kind, KINDS[kind][1](rng, rng.choice(self.files), self.parts)

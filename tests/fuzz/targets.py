@@ -1,4 +1,4 @@
-"""What is fuzzed: functions of any bytes that return unless something is wrong with the package.
+"""Fuzz targets: functions of arbitrary bytes that return unless the package has a defect.
 
 A file is either refused by a BitstreamError of one line or decoded to what the function's documentation promises.
 """
@@ -16,11 +16,11 @@ from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError
 
 CORPUS = Path(__file__).parent / "corpus"
-DELTAS = 384  # changes in an adapter's payload: any number will do
+DELTAS = 384  # values in an adapter's payload; the number is arbitrary
 
 
-def refused_in_one_line(target: Callable[[bytes], None]) -> Callable[[bytes], str]:
-    """The target returns "read", or why the bytes were refused."""
+def returning_message(target: Callable[[bytes], None]) -> Callable[[bytes], str]:
+    """Wrap a target to return "read", or the message of its BitstreamError."""
 
     @wraps(target)
     def run(data: bytes) -> str:
@@ -34,20 +34,20 @@ def refused_in_one_line(target: Callable[[bytes], None]) -> Callable[[bytes], st
     return run
 
 
-@refused_in_one_line
+@returning_message
 def container(data: bytes) -> None:
     header, sections = bitstream.read(data)
-    assert bitstream.write(header, sections) == data, "two files say the same"
+    assert bitstream.write(header, sections) == data, "two files have the same content"
 
 
-@refused_in_one_line
+@returning_message
 def payload(data: bytes) -> None:
     k, step = updates.decode(data, DELTAS)
     assert k.shape == (DELTAS,) and k.dtype == np.int32
     assert 0 < step <= 1
 
 
-@refused_in_one_line
+@returning_message
 def image(data: bytes) -> None:
     decoded = lc.decode(data)
     header, _ = bitstream.read(data)
@@ -59,6 +59,6 @@ TARGETS = {"container": container, "payload": payload, "image": image}
 
 
 def corpus(*patterns: str) -> dict[str, bytes]:
-    """The stored files by name, as `image/plain-1x1-q2.lcz`; all of them without patterns."""
+    """Files of the corpus by name, such as `image/plain-1x1-q2.lcz`; all of them without patterns."""
     paths = {path for pattern in patterns or ("*/*",) for path in CORPUS.glob(pattern)}
     return {str(path.relative_to(CORPUS)): path.read_bytes() for path in sorted(paths)}

@@ -1,4 +1,4 @@
-"""Weights are data: no file of them runs code, and no line of the package would let it."""
+"""Loading a weights file never runs code from it."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ SOURCES = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tasks").glob("*.py")]
 
 
 class Opens:
-    """What a pickle can do when it is loaded: call any function."""
+    """Its pickle calls a function when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,7 +32,7 @@ class Opens:
     ],
     ids=["a network's checkpoint", "a codec's weights"],
 )
-def test_a_pickle_that_runs_code_is_refused_in_one_line(load, tmp_path):
+def test_pickles_that_run_code_raise_a_one_line_error(load, tmp_path):
     weights, ran = tmp_path / "weights.pt", tmp_path / "ran"
     torch.save({"state_dict": Opens(ran)}, weights)
     with pytest.raises(lc.LoraCompError) as error:
@@ -41,8 +41,8 @@ def test_a_pickle_that_runs_code_is_refused_in_one_line(load, tmp_path):
     assert not ran.exists()
 
 
-def test_nothing_unpickles_more_than_tensors():
-    # detectron2's own files are pickles; its reader finds nothing but numpy's arrays (tests/detectors).
+def test_only_tensors_are_unpickled():
+    # detectron2's files are pickles; our reader admits numpy arrays only (tests/detectors).
     nodes = [
         node
         for source in SOURCES

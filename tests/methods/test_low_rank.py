@@ -1,4 +1,4 @@
-"""SVD-LoRA and LoRA: what is trained, what is transmitted, and that a decoder gets exactly what the encoder used."""
+"""SVD-LoRA and LoRA: trained and transmitted parameters, adapters, and exact restoration in the decoder."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def seeded(codec, name, **options):
 
 
 def prepare(method, codec, x=BLACK):
-    """The codec with the method's layers, the encoder's adapter trained."""
+    """The codec with the method's layers, to train the encoder's adapter."""
     return method.prepare(codec, x, ADAPTER)
 
 
@@ -41,8 +41,8 @@ def low_rank_layers(adapted):
     return {k: m for k, m in adapted.codec.named_modules() if isinstance(m, LowRankLinear)}
 
 
-def disturbed(method, codec, seed=0):
-    """An adapted codec, everything that is trainable moved a little."""
+def with_noise(method, codec, seed=0):
+    """An adapted codec with noise added to all trained parameters."""
     adapted = prepare(method, codec)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -52,17 +52,17 @@ def disturbed(method, codec, seed=0):
     return adapted
 
 
-def test_qkv_and_proj_of_every_swin_block_of_both_transforms_are_adapted(codec):
-    found = layers(codec)
-    assert len(found) == 2 * 2 * (2 + 4 + 2)
-    assert {name.split(".")[0] for name in found} == {"g_a", "g_s"}
-    assert {name.split(".")[-1] for name in found} == {"qkv", "proj"}
+def test_target_layers_are_qkv_and_proj_of_g_a_and_g_s(codec):
+    targets = layers(codec)
+    assert len(targets) == 2 * 2 * (2 + 4 + 2)
+    assert {name.split(".")[0] for name in targets} == {"g_a", "g_s"}
+    assert {name.split(".")[-1] for name in targets} == {"qkv", "proj"}
     assert {name.split(".")[-1] for name in layers(codec, mlp=True)} == {"qkv", "proj", "fc1", "fc2"}
 
 
 @BOTH
 @pytest.mark.parametrize("mlp", [False, True])
-def test_the_encoder_trains_its_whole_adapter_and_the_decoder_what_is_transmitted(codec, name, mlp):
+def test_trained_parameters_are_the_encoders_adapter_and_the_transmitted_updates(codec, name, mlp):
     adapted = prepare(load_method(name, codec, mlp=mlp), codec)
     names = {id(p): k for k, p in adapted.named_parameters()}
     trained = {names[id(p)].removesuffix(".latent") for group in adapted.groups(1.0) for p in group.parameters}
@@ -71,7 +71,7 @@ def test_the_encoder_trains_its_whole_adapter_and_the_decoder_what_is_transmitte
 
 
 @BOTH
-def test_an_adapter_made_from_a_seed_changes_nothing_yet(codec, make_image, name):
+def test_a_seeded_adapter_does_not_change_the_output(codec, make_image, name):
     x = make_image(64, 64)[None]
     with torch.no_grad():
         made = prepare(load_method(name, codec), codec, x).codec(x)["x_hat"]
@@ -79,7 +79,7 @@ def test_an_adapter_made_from_a_seed_changes_nothing_yet(codec, make_image, name
 
 
 @BOTH
-def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, make_image, name):
+def test_fitting_changes_trained_parameters_only(codec, human, make_image, name):
     before = state(codec)
     method = load_method(name, codec)
     x = make_image(64, 64)[None]
@@ -96,9 +96,9 @@ def test_fitting_leaves_the_codec_and_all_frozen_weights_alone(codec, human, mak
 
 @BOTH
 @pytest.mark.parametrize("exponent", [0, 8, 24])
-def test_the_decoder_has_bit_for_bit_what_the_encoder_used(codec, name, exponent):
+def test_restored_weights_equal_the_encoders_exactly(codec, name, exponent):
     method = load_method(name, codec, exponent=exponent)
-    adapted = disturbed(method, codec)
+    adapted = with_noise(method, codec)
     g_s = method.restore(codec, *adapted.payloads()).g_s
     for layer, low_rank in low_rank_layers(adapted).items():
         if layer.startswith("g_s"):
@@ -107,9 +107,9 @@ def test_the_decoder_has_bit_for_bit_what_the_encoder_used(codec, name, exponent
             assert torch.equal(g_s.get_submodule(layer.removeprefix("g_s.")).weight, merged)
 
 
-def test_the_payload_holds_whole_steps_off_the_adapter(codec):
+def test_the_payload_holds_integer_updates_of_the_adapter(codec):
     method = load_method("svd_lora", codec)
-    adapted = disturbed(method, codec)
+    adapted = with_noise(method, codec)
     k, step = updates.decode(*adapted.payloads(), 16 * 4)
     encoder = torch.cat([m.value("S")[0] for n, m in low_rank_layers(adapted).items() if n.startswith("g_s")])
     base = torch.cat([method.adapter.tensors[f"{n}.S"] for n in low_rank_layers(adapted) if n.startswith("g_s")])
@@ -119,9 +119,9 @@ def test_the_payload_holds_whole_steps_off_the_adapter(codec):
 
 @BOTH
 @pytest.mark.parametrize("exponent", [0, 5, 24])
-def test_changes_are_placed_where_the_file_will_have_them(codec, name, exponent):
+def test_placed_symbols_are_those_of_the_payload(codec, name, exponent):
     method = load_method(name, codec, exponent=3)
-    adapted = disturbed(method, codec)
+    adapted = with_noise(method, codec)
     k = np.random.default_rng(0).integers(-9, 10, adapted.symbols().shape).astype(np.int32)
     adapted.place(k, np.array([exponent]))
     np.testing.assert_array_equal(adapted.symbols(), k)
@@ -130,7 +130,7 @@ def test_changes_are_placed_where_the_file_will_have_them(codec, name, exponent)
 
 
 @pytest.mark.parametrize("exponent", [2, 3, 4])
-def test_proposed_changes_go_down_the_slope_where_it_is_steep_and_to_0_where_it_is_flat(codec, exponent):
+def test_propose_descends_steep_slopes_and_shrinks_flat_ones(codec, exponent):
     adapted = prepare(load_method("svd_lora", codec, exponent=3), codec)
     k = np.array([[4, -4] * 32], np.int32)
     adapted.place(k, np.array([3]))
@@ -144,9 +144,9 @@ def test_proposed_changes_go_down_the_slope_where_it_is_steep_and_to_0_where_it_
 
 @BOTH
 @pytest.mark.parametrize("mlp", [False, True])
-def test_merged_decoding_equals_the_adapted_transform(codec, make_image, name, mlp):
+def test_the_merged_decoder_matches_the_adapted_one(codec, make_image, name, mlp):
     method = load_method(name, codec, mlp=mlp)
-    adapted = disturbed(method, codec)
+    adapted = with_noise(method, codec)
     with torch.no_grad():
         y_hat = codec(make_image(64, 64)[None])["y_hat"]
         plain, expected = codec.synthesize(y_hat), adapted.codec.synthesize(y_hat)
@@ -156,7 +156,7 @@ def test_merged_decoding_equals_the_adapted_transform(codec, make_image, name, m
 
 
 @BOTH
-def test_a_seeded_adapter_is_the_same_every_time_and_known_by_its_identity(codec, name):
+def test_a_seeded_adapter_is_restored_from_its_identity(codec, name):
     made = seeded(codec, name, rank=3, alpha=5, mlp=True, seed=7)
     again = method_of_file(name, made.identity, codec).adapter
     assert (again.rank, again.alpha, again.scale) == (3, 5, 5 / 3)
@@ -166,7 +166,7 @@ def test_a_seeded_adapter_is_the_same_every_time_and_known_by_its_identity(codec
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16, 40])
-def test_shapes_follow_the_rank(codec, rank):
+def test_adapter_shapes_follow_the_rank(codec, rank):
     adapted = prepare(load_method("svd_lora", codec, rank=rank), codec)
     for low_rank in low_rank_layers(adapted).values():
         inputs, outputs = low_rank.layer.in_features, low_rank.layer.out_features
@@ -176,18 +176,18 @@ def test_shapes_follow_the_rank(codec, rank):
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"rank": 256}, {"alpha": 0}, {"seed": 128}, {"exponent": 25}])
-def test_options_out_of_range_are_refused(codec, options):
+def test_options_out_of_range_raise(codec, options):
     with pytest.raises(lc.LoraCompError):
         load_method("svd_lora", codec, **options)
 
 
-def test_an_unknown_method_is_refused(codec):
-    with pytest.raises(lc.LoraCompError, match="known are none, svd_lora, lora"):
+def test_an_unknown_method_raises(codec):
+    with pytest.raises(lc.LoraCompError, match="available are none, svd_lora, lora"):
         load_method("dreambooth", codec)
 
 
 def pretrained(path, codec, codec_hash=None):
-    """A file with an adapter as training would leave it."""
+    """Write a file of a pre-trained adapter."""
     rng = np.random.default_rng(0)
     tensors = {
         k: torch.from_numpy(rng.normal(0, 0.05, v.shape)).half().float()
@@ -206,7 +206,7 @@ def pretrained(path, codec, codec_hash=None):
 
 @torch.no_grad()
 def written(codec, method, x):
-    """The file of an image to which nothing was fitted."""
+    """The file of an image, without fitting."""
     adapted = prepare(method, codec, x)
     (data,) = api.write(codec, adapted.latents(x), tuple(x.shape[2:]), method, adapted)
     return data
@@ -214,27 +214,27 @@ def written(codec, method, x):
 
 @pytest.fixture
 def coded(codec, human, make_image, tmp_path):
-    """A file that needs a pre-trained adapter, and that adapter's path."""
+    """A file that needs a pre-trained adapter, and the path of that adapter."""
     path = tmp_path / "adapter.safetensors"
     pretrained(path, codec)
     method = load_method("svd_lora", codec, adapter=path)
     return written(codec, method, make_image()[None]), path
 
 
-def test_a_pretrained_adapter_is_found_by_its_path(codec, coded):
+def test_a_pretrained_adapter_is_loaded_from_its_path(codec, coded):
     data, path = coded
     expected = load_method("svd_lora", codec, adapter=path)
     assert torch.equal(lc.decode(data, codec, adapter=path), lc.decode(data, codec, method=expected))
     assert lc.info(data)["adapter"] == identify(expected.adapter.tensors).hex()
 
 
-def test_a_file_of_an_unknown_adapter_names_it(codec, coded):
+def test_a_missing_adapter_raises_with_its_identity(codec, coded):
     data, _ = coded
     with pytest.raises(lc.BitstreamError, match=lc.info(data)["adapter"]):
         lc.decode(data, codec)
 
 
-def test_an_adapter_for_other_weights_is_refused(codec, coded):
+def test_an_adapter_of_other_weights_raises(codec, coded):
     data, path = coded
     pretrained(path, codec, codec_hash=b"else")
     with pytest.raises(lc.LoraCompError, match="other weights"):
@@ -243,8 +243,8 @@ def test_an_adapter_for_other_weights_is_refused(codec, coded):
         load_method("svd_lora", codec, adapter=path)
 
 
-def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, make_image, tmp_path, monkeypatch):
-    """Its U holds S, and its files name the adapter as it then is."""
+def test_plain_lora_starts_from_the_adapter_of_svd_lora(codec, make_image, tmp_path, monkeypatch):
+    """S is folded into U, and the file identifies the folded adapter."""
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     tensors = pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", "human"), codec)
     assert any(not torch.equal(t, torch.ones_like(t)) for k, t in tensors.items() if k.endswith(".S"))
@@ -258,7 +258,7 @@ def test_plain_lora_starts_where_the_adapter_of_svd_lora_does(codec, make_image,
     assert torch.equal(lc.decode(data, codec), lc.decode(data, codec, method=lora))
 
 
-def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec, tmp_path, monkeypatch):
+def test_shipped_adapters_are_selected_by_task_and_codec(codec, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     tensors = pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", "human"), codec)
     method = load_method("svd_lora", codec, "human")
@@ -266,14 +266,14 @@ def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec
     assert method_of_file("svd_lora", method.adapter.identity, codec).adapter.identity == method.adapter.identity
     assert load_method("svd_lora", codec, "cls-scenes").adapter.identity == seeded(codec, "svd_lora").identity
     for chosen in (
-        load_method("svd_lora", codec, "cls-scenes", adapter="human"),  # another task's, for an open set
+        load_method("svd_lora", codec, "cls-scenes", adapter="human"),  # the adapter of another task
         load_method("svd_lora", codec, "cls-scenes+human"),
-    ):  # of several tasks, the first that has one
+    ):  # the first of several tasks that has one
         assert chosen.adapter.identity == identify(tensors)
 
     other = lc.load_codec("tic-s", 2, weights=None)
     assert load_method("svd_lora", other, "human").adapter.identity == seeded(other, "svd_lora").identity
-    with pytest.raises(lc.BitstreamError, match="not at hand"):
+    with pytest.raises(lc.BitstreamError, match="not available"):
         method_of_file("svd_lora", identify(tensors), other)
 
 
@@ -287,16 +287,16 @@ def test_the_adapter_that_ships_for_a_task_is_used_where_it_fits_the_codec(codec
         ("svd_lora", None),
     ],
 )
-def test_what_no_encoder_writes_is_a_bitstream_error(codec, name, identity):
+def test_invalid_identities_raise(codec, name, identity):
     with pytest.raises(lc.BitstreamError):
         method_of_file(name, identity, codec)
 
 
-def test_a_change_that_makes_weights_infinite_is_refused(codec):
+def test_updates_that_overflow_weights_raise(codec):
     method = LowRank("lora", seeded(codec, "lora", rank=1, alpha=255))
     count = sum(v.numel() for k, v in method.adapter.tensors.items() if k.startswith("g_s") and k[-1] in "UV")
     huge = np.full(count, 2**31 - 1, np.int32)
     adapter = {k: v * 1e30 for k, v in method.adapter.tensors.items()}
     broken = LowRank("lora", Adapter(adapter, 1, 255, method.adapter.identity))
-    with pytest.raises(lc.BitstreamError, match="damaged"):
+    with pytest.raises(lc.BitstreamError, match="updates are invalid"):
         broken.restore(codec, updates.encode(huge, 0))

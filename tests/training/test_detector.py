@@ -1,4 +1,4 @@
-"""Training the detector and the segmenter: exact labels, an exact resume, and a start from what is known already."""
+"""Training of the detector and the segmenter: labels, exact resumption, and initial weights."""
 
 import json
 
@@ -16,16 +16,16 @@ from lora_comp.training.detector import ObjectBatches, begin_from, train_detecto
 
 @pytest.fixture
 def small(monkeypatch):
-    """Batches of one new scene, which comes again after two steps."""
+    """Batches with one new scene each, which is repeated after two steps."""
     monkeypatch.setattr(detector, "FRESH", 1)
     monkeypatch.setattr(detector, "LAG", 2)
     return ObjectBatches
 
 
-class StopsAtStepTwo(ObjectBatches):
+class InterruptedAtStepTwo(ObjectBatches):
     def __getitem__(self, step):
         if step == 2:
-            raise RuntimeError("pulled the plug")
+            raise RuntimeError("interrupted")
         return super().__getitem__(step)
 
 
@@ -46,12 +46,12 @@ def train(batches, folder):
     return folder / "a.safetensors"
 
 
-def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(small, tmp_path):
+def test_a_resumed_training_gives_identical_weights(small, tmp_path):
     for name in ("once", "twice"):
         (tmp_path / name).mkdir()
     whole = train(small(3, 0), tmp_path / "once")
-    with pytest.raises(RuntimeError, match="pulled the plug"):
-        train(StopsAtStepTwo(3, 0), tmp_path / "twice")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        train(InterruptedAtStepTwo(3, 0), tmp_path / "twice")
     resumed = train(small(3, 0), tmp_path / "twice")
     assert resumed.read_bytes() == whole.read_bytes()
 
@@ -60,7 +60,7 @@ def test_a_stopped_training_ends_with_the_weights_of_one_that_was_not(small, tmp
     assert (card["trained_on"], card["steps"], len(card["stage_variance"])) == ("a few", 3, 4)
 
 
-def test_scenes_come_again_turned_and_mirrored_with_boxes_around_their_masks(small):
+def test_repeated_scenes_are_rotated_and_mirrored_with_their_annotations(small):
     batches = small(9, 0)
     images, targets = batches[4]
     assert torch.allclose(images[1], batches[2][0][0].flip(-2, -1))
@@ -72,7 +72,7 @@ def test_scenes_come_again_turned_and_mirrored_with_boxes_around_their_masks(sma
             assert min(mask[top].max(), mask[bottom - 1].max(), mask[:, left].max(), mask[:, right - 1].max()) == 1
 
 
-def test_a_detector_starts_from_the_classifier_and_a_segmenter_from_a_detector(tmp_path):
+def test_initial_weights_come_from_a_classifier_or_a_detector(tmp_path):
     network = SmallRCNN(list(KINDS))
     classifier = load_network("scenes").state_dict()
     begin_from(network, {f"pyramid.body.{name}": value for name, value in classifier.items()})
