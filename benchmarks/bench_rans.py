@@ -1,6 +1,6 @@
 """lora_comp.rans against the coders of CompressAI and, if installed, constriction, single-threaded.
 
-y of a 512x768 image (192x32x48) under CompressAI's 64 scale tables, scales drawn uniformly from them. `kernels`: each of
+y of a 512x768 image (192x32x48) under CompressAI's 64 scale tables, scales drawn uniformly from them. `kernels`: all of
 our kernels that this processor supports.
 """
 

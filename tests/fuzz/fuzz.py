@@ -1,9 +1,9 @@
 """Fuzz one of the Python targets with atheris, guided by coverage of lora_comp.
 
-    python tests/fuzz/fuzz.py container|payload|image [libFuzzer's arguments, as -max_total_time=60 FOLDER]
+    python tests/fuzz/fuzz.py container|payload|image [arguments of libFuzzer, such as -max_total_time=60 FOLDER]
 
-Without FOLDER the corpus in the tree is read and nothing is written to it. Changed files get a right CRC in three of
-four cases, or next to none would come past the container.
+Without FOLDER, the corpus in the tree is read, but not written. Three of four mutated files get a valid CRC, since
+almost all others are rejected by the container.
 """
 
 import os

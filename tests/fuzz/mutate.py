@@ -2,9 +2,9 @@
 
     python tests/fuzz/mutate.py COUNT [--seed S] [--start INDEX] [--jobs N] [--log FILE]
 
-Files INDEX to INDEX + COUNT of seed S are made from the valid ones of the corpus and decoded in child processes: where
-a child dies, hangs or needs too much, its file is named and the rest goes on. With a log, the same command takes up
-where it was stopped. `mutate.py 1 --start INDEX` repeats one finding. Exit code 1 if anything was found.
+Files INDEX to INDEX + COUNT of seed S are mutated from the valid files of the corpus and decoded in child processes. If
+a child dies, hangs or exceeds a limit, its file is reported and the run continues. With a log, the same command resumes
+an interrupted run. `mutate.py 1 --start INDEX` repeats one finding. Exit code 1 if there are findings.
 """
 
 import argparse
@@ -194,9 +194,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=0, help="number of the first file")
+    parser.add_argument("--start", type=int, default=0, help="index of the first file")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--log", type=Path, help="a line of JSON for each 5000 files; what it holds is not done again")
+    parser.add_argument("--log", type=Path, help="a line of JSON per 5000 files, to resume from")
     options = parser.parse_args()
 
     torch.set_num_threads(1)

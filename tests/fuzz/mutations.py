@@ -1,6 +1,6 @@
 """Mutations of coded files: blind ones, ones of header fields, and ones of sections under a matching header.
 
-A changed file is a function of (files, seed, index) alone, so that a run can be cut into pieces and a finding repeated.
+A mutant depends only on (files, seed, index), so that runs can be split and findings repeated.
 """
 
 import random
@@ -169,7 +169,7 @@ def edited_field(rng: random.Random, name: str, value: bytes) -> bytes:
 def edited_section(rng: random.Random, data: bytes, others: Sequence[Parts]) -> bytes:
     """Damage or replace a section under valid lengths and CRC, so that it reaches the coder.
 
-    The last section of an adapted file is met only behind latents that are whole, and takes ten times as long.
+    The last section of an adapted file is only reached after valid latents, and takes ten times as long.
     """
     parts = split(data)
     which = rng.choice([0, 1, 1, 1])

@@ -1,6 +1,6 @@
 """Fuzz targets: functions of arbitrary bytes that return unless the package has a defect.
 
-A file is either refused by a BitstreamError of one line or decoded to what the function's documentation promises.
+A file either raises a one-line BitstreamError or decodes to a valid result.
 """
 
 from collections.abc import Callable
