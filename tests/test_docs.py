@@ -1,9 +1,12 @@
 """What the pages in docs/ tell people to do."""
 
+import doctest
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from lora_comp import rans
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -20,3 +23,8 @@ def test_a_task_of_ones_own_in_thirty_lines(tmp_path):
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "edges" in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_the_example_of_the_entropy_coder_runs():
+    done = doctest.testmod(rans)
+    assert done.attempted and not done.failed
