@@ -78,8 +78,8 @@ def scores(network: SmallRCNN, data) -> dict[str, float]:
     for i in range(len(data)):
         sample: Sample = data[i]
         [seen] = network.detect(sample.image[None])
-        found = objects(seen["boxes"], seen["labels"], seen.get("masks"), seen["scores"])
-        images.append({"truth": truth_of(sample), "found": found})
+        detections = objects(seen["boxes"], seen["labels"], seen.get("masks"), seen["scores"])
+        images.append({"truth": truth_of(sample), "detections": detections})
     network.train()
     kinds = {"": "bbox", "mask ": "segm"} if network.has_masks else {"": "bbox"}
     return {

@@ -73,7 +73,7 @@ def test_what_is_decoded_as_it_was_scores_one_and_what_is_not_scores_less(task):
 def test_the_score_of_images_together_is_cocos_and_not_the_mean(task):
     """A class counts once, however many images show it."""
     shown = [task.measure(s.image, s)["objects"] for s in (square("a"), square("b"), square("c", red=True))]
-    shown[2]["found"] = []
+    shown[2]["detections"] = []
     assert task.pool(shown)["mAP"] == pytest.approx(0.5)
     assert json.loads(json.dumps(shown)) == shown
 
@@ -89,7 +89,7 @@ def test_a_crowd_is_neither_found_nor_missed(task):
     crowd = square("a", crowd=torch.tensor([True]))
     shown = [task.measure(s.image, s)["objects"] for s in (square("b"), crowd)]
     assert task.pool(shown)["mAP"] == ONE
-    shown[1]["found"] = []
+    shown[1]["detections"] = []
     assert task.pool(shown)["mAP"] == ONE
 
 
@@ -108,8 +108,8 @@ def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
 
 def test_an_empty_image_is_rightly_seen_as_empty():
     found = objects(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0]), scores=torch.tensor([0.8]))
-    assert average_precision([{"truth": [], "found": []}])["mAP"] == 1
-    assert average_precision([{"truth": [], "found": found}])["mAP"] == 0
+    assert average_precision([{"truth": [], "detections": []}])["mAP"] == 1
+    assert average_precision([{"truth": [], "detections": found}])["mAP"] == 0
 
 
 def test_a_run_pools_its_images_and_goes_on_where_it_was(task, codec, tmp_path):
