@@ -6,14 +6,13 @@ networks they name the features' part is a scale times the sum over the pyramid 
 
 import os
 import zlib
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_comp.data.sample import Sample
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
@@ -25,7 +24,7 @@ class Detection:
     """Distortion is the feature distance; the score is mAP by COCO's rules over all images of a run where objects are
     annotated, else the same figure against the network's own answers on the originals, called agreement.
 
-    network, weights: as for `lora_comp.detectors.load_detector`. A label is an index of the network's classes.
+    network, weights: as for `lora_comp.networks.load_detector`. A label is an index of the network's classes.
     """
 
     name, masks, kind = "det", False, "bbox"
@@ -34,7 +33,7 @@ class Detection:
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
-        self.network: Any = load_detector(network, weights, self.masks)
+        self.network = load_detector(network, weights, self.masks)
         self.key = f"{self.name}-{network}" + ("" if weights == "default" else f"-{weights}")
         self.features = FeatureDistance(self.network, self.network.published_scale)
         self.targets, self.distortion = self.features.targets, self.features.distortion

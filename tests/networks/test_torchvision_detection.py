@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
 
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 from lora_comp.tasks.features import FeatureDistance
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 
 transformers = pytest.importorskip("transformers")
 NAMES = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # of COCO's 91 ids
