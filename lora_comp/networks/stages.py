@@ -3,7 +3,7 @@
 *Stages* are the last features at each of the coarsest resolutions. A library may list them (timm does); otherwise they
 are found in one forward pass. *Heads* are the last convolutions or matrix products before the outputs: logits, which
 unlike what a sigmoid or softmax makes of them still have a slope where the network is sure. The heads of a classifier
-are not compared, as in the published losses: they are linear in features that are.
+are not compared, as in the published loss: most are linear in features that are (docs/open.md).
 """
 
 import math
