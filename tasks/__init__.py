@@ -50,7 +50,7 @@ def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Seq
         return MultiTask({part: load_task(**{"name": part, **given}) for part, given in parts.items()}, shares)
     made = TASKS.get(name) or (_own(name) if ":" in name else None)
     if made is None:
-        raise LoraCompError(f"unknown task {name!r}; known are {', '.join(TASKS)}, and MODULE:CLASS for one's own")
+        raise LoraCompError(f"unknown task {name!r}; known are {', '.join(TASKS)}, and MODULE:CLASS for your own")
     known = list(inspect.signature(made).parameters)
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -65,4 +65,4 @@ def _own(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), kind)
     except (ImportError, AttributeError, ValueError) as error:
-        raise LoraCompError(f"the task {name!r} cannot be had: {error}") from None
+        raise LoraCompError(f"the task {name!r} cannot be loaded: {error}") from None

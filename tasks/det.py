@@ -1,7 +1,7 @@
-"""For a detector: distance between its pyramids' features of the decoded and the original image.
+"""For a detector: distance between the features of its pyramid on the decoded and on the original image.
 
-After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on an image is features + lambda x bpp, where for the
-networks they name the features' part is a scale times the sum over the pyramid of the mean squared error.
+After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on an image is feature distance + lambda x bpp. For the
+networks of these papers, the feature distance is a scale times the sum over the pyramid of the mean squared errors.
 """
 
 import os
@@ -17,12 +17,12 @@ from lora_comp.tasks.average_precision import average_precision, objects, truth_
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
-LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
+LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # weight of bpp against the feature distance
 
 
 class Detection:
     """Distortion is the feature distance; the score is mAP by COCO's rules over all images of a run where objects are
-    annotated, else the same figure against the network's own answers on the originals, called agreement.
+    annotated, else the same figure against the network's detections on the originals, called agreement.
 
     network, weights: as for `lora_comp.networks.load_detector`. A label is an index of the network's classes.
     """
@@ -70,7 +70,7 @@ class Detection:
             if known and most >= known:
                 raise LoraCompError(
                     f"{sample.name} has objects of class {most}, but the network {self.network.name} "
-                    f"knows classes 0 to {known - 1}: score it on data of its own classes"
+                    f"has classes 0 to {known - 1}: score it on data of its own classes"
                 )
             if self.masks and len(sample.masks) < len(sample.boxes):
                 raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")

@@ -14,7 +14,7 @@ from lora_comp.errors import LoraCompError, first_line
 def no_weights(name: str, error: Exception) -> LoraCompError:
     """The error to raise where a library cannot provide the weights that it publishes."""
     return LoraCompError(
-        f"the weights of {name} cannot be had ({first_line(error)}); give a file as weights, or null for seeded "
+        f"the weights of {name} cannot be loaded ({first_line(error)}); give a file as weights, or null for seeded "
         "random ones"
     )
 

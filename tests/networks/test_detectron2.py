@@ -111,7 +111,7 @@ def test_a_wrong_request_is_told_in_one_line(monkeypatch, tmp_path):
     for name, weights, message in [
         ("nowhere", None, "model zoo has no 'nowhere'"),
         ("COCO-Detection/rpn_R_50_FPN_1x", None, "does not find objects by itself"),
-        (MASK_RCNN, "default", "cannot be had .Name or service not known.; give a file"),
+        (MASK_RCNN, "default", "cannot be loaded .Name or service not known.; give a file"),
         (MASK_RCNN, tmp_path / "missing.pkl", "missing.pkl do not exist"),
         (MASK_RCNN, tmp_path / "other.pth", "do not fit GeneralizedRCNN: .* tensors are missing"),
         (MASK_RCNN, __file__, "do not fit GeneralizedRCNN"),

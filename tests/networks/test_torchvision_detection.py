@@ -120,7 +120,7 @@ def no_network(*_, **__):
     [
         ("torchvision/nowhere", None, "torchvision has no detector 'nowhere'; it has fasterrcnn"),
         ("torchvision/resnet18", None, "torchvision has no detector 'resnet18'"),
-        (f"torchvision/{SMALL}", "default", "weights of torchvision/.* cannot be had .*not known.*give a file"),
+        (f"torchvision/{SMALL}", "default", "weights of torchvision/.* cannot be loaded .*not known.*give a file"),
         (f"torchvision/{SMALL}", "missing.pth", "missing.pth do not exist"),
         (f"torchvision/{SMALL}", __file__, "do not fit FasterRCNN"),
     ],

@@ -99,7 +99,7 @@ def test_the_answer_names_the_classes(task):
 
 
 def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
-    with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares knows classes 0 to 1"):
+    with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares has classes 0 to 1"):
         task.measure(square("a").image, square("a", labels=torch.tensor([7])))
     if task.name == "seg":
         with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):

@@ -104,7 +104,7 @@ def test_a_region_that_does_not_fit_is_told(codec, human, make_image, tmp_path):
 
 @pytest.mark.parametrize(
     "name, message",
-    [("nowhere:Task", "the task 'nowhere:Task' cannot be had: No module"), ("math:Task", "has no attribute 'Task'")],
+    [("nowhere:Task", "the task 'nowhere:Task' cannot be loaded: No module"), ("math:Task", "has no attribute 'Task'")],
 )
 def test_a_task_of_ones_own_that_is_not_there_is_told(name, message):
     with pytest.raises(lc.LoraCompError, match=message):
