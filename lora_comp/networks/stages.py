@@ -46,11 +46,12 @@ def find_stages(probe: Probe, size: tuple[int, int], listed: Sequence[str] = (),
     heads, after = _heads(probe, tensors)
     inner = {name: t for name, t in tensors.items() if t.grad_fn not in after and name not in heads}
     given = _given(probe, listed)
-    fits = given and all(name in inner and _is_spread(inner[name]) for name in given)
+    fits = given and all(name in tensors and _is_spread(tensors[name]) for name in given)
     stages = list(given) if fits else _search(inner, size)
     if not classifier:
         return [name for name in tensors if name in heads or name in stages]
-    read = _read_by(heads, tensors, inner)
+    headless = not inner.keys() >= set(stages)  # its last products are inside of the last stage
+    read = [] if headless else _read_by(heads, tensors, inner)
     missing = [name for name in read if _has_weights(inner, name, stages)]
     if missing:
         last = [name for name in read if name in missing or name in stages]
