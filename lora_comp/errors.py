@@ -11,3 +11,8 @@ class ImageError(LoraCompError):
 
 class BitstreamError(LoraCompError):
     """A file that is not a valid coded image, or that needs other weights than those at hand."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -23,9 +23,9 @@ COARSE = 64  # pixels: what is left elsewhere is the mean colour of squares of t
 def region(roi: str, image: Tensor, task) -> Tensor:
     """The weights (H, W) in [0, 1] of an image (3, H, W).
 
-    roi: "boxes", those of the objects that the task's network is sure of (all of the image where it finds none), or
-    the path of an image of the same size, white where it matters.
-    Raises LoraCompError where the task finds no objects, and ImageError for a mask that does not fit.
+    roi: "boxes", those of the task's detections (the whole image where there are none), or the path of an image of the
+    same size, white where it matters.
+    Raises LoraCompError where the task has no detector, and ImageError for a mask that does not fit.
     """
     height, width = image.shape[1:]
     if roi != BOXES:
@@ -36,11 +36,11 @@ def region(roi: str, image: Tensor, task) -> Tensor:
                 "mask has a pixel for each of the image's"
             )
         return mask
-    if not hasattr(task, "found"):
-        raise LoraCompError(f"roi=boxes needs a task that finds objects, as task=det or task=[{task.name},det]")
+    if not hasattr(task, "detections"):
+        raise LoraCompError(f"roi=boxes needs a task with a detector, as task=det or task=[{task.name},det]")
     weights = torch.zeros(height, width)
-    for one in task.found(image):
-        if one["score"] >= task.sure:
+    for one in task.detections(image):
+        if one["score"] >= task.score_threshold:
             x, y, w, h = one["bbox"]
             weights[max(round(y), 0) : max(round(y + h), 0), max(round(x), 0) : max(round(x + w), 0)] = 1
     return weights if weights.any() else torch.ones(height, width)

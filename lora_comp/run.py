@@ -107,10 +107,10 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
         captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
     boxes = (
         [
-            [one["bbox"] for one in task.found(image) if one["score"] >= task.sure]
+            [one["bbox"] for one in task.detections(image) if one["score"] >= task.score_threshold]
             for image in (sample.image, before, after)
         ]
-        if hasattr(task, "found")
+        if hasattr(task, "detections")
         else ((), (), ())
     )
     side_by_side(sample.image, before, after, captions, out / "pictures.png", boxes)

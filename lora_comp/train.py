@@ -152,7 +152,6 @@ def images(folders: list[str], count: int) -> Callable[[int], Tensor]:
 
 
 def network(config, into: Path | None, device: torch.device) -> None:
-    from lora_comp.networks import ZOO
     from lora_comp.training.detector import train_scenes_detector
     from lora_comp.training.network import train_flowers, train_scenes
 
@@ -160,7 +159,7 @@ def network(config, into: Path | None, device: torch.device) -> None:
         raise LoraCompError("a network's budget is given in steps: steps=2600")
     if parallel.size() > 1:
         raise LoraCompError("a network is trained by one process, without torchrun")
-    out, work = (into or ZOO) / f"{config.network}.safetensors", Path(config.work) / config.network
+    out, work = (into or zoo.ROOT / "networks") / f"{config.network}.safetensors", Path(config.work) / config.network
     if config.network == "scenes":
         train_scenes(out, work, config.steps)
     elif config.network in ("scenes-det", "scenes-seg"):

@@ -2,7 +2,7 @@
 
 After LoRA_comp (CVPR 2025): the mean over the network's stages of the squared error between features, weighted by
 1000 lambda against bits per pixel. Other networks than the published one have features of other magnitudes: their
-errors are in units of the stages' variances (`features.py`).
+errors are divided by the variances of the stages (`features.py`).
 """
 
 import os
@@ -21,7 +21,7 @@ PUBLISHED, STAGES = "torchvision/resnet50", 4  # the network for which the lambd
 
 class Classification:
     """Distortion is the feature distance; the score is top-1 where a label is known, else agreement with the network's
-    own answer on the original.
+    answer on the original.
 
     network, weights: as for `lora_comp.networks.load_network`. Labels count only if they index the network's classes.
     """
@@ -48,7 +48,7 @@ class Classification:
 
     @torch.no_grad()
     def answer(self, image: Tensor) -> str:
-        """What the network sees in an image (3, H, W): the name of its first class, or its number."""
+        """The network's first class on an image (3, H, W): its name, or its number."""
         index = int(self.network(image[None].to(self.device)).argmax())
         return self.network.classes[index] if self.network.classes else f"class {index}"
 
@@ -58,8 +58,8 @@ class Classification:
     @torch.no_grad()
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
         pair = torch.stack([decoded.clamp(0, 1).cpu(), sample.image]).to(self.device)
-        stages, logits = self.network.stages_and_logits(pair)
-        answer, answer_on_original = logits.argmax(dim=1).tolist()
+        stages = self.network.stages(pair)
+        answer, answer_on_original = self.network(pair).argmax(dim=1).tolist()
         distance = self.features.between([stage[:1] for stage in stages], [stage[1:] for stage in stages])
         measured = {} if sample.label is None else {"top1": float(answer == sample.label)}
         measured |= {"agreement": float(answer == answer_on_original), "feature_distance": float(distance)}

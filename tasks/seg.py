@@ -1,4 +1,4 @@
-"""For an instance segmenter: as for a detector, but what is scored are masks."""
+"""For an instance segmenter: as for a detector, but masks are scored."""
 
 from lora_comp.tasks.det import Detection
 

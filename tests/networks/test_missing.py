@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from lora_comp.errors import LoraCompError
 def test_a_missing_library(name, module, advice, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     for adapter in ("detectron2", "detr"):
-        monkeypatch.delitem(sys.modules, f"lora_comp.detectors.{adapter}", raising=False)
+        monkeypatch.delitem(sys.modules, f"lora_comp.networks.{adapter}", raising=False)
     with pytest.raises(LoraCompError, match=advice) as error:
         load_detector(name, None)
     assert "\n" not in str(error.value)

@@ -1,5 +1,5 @@
-"""Networks that others wrote: what can be read, which of their tensors are matched, how images reach them, and what
-is said of those that cannot be used."""
+"""External networks: what can be read, which of their tensors are compared, and what is said of those that cannot be
+used."""
 
 import sys
 
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_comp.errors import LoraCompError
-from lora_comp.foreign import load_foreign
-from lora_comp.foreign.image import Input, Preparation, read_input
+from lora_comp.networks import load_external
 
 
 class Detector(nn.Module):
@@ -102,7 +101,7 @@ def test_in_every_form_its_stages_and_the_logits_before_its_outputs_are_matched(
     """Neither those before a ReLU that overwrites them, nor what a tanh or softmax makes of the logits."""
     if form.endswith("onnx"):
         onnx_detector(files / form, channels_last=form == "last.onnx")
-    network, net, x = load_foreign(files / form), detector(), torch.rand(2, 3, 64, 64, requires_grad=True)
+    network, net, x = load_external(files / form), detector(), torch.rand(2, 3, 64, 64, requires_grad=True)
     with torch.no_grad():
         stem = net.stem(x)
         body = net.body(stem).relu()
@@ -115,91 +114,42 @@ def test_in_every_form_its_stages_and_the_logits_before_its_outputs_are_matched(
 
 def test_of_a_module_what_its_parts_return_is_matched_unless_it_is_overwritten(tmp_path, monkeypatch):
     (tmp_path / "nets_of_mine.py").write_text(
-        f"import sys; sys.path.append({str(__file__).rpartition('/')[0]!r}); from test_foreign import detector\n"
+        f"import sys; sys.path.append({str(__file__).rpartition('/')[0]!r}); from test_external import detector\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert load_foreign("nets_of_mine:detector").layers == ["stem", "body.0", "box", "sure"]
-
-
-@pytest.mark.parametrize(
-    "name, layers",
-    [
-        ("torchvision/resnet18", ["layer1", "layer2", "layer3", "layer4", "fc"]),
-        ("timm/swin_tiny_patch4_window7_224", ["layers.0", "layers.1", "layers.2", "norm", "head"]),
-        ("timm/vit_tiny_patch16_224", ["blocks.2", "blocks.5", "blocks.8", "blocks", "head"]),
-    ],
-)
-def test_of_a_classifier_its_stages_and_its_logits_are_matched(name, layers):
-    assert load_foreign(name, weights=None).layers == layers
+    assert load_external("nets_of_mine:detector").layers == ["stem", "body.0", "box", "sure"]
 
 
 def test_a_transformer_in_torchscript_is_matched_along_its_depth_and_at_the_size_it_takes(tmp_path):
     import timm
 
     tiny = timm.create_model("vit_tiny_patch16_224", patch_size=32, embed_dim=48)
-    network = load_foreign(script_of(tiny, tmp_path / "tiny.pt", 224))
+    network = load_external(script_of(tiny, tmp_path / "tiny.pt", 224))
     assert network.prepare.wanted.size == (224, 224)
     assert [tuple(stage.shape[1:]) for stage in network.stages(torch.rand(1, 3, 60, 90))] == 4 * [(50, 48)] + [(1000,)]
 
 
 def test_a_segmenter_returns_a_dict_and_takes_any_size():
-    network = load_foreign("torchvision/lraspp_mobilenet_v3_large", weights=None)
+    network = load_external("torchvision/lraspp_mobilenet_v3_large", weights=None)
     assert network.layers[-2:] == ["classifier.low_classifier", "classifier.high_classifier"]
     assert list(network(torch.rand(1, 3, 40, 70))) == ["out"]
 
 
 def test_layers_can_be_named(files):
-    assert load_foreign(files / "exported.pt2", layers=["softmax", "conv2d_2"]).layers == ["conv2d_2", "softmax"]
+    assert load_external(files / "exported.pt2", layers=["softmax", "conv2d_2"]).layers == ["conv2d_2", "softmax"]
 
 
 def test_a_network_for_one_image_sees_several_one_after_the_other(tmp_path):
-    network, x = load_foreign(onnx_detector(tmp_path / "one.onnx")), torch.rand(3, 3, 50, 70)
-    assert network.alone
+    network, x = load_external(onnx_detector(tmp_path / "one.onnx")), torch.rand(3, 3, 50, 70)
+    assert network.one_image
     for together, alone in zip(network.stages(x), network.stages(x[2:]), strict=True):
         assert torch.allclose(together[2:], alone)
 
 
-def test_its_identity_tells_networks_apart(files):
-    one, same, other = (load_foreign(files / "traced.ts", settings=given) for given in ({}, None, {"channels": "bgr"}))
+def test_networks_with_other_settings_have_another_identity(files):
+    one, same, other = (load_external(files / "traced.ts", settings=given) for given in ({}, None, {"channels": "bgr"}))
     assert one.identity == same.identity != other.identity
     assert one.identity.startswith("traced-")
-
-
-# How images reach a network
-
-
-def test_an_image_is_resized_its_channels_turned_scaled_and_normalised(tmp_path):
-    path = tmp_path / "input.yaml"
-    path.write_text("size: [2, 4]\nchannels: bgr\nrange: 255\nmean: [1, 2, 3]\nstd: [1, 1, 2]\n")
-    prepared = Preparation(read_input(path, Input()))(torch.tensor([0.0, 0.2, 1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
-    assert prepared.shape == (1, 3, 2, 4)
-    assert prepared[0, :, 0, 0].tolist() == pytest.approx([254, 49, -1.5])
-
-
-def test_what_is_not_told_of_the_input_stays_the_networks_own():
-    own = Input(size=(64, 64), mean=(0.5, 0.5, 0.5))
-    assert read_input({"size": None, "channels": "BGR"}, own) == Input((64, 64), "bgr", mean=(0.5, 0.5, 0.5))
-    assert read_input({"size": 32}, own).size == (32, 32)
-
-
-@pytest.mark.parametrize(
-    "given, says",
-    [
-        ({"sise": 3}, "told by size, channels, range, mean, std, not sise"),
-        ({"size": [3]}, "size of a network's input"),
-        ({"size": "large"}, "a side or [height, width], not 'large'"),
-        ({"channels": "yuv"}, "rgb or bgr, not 'yuv'"),
-        ({"range": 0}, "number above 0"),
-        ({"mean": [1, 2]}, "mean of a network's input must be three numbers"),
-        ({"std": [1, 1, 0]}, "std of a network's input must be three numbers above 0"),
-        ("nowhere.yaml", "nowhere.yaml"),
-        (__file__, "is not YAML"),
-    ],
-)
-def test_an_input_that_cannot_be_is_told_in_one_line(given, says):
-    with pytest.raises(LoraCompError) as error:
-        read_input(given, Input())
-    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 # What cannot be used
@@ -243,9 +193,9 @@ def of_no_use(folder):
         onnx_detector(folder / "odd.onnx", "Det"): "its operator Det",
         script_of(Counts(), folder / "counts.pt"): "no layer of",
         "nowhere:make": "No module named 'nowhere'",
-        "test_foreign:nothing": "has no attribute 'nothing'",
-        "test_foreign:Words": "returns no tensor",
-        "builtins:dict": "gives a dict, not a torch.nn.Module",
+        "test_external:nothing": "has no attribute 'nothing'",
+        "test_external:Words": "returns no tensor",
+        "builtins:dict": "returns a dict, not a torch.nn.Module",
         "nowhere": "unknown network 'nowhere'",
         "torchvision/nowhere": "torchvision has no model 'nowhere'",
         "timm/nowhere": "timm has no model 'nowhere'",
@@ -256,23 +206,23 @@ def test_what_is_no_network_is_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(__file__).rpartition("/")[0])
     for name, says in of_no_use(tmp_path).items():
         with pytest.raises(LoraCompError) as error:
-            load_foreign(name)
+            load_external(name)
         assert says in str(error.value) and "\n" not in str(error.value), name
 
 
 def test_an_unknown_layer_is_told_with_some_that_are_known(files):
     with pytest.raises(LoraCompError, match=r"the layer 'conv' of .* is unknown; there are \d+, such as conv2d"):
-        load_foreign(files / "exported.pt2", layers=["conv"])
+        load_external(files / "exported.pt2", layers=["conv"])
 
 
 def test_without_onnx2torch_it_is_told_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "a.onnx").write_bytes(b"a")
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
     with pytest.raises(LoraCompError, match=r"pip install 'lora_comp\[onnx\]'"):
-        load_foreign(tmp_path / "a.onnx")
+        load_external(tmp_path / "a.onnx")
 
 
-def test_an_image_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
-    network = load_foreign(script_of(Halves(), tmp_path / "halves.pt"))
+def test_a_image_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
+    network = load_external(script_of(Halves(), tmp_path / "halves.pt"))
     with pytest.raises(LoraCompError, match=r"cannot take an image of 40x50: .*; it takes 64x64: .*size=\[64,64\]"):
         network.stages(torch.rand(1, 3, 40, 50))

@@ -9,19 +9,19 @@ from torch import Tensor
 from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError
 
-MIDDLE = 2  # the rate point whose weights tell how much one part counts against another
+MIDDLE = 2  # the rate point whose weights set how much one part counts against another
 
 
-class Several:
+class MultiTask:
     """The objective is the mean of the parts' objectives, each by its share:
 
         sum over i of  share_i x weight_i x distortion_i  + bpp
 
-    where, so that a distortion need not know the rate point, weight_i / weight_0 is that of quality 2 at all of them.
-    The score is the first part's. Every figure of a part comes besides under its name: "det_mAP".
+    where weight_i / weight_0 is that of quality 2 at every rate point, so that a distortion need not know its rate
+    point. The score is the first part's; every metric of a part is reported under its name too: "det_mAP".
 
-    parts: tasks by name. shares: of each part, from 0 on, of which only the proportion counts; None for equal ones. A
-    part whose share is 0 is measured and does not steer.
+    parts: tasks by name. shares: one for each part, >= 0; only their proportion counts; None for equal shares. A part
+    with share 0 is measured, but not optimised for.
     """
 
     def __init__(self, parts: Mapping[str, Any], shares: Sequence[float] | None = None):
@@ -33,7 +33,7 @@ class Several:
         self.parts = dict(parts)
         self.shares = {name: share / sum(given) for name, share in zip(parts, given, strict=True)}
         self.first = next(iter(self.parts.values()))
-        self.steering = {name: task for name, task in self.parts.items() if self.shares[name]}
+        self.optimised = {name: task for name, task in self.parts.items() if self.shares[name]}
         equal = len(set(given)) == 1
         self.name = "+".join(("" if equal else f"{self.shares[name]:.2g}") + name for name in self.parts)
         most_first = sorted(self.parts, key=lambda name: -self.shares[name])
@@ -42,21 +42,21 @@ class Several:
         self.metrics = ("score", *(f"{name}_{figure}" for name, task in self.parts.items() for figure in task.metrics))
         if any(hasattr(task, "pool") for task in self.parts.values()):
             self.pool = self._pool
-        finder = next((task for task in self.parts.values() if hasattr(task, "found")), None)
-        if finder:
-            self.found, self.sure = finder.found, finder.sure
+        detector = next((task for task in self.parts.values() if hasattr(task, "detections")), None)
+        if detector:
+            self.detections, self.score_threshold = detector.detections, detector.score_threshold
 
-    def to(self, device: torch.device) -> "Several":
+    def to(self, device: torch.device) -> "MultiTask":
         for task in self.parts.values():
             task.to(device)
         return self
 
     def targets(self, original: Tensor) -> dict[str, Any]:
-        return {name: task.targets(original) for name, task in self.steering.items()}
+        return {name: task.targets(original) for name, task in self.optimised.items()}
 
     def distortion(self, decoded: Tensor, targets: dict[str, Any]) -> Tensor:
         total = torch.zeros(len(decoded), device=decoded.device)  # (B,)
-        for name, task in self.steering.items():
+        for name, task in self.optimised.items():
             against_first = task.weight(MIDDLE) / self.first.weight(MIDDLE)
             total = total + self.shares[name] * against_first * task.distortion(decoded, targets[name]).float()
         return total
@@ -82,7 +82,7 @@ class Several:
             for name, one in measured.items()
             for figure, value in one.items()
             if figure != "score"
-        }  # which each task tells under another name too
+        }  # every task reports its score under another name too
         first = next(iter(self.parts))
         return ({"score": measured[first]["score"]} if first in measured else {}) | named
 

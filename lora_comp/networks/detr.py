@@ -1,4 +1,4 @@
-"""DETR ("End-to-End Object Detection with Transformers") through Hugging Face's transformers."""
+"""DETR ("End-to-End Object Detection with Transformers", ECCV 2020) through Hugging Face's transformers."""
 
 import os
 
@@ -6,18 +6,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from lora_comp.detectors.coco import check_sides, contiguous, in_classes, to_bytes
-from lora_comp.errors import LoraCompError
-from lora_comp.networks import fitting, no_weights, read_weights
+from lora_comp.errors import LoraCompError, first_line
+from lora_comp.networks.checkpoints import fitting, no_weights, read_checkpoint
+from lora_comp.networks.coco import check_sides, contiguous, in_classes, to_bytes
 
 try:
     from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
     from transformers.utils import logging
 except ImportError as error:
-    line = " ".join(str(error).split())[:200]
-    raise LoraCompError(f"DETR needs transformers ({line}): pip install 'lora_comp[detr]'") from error
+    raise LoraCompError(f"DETR needs transformers ({first_line(error)}): pip install 'lora_comp[detr]'") from error
 
-# What tells the published models apart, as DetrConfig's arguments.
+# What distinguishes the published models, as DetrConfig's arguments.
 _MODELS: dict[str, dict] = {
     "facebook/detr-resnet-50": {"backbone": "resnet50"},
     "facebook/detr-resnet-50-dc5": {"backbone": "resnet50", "dilation": True},
@@ -41,9 +40,6 @@ class Detr(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.has_masks = False
         self.stage_variance: list[float] | None = None
-        for module in model.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]  # it would overwrite a map that is kept
 
     def _prepare(self, x: Tensor, **options) -> dict[str, Tensor]:
         check_sides(x, self.processor.size["longest_edge"], self.name)
@@ -55,7 +51,7 @@ class Detr(nn.Module):
 
     @torch.no_grad()
     def detect(self, x: Tensor) -> list[dict[str, Tensor]]:
-        """What each of the 100 queries found, as published scores count them."""
+        """The detections of all 100 queries, as published scores count them."""
         found = self.processor.post_process_object_detection(
             self.model(**self._prepare(to_bytes(x))), threshold=0.0, target_sizes=[tuple(x.shape[2:])] * len(x)
         )
@@ -64,13 +60,13 @@ class Detr(nn.Module):
 
 def _from_file(config: DetrConfig, path: str | os.PathLike) -> DetrForObjectDetection:
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would list hundreds of tensors where one line is told
+    logging.set_verbosity_error()  # it would list hundreds of tensors; ours is one line
     try:
         with fitting(path, "DETR"):
             model, facts = DetrForObjectDetection.from_pretrained(
                 None,
                 config=config,
-                state_dict=read_weights(path),
+                state_dict=read_checkpoint(path),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -83,7 +79,8 @@ def _from_file(config: DetrConfig, path: str | os.PathLike) -> DetrForObjectDete
 
 
 def load(name: str, weights: str | os.PathLike | None, masks: bool) -> Detr:
-    """As `load_detector`, which asks for what lies behind "transformers/"."""
+    """See `load_detector`. name: "transformers/NAME"."""
+    name = name.partition("/")[2]
     if name not in _MODELS:
         raise LoraCompError(f"unknown DETR {name!r}; known are {', '.join(_MODELS)}")
     config = DetrConfig(num_labels=len(_IDS), use_pretrained_backbone=False, **_MODELS[name])

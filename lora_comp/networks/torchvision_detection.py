@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 
-from lora_comp.detectors.coco import check_sides, contiguous, in_classes
 from lora_comp.errors import LoraCompError
-from lora_comp.networks import no_weights, own_weights
+from lora_comp.networks.checkpoints import load_checkpoint, no_weights
+from lora_comp.networks.coco import check_sides, contiguous, in_classes
 
 # The published COCO_V1 files of these were trained without the epsilon of batch norms.
 _WITHOUT_EPS = (
@@ -38,9 +38,6 @@ class TorchvisionDetector(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.has_masks = isinstance(model, detection.MaskRCNN)
         self.stage_variance: list[float] | None = None
-        for module in model.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]  # it would overwrite a map that is kept
 
     def _images(self, x: Tensor) -> list[Tensor]:
         if self.model.transform.fixed_size is None:
@@ -63,7 +60,7 @@ class TorchvisionDetector(nn.Module):
 
 
 def _checkpoint(model: nn.Module, kind: str, path: str | os.PathLike) -> None:
-    own_weights(model, path)
+    load_checkpoint(model, path)
     if kind in _WITHOUT_EPS and Path(path).name == Path(get_model_weights(kind)["COCO_V1"].url).name:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -71,7 +68,8 @@ def _checkpoint(model: nn.Module, kind: str, path: str | os.PathLike) -> None:
 
 
 def load(name: str, weights: str | os.PathLike | None, masks: bool) -> TorchvisionDetector:
-    """As `load_detector`, which asks for what lies behind "torchvision/"."""
+    """See `load_detector`. name: "torchvision/NAME"."""
+    name = name.partition("/")[2]
     if name not in list_models(detection):
         raise LoraCompError(f"torchvision has no detector {name!r}; it has {', '.join(list_models(detection))}")
     published = weights == "default"

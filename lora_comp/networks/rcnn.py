@@ -1,4 +1,5 @@
-"""The detectors that ship here: torchvision's Faster and Mask R-CNN on a small backbone, for `scenes`."""
+"""The detectors that ship: Faster R-CNN (NeurIPS 2015) and Mask R-CNN (ICCV 2017), torchvision's, with a feature
+pyramid (CVPR 2017) on a small ResNet, for `scenes`."""
 
 import os
 from pathlib import Path
@@ -15,14 +16,15 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from lora_comp import zoo
 from lora_comp.data.shapes import KINDS
-from lora_comp.errors import LoraCompError
-from lora_comp.networks import ZOO, SmallResNet, read_network
+from lora_comp.networks.resnet import SmallResNet
+from lora_comp.networks.saved import read_saved
 
 LEVELS = ("0", "1", "2", "3")  # at strides 4, 8, 16 and 32
 STRIDE = 32  # of the coarsest level; images are padded to multiples of it
 ANCHORS = ((16, 23), (32, 45), (64, 91), (128, 181))  # pixels, squares
-CANONICAL = 112  # pixels; objects of this side are looked at on the level of stride 16
+CANONICAL = 112  # pixels; objects of this side are assigned to the level of stride 16
 
 
 class _ProposalHead(RPNHead):
@@ -73,7 +75,7 @@ class _Pyramid(nn.Module):
 
 
 class SmallRCNN(nn.Module):
-    """A detector after `lora_comp.detectors`, of about 1.2 M parameters; with `masks` it also segments.
+    """A detector of about 1.2 M parameters; with `masks` it also segments.
 
     widths, depths: of its SmallResNet. channels: of its pyramid.
     """
@@ -121,7 +123,6 @@ class SmallRCNN(nn.Module):
         self.rpn, self.roi_heads = model.rpn, model.roi_heads  # its transform would resize
 
     def core(self) -> dict:
-        """What a file tells of the detector besides its weights."""
         return {
             "name": self.name,
             "classes": self.classes,
@@ -166,27 +167,21 @@ class SmallRCNN(nn.Module):
         return results
 
 
-def _make(core: dict) -> SmallRCNN:
+def _build(core: dict) -> SmallRCNN:
     network = SmallRCNN(core["classes"], core["name"], core["masks"], core["widths"], core["depths"], core["channels"])
     network.stage_variance = core["stage_variance"]
     return network
 
 
-def load(name: str | os.PathLike, weights: str | os.PathLike | None = "default", masks: bool = False) -> SmallRCNN:
+def load(name: str, weights: str | os.PathLike | None = "default", masks: bool = False) -> SmallRCNN:
     """The detector "scenes" (with `masks` its segmenter), or the one in a file that `save_network` wrote.
 
-    weights: "default", None for random ones from torch's seed, or a file. Raises LoraCompError for an unknown name and
-    for a file that is none of ours.
+    weights: "default", None for random ones from torch's seed, or a file.
     """
-    if name == "scenes":
-        if weights is None:
-            return SmallRCNN(list(KINDS), "scenes", masks)
-        path = ZOO / f"scenes-{'seg' if masks else 'det'}.safetensors" if weights == "default" else Path(weights)
-    elif Path(name).is_file():
+    if name != "scenes":
         path = Path(name)
+    elif weights is None:
+        return SmallRCNN(list(KINDS), "scenes", masks)
     else:
-        raise LoraCompError(
-            f"unknown detector {str(name)!r}; known are scenes, torchvision/NAME, detectron2/CONFIG, "
-            "transformers/NAME and the path of a file of ours"
-        )
-    return read_network(path, _make, SmallRCNN.kind, "detector")
+        path = zoo.network_path("scenes-seg" if masks else "scenes-det") if weights == "default" else Path(weights)
+    return read_saved(path, _build, SmallRCNN.kind, "detector")

@@ -1,13 +1,12 @@
-"""The detectors that ship: they keep the contract of lora_comp.detectors and find what is in scenes never seen."""
+"""The detectors that ship: they keep the protocol of detectors and find what is in scenes never seen."""
 
 import pytest
 import torch
 
 from lora_comp.data import Scenes
 from lora_comp.data.shapes import KINDS
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
-from lora_comp.networks import load_network, save_network
+from lora_comp.networks import load_detector, load_network, save_network
 from lora_comp.training.detector import scores
 
 # Of 60 scenes of the split test, some way below what the cards tell of 300.

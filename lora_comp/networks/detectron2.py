@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_comp.detectors.coco import check_sides, to_bytes
-from lora_comp.errors import LoraCompError
-from lora_comp.networks import fitting, no_weights, read_weights
+from lora_comp.errors import LoraCompError, first_line
+from lora_comp.networks.checkpoints import fitting, no_weights, read_checkpoint
+from lora_comp.networks.coco import check_sides, to_bytes
 
 try:
     from detectron2 import model_zoo
@@ -21,9 +21,8 @@ try:
     from detectron2.modeling.meta_arch.dense_detector import DenseDetector
     from detectron2.utils.file_io import PathManager
 except ImportError as error:
-    line = " ".join(str(error).split())[:200]
     raise LoraCompError(
-        f"detectron2 cannot be imported ({line}): pip install 'setuptools<81' wheel, then pip install "
+        f"detectron2 cannot be imported ({first_line(error)}): pip install 'setuptools<81' wheel, then pip install "
         "--no-build-isolation git+https://github.com/facebookresearch/detectron2"
     ) from error
 
@@ -95,7 +94,7 @@ def _load_weights(model: nn.Module, path: str | os.PathLike) -> None:
                 saved = _Arrays(file, encoding="latin1").load()["model"]
             state = {key: torch.as_tensor(value) for key, value in saved.items()}
         else:
-            saved = read_weights(path)
+            saved = read_checkpoint(path)
             state = saved.get("model", saved)
         lacking = model.load_state_dict(state, strict=False).missing_keys
         if lacking:
@@ -145,7 +144,8 @@ def _published(name: str) -> str:
 
 
 def load(name: str, weights: str | os.PathLike | None, masks: bool) -> Detectron2Detector:
-    """As `load_detector`, which asks for what lies behind "detectron2/"."""
+    """See `load_detector`. name: "detectron2/CONFIG"."""
+    name = name.partition("/")[2]
     config = _configuration(name)
     model = build_model(config)
     rcnn = isinstance(model, GeneralizedRCNN)

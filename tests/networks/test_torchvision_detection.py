@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
 
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 from lora_comp.tasks.features import FeatureDistance
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -120,7 +120,7 @@ def no_network(*_, **__):
     [
         ("torchvision/nowhere", None, "torchvision has no detector 'nowhere'; it has fasterrcnn"),
         ("torchvision/resnet18", None, "torchvision has no detector 'resnet18'"),
-        (f"torchvision/{SMALL}", "default", "weights of torchvision/.* cannot be had .*not known.*give a file"),
+        (f"torchvision/{SMALL}", "default", "weights of torchvision/.* cannot be loaded .*not known.*give a file"),
         (f"torchvision/{SMALL}", "missing.pth", "missing.pth do not exist"),
         (f"torchvision/{SMALL}", __file__, "do not fit FasterRCNN"),
     ],

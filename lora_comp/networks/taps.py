@@ -1,16 +1,17 @@
-"""Reaching the tensors inside a network that somebody else wrote, by the three forms such a network comes in.
+"""Reading intermediate tensors of any network, in the three forms in which networks come.
 
-    Modules   any nn.Module: what its parts return, by hooks
-    Graph     an fx graph, as onnx2torch and torch.export make them: what its nodes return, by cutting the graph there
-    Script    TorchScript: the values of its frozen graph, by cutting that
+    Modules   any nn.Module: hooks on its submodules read what they return
+    Graph     an fx graph, as onnx2torch and torch.export make it: the graph is cut at its nodes
+    Script    TorchScript: the frozen graph is cut
 
 Each has
-    probe(x)       a Probe of one pass
-    keep(names)    makes kept(x) return the tensors of these names, in this order
-    kept(x)
+    module         the network itself
+    probe(x)       a Probe of one forward pass
+    keep(names)    chooses the tensors that kept(x) returns, in this order
+    kept(x)        list of these tensors
     answer(x)      what the network itself returns
 
-Tensors that are overwritten later, as by an in-place ReLU, cannot be kept and are not among those of a probe.
+Tensors that are overwritten later, as by an in-place ReLU, cannot be kept and are left out of a probe.
 """
 
 import copy
@@ -23,7 +24,7 @@ from torch import Tensor, fx, nn
 
 
 def tensors_in(answer: Any, name: str = "output") -> dict[str, Tensor]:
-    """The tensors of what a network returned: itself, or those in (nested) lists, tuples, dicts and dataclasses."""
+    """The tensors in what a network returned: a tensor, or (nested) lists, tuples, dicts and dataclasses of them."""
     if isinstance(answer, Tensor):
         return {name: answer}
     if isinstance(answer, Mapping):
@@ -37,14 +38,16 @@ def tensors_in(answer: Any, name: str = "output") -> dict[str, Tensor]:
 
 @dataclass
 class Probe:
-    """What a network computed of one image.
+    """The tensors that a network computed from one image.
 
-    tensors: name -> tensor, in order of computation; of a part that runs several times, the last.
+    tensors: name -> tensor, in order of computation; of a submodule that runs several times, the last.
     outputs: names of those that the network returns.
+    aliases: name -> name in `tensors`, of each submodule or node; several may return the same tensor.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
     _versions: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, value: Any) -> None:
@@ -53,19 +56,21 @@ class Probe:
             self.tensors[name], self._versions[name] = value, value._version
 
     def finish(self, answer: Any) -> "Probe":
-        """Leave out what was overwritten, name each tensor by the last part that returned it, and add the outputs."""
+        """Drop what was overwritten, name each tensor after the last submodule that returned it, add the outputs."""
         intact = {n: t for n, t in self.tensors.items() if t._version == self._versions[n]}
         names = {id(tensor): name for name, tensor in intact.items()}
         self.tensors = {names[id(tensor)]: tensor for tensor in intact.values()}
+        self.aliases = {name: names[id(tensor)] for name, tensor in intact.items()}
         for name, tensor in tensors_in(answer).items():
             name = names.get(id(tensor), name)
-            self.tensors[name] = tensor
+            self.tensors[name], self.aliases[name] = tensor, name
             self.outputs.append(name)
         return self
 
 
-def _settle(module: nn.Module) -> None:
-    """Frozen, in evaluation mode, and nothing overwritten that need not be."""
+def freeze(module: nn.Module) -> None:
+    """Put a network in evaluation mode, without gradients to its weights, and let no ReLU work in place: it would
+    overwrite a feature after a hook has read it."""
     module.requires_grad_(False)
     for part in module.modules():
         part.training = False  # torch.export's modules refuse eval()
@@ -74,25 +79,25 @@ def _settle(module: nn.Module) -> None:
 
 
 class Modules(nn.Module):
-    """Any nn.Module; its parts are named as in named_modules()."""
+    """Any nn.Module; its tensors are named as in named_modules()."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module, self.names = module.eval(), list[str]()
-        _settle(module)
+        freeze(module)
 
     def probe(self, x: Tensor) -> Probe:
         return self._run(x, [name for name, _ in self.module.named_modules() if name])
 
     def _run(self, x: Tensor, names: Sequence[str]) -> Probe:
-        found = Probe()
+        probe = Probe()
 
-        def keeper(name: str) -> Callable:
-            return lambda module, inputs, output: found.add(name, output)
+        def adder(name: str) -> Callable:
+            return lambda module, inputs, output: probe.add(name, output)
 
-        hooks = [self.module.get_submodule(name).register_forward_hook(keeper(name)) for name in names]
+        hooks = [self.module.get_submodule(name).register_forward_hook(adder(name)) for name in names]
         try:
-            return found.finish(self.module(x))
+            return probe.finish(self.module(x))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -102,24 +107,24 @@ class Modules(nn.Module):
 
     def kept(self, x: Tensor) -> list[Tensor]:
         parts = {name for name, _ in self.module.named_modules()}
-        found = self._run(x, [name for name in self.names if name in parts]).tensors
-        return [found[name] for name in self.names]
+        tensors = self._run(x, [name for name in self.names if name in parts]).tensors
+        return [tensors[name] for name in self.names]
 
     def answer(self, x: Tensor) -> Any:
         return self.module(x)
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph node by node, and tells each value."""
+    """Runs a graph node by node and adds each value to a probe."""
 
-    def __init__(self, module: fx.GraphModule, found: Probe):
+    def __init__(self, module: fx.GraphModule, probe: Probe):
         super().__init__(module, garbage_collect_values=False)
-        self.found = found
+        self.probe = probe
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op.startswith("call"):
-            self.found.add(n.name, value)
+            self.probe.add(n.name, value)
         return value
 
 
@@ -129,11 +134,11 @@ class Graph(nn.Module):
     def __init__(self, module: fx.GraphModule):
         super().__init__()
         self.module = module
-        _settle(module)
+        freeze(module)
 
     def probe(self, x: Tensor) -> Probe:
-        found = Probe()
-        return found.finish(_Recorder(self.module, found).run(x))
+        probe = Probe()
+        return probe.finish(_Recorder(self.module, probe).run(x))
 
     def keep(self, names: Sequence[str]) -> None:
         graph, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -158,23 +163,23 @@ def _operator(node: Any) -> str:
 
 
 class Script(nn.Module):
-    """A TorchScript module, frozen: its weights are constants of its graph. Its tensors are named by the operator that
-    makes them and its place in the graph: relu_12."""
+    """A TorchScript module, frozen: its weights are constants of its graph. Its tensors are named after the operator
+    that computes them and its place in the graph: relu_12."""
 
     def __init__(self, module: torch.jit.ScriptModule):
         super().__init__()
-        self.original = [module]  # not a part: as it was read, for another device
+        self.original = [module]  # in a list, so that it is no submodule: as it was read, for another device
         self.names, self.inner = list[str](), list[str]()
         self._freeze(torch.device("cpu"))
 
     def _freeze(self, device: torch.device) -> None:
-        self.frozen = torch.jit.freeze(copy.deepcopy(self.original[0]).to(device).eval())
+        self.module = torch.jit.freeze(copy.deepcopy(self.original[0]).to(device).eval())
         self.device = device
         if self.names:
             self.keep(self.names)
 
     def __deepcopy__(self, memo: dict) -> "Script":
-        """Itself: there is nothing in it that a copy may change."""
+        """Itself: nothing in it ever changes."""
         return self
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Script":
@@ -185,8 +190,8 @@ class Script(nn.Module):
         return self
 
     def _nodes(self) -> dict[str, int]:
-        """Nodes of the graph that make tensors which no later node overwrites, by name: their place in it."""
-        nodes = list(self.frozen.graph.nodes())
+        """The place in the graph, by name, of each node that computes a tensor which no later node overwrites."""
+        nodes = list(self.module.graph.nodes())
         overwritten = {next(node.inputs()).debugName() for node in nodes if _operator(node).endswith("_")}
         return {
             f"{_operator(node).rstrip('_')}_{place}": place
@@ -198,8 +203,8 @@ class Script(nn.Module):
         }
 
     def _cut(self, places: Sequence[int]) -> Callable[[Tensor], tuple]:
-        """A function from an image to the answer, and what the nodes at these places make."""
-        graph = self.frozen.graph.copy()
+        """A function from an image to the answer and the tensors of the nodes at these places."""
+        graph = self.module.graph.copy()
         nodes, answer = list(graph.nodes()), next(graph.outputs())
         wanted = [answer, *(nodes[place].output() for place in places)]
         together = graph.create("prim::TupleConstruct", wanted, 1)
@@ -211,12 +216,12 @@ class Script(nn.Module):
         return torch._C._create_function_from_graph("forward", graph)
 
     def probe(self, x: Tensor) -> Probe:
-        found, places = Probe(), self._nodes()
+        probe, places = Probe(), self._nodes()
         with torch.jit.optimized_execution(False):
             answer, *values = self._cut([*places.values()])(x)
         for name, value in zip(places, values, strict=True):
-            found.add(name, value)
-        return found.finish(answer)
+            probe.add(name, value)
+        return probe.finish(answer)
 
     def keep(self, names: Sequence[str]) -> None:
         places = self._nodes()
@@ -226,9 +231,9 @@ class Script(nn.Module):
     def kept(self, x: Tensor) -> list[Tensor]:
         with torch.jit.optimized_execution(False):
             answer, *values = self.cut(x)
-        found = tensors_in(answer) | dict(zip(self.inner, values, strict=True))
-        return [found[name] for name in self.names]
+        tensors = tensors_in(answer) | dict(zip(self.inner, values, strict=True))
+        return [tensors[name] for name in self.names]
 
     def answer(self, x: Tensor) -> Any:
         with torch.jit.optimized_execution(False):
-            return self.frozen(x)
+            return self.module(x)

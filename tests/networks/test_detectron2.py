@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 
 pytest.importorskip("detectron2")
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 
-from lora_comp.detectors.detectron2 import POINT_REND
+from lora_comp.networks.detectron2 import POINT_REND
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
 
@@ -106,12 +106,12 @@ def no_network(*_, **__):
 
 
 def test_a_wrong_request_is_told_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("lora_comp.detectors.detectron2.PathManager.get_local_path", no_network)
+    monkeypatch.setattr("lora_comp.networks.detectron2.PathManager.get_local_path", no_network)
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
     for name, weights, message in [
         ("nowhere", None, "model zoo has no 'nowhere'"),
         ("COCO-Detection/rpn_R_50_FPN_1x", None, "does not find objects by itself"),
-        (MASK_RCNN, "default", "cannot be had .Name or service not known.; give a file"),
+        (MASK_RCNN, "default", "cannot be loaded .Name or service not known.; give a file"),
         (MASK_RCNN, tmp_path / "missing.pkl", "missing.pkl do not exist"),
         (MASK_RCNN, tmp_path / "other.pth", "do not fit GeneralizedRCNN: .* tensors are missing"),
         (MASK_RCNN, __file__, "do not fit GeneralizedRCNN"),

@@ -29,7 +29,7 @@ def test_the_objective_is_the_mean_of_the_parts_by_their_shares(both):
     assert together.name == "0.75cls+0.25det" and both().name == "cls+det"
 
 
-def test_a_part_without_a_share_is_measured_and_does_not_steer(both, monkeypatch):
+def test_a_part_without_a_share_is_measured_and_not_optimised_for(both, monkeypatch):
     together = both([1, 0])
     monkeypatch.setattr(Squares, "stages", lambda *_: pytest.fail("its network was asked"))
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
@@ -89,7 +89,7 @@ def test_the_detectors_own_boxes_are_a_region(both, human):
     sample = square("a")
     assert torch.equal(region("boxes", sample.image, both()), sample.masks[0].float())
     assert region("boxes", torch.zeros(3, 64, 64), both()).min() == 1  # nothing was found: all of it counts
-    with pytest.raises(lc.LoraCompError, match=r"needs a task that finds objects, as task=det or task=\[human,det\]"):
+    with pytest.raises(lc.LoraCompError, match=r"needs a task with a detector, as task=det or task=\[human,det\]"):
         region("boxes", sample.image, human)
 
 
@@ -104,7 +104,7 @@ def test_a_region_that_does_not_fit_is_told(codec, human, make_image, tmp_path):
 
 @pytest.mark.parametrize(
     "name, message",
-    [("nowhere:Task", "the task 'nowhere:Task' cannot be had: No module"), ("math:Task", "has no attribute 'Task'")],
+    [("nowhere:Task", "the task 'nowhere:Task' cannot be loaded: No module"), ("math:Task", "has no attribute 'Task'")],
 )
 def test_a_task_of_ones_own_that_is_not_there_is_told(name, message):
     with pytest.raises(lc.LoraCompError, match=message):

@@ -27,7 +27,7 @@ def lively():
 @pytest.fixture
 def check_contract():
     def check(detector: nn.Module, x: Tensor, stages: int) -> None:
-        """What `lora_comp.detectors` says of every detector."""
+        """What `networks.protocol.Detector` says."""
         x = x.clone().requires_grad_()
         features = detector.stages(x)
         sizes = [feature.shape[2] * feature.shape[3] for feature in features]

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
 
 transformers = pytest.importorskip("transformers")
 NAMES = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # of COCO's 91 ids
@@ -90,7 +90,7 @@ def test_a_wrong_request_is_told_in_one_line(monkeypatch, tmp_path, detector):
         (NAME, tmp_path / "other.pth", "do not fit DETR: 530 tensors are missing"),
         (NAME, tmp_path / "text.pth", "do not fit DETR"),
         (NAME, tmp_path / "missing.safetensors", "missing.safetensors do not exist"),
-        (NAME, "default", r"cannot be had \(We couldn't connect, check"),
+        (NAME, "default", r"cannot be loaded \(We couldn't connect, check"),
     ]:
         if weights == "default":
             monkeypatch.setattr(transformers.DetrForObjectDetection, "from_pretrained", no_network)

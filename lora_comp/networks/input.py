@@ -1,4 +1,4 @@
-"""How a network wants its images: resized, in its order of channels, scaled and normalised."""
+"""The input of a network: how images are resized, ordered in channels, scaled and normalised for it."""
 
 import math
 import os
@@ -12,17 +12,19 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_comp.errors import LoraCompError
+from lora_comp.errors import LoraCompError, first_line
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
 @dataclass(frozen=True)
 class Input:
-    """What becomes of an image in [0, 1], RGB, before a network sees it, in this order.
+    """The input that a network expects, made from an RGB image in [0, 1] in this order.
 
-    size: (H, W) it is resized to, without keeping its aspect; None: as it is.
+    size: (H, W) to resize to, without keeping the aspect ratio; None: the image's own size.
     channels: "rgb" or "bgr".
-    range: what white is, 1 or 255.
-    mean, std: subtracted and divided by, of each channel in the network's order, in units of `range`.
+    range: the value of white, 1 or 255.
+    mean, std: what each channel, in the network's order, is shifted and divided by, in units of `range`.
     """
 
     size: tuple[int, int] | None = None
@@ -33,35 +35,35 @@ class Input:
 
 
 def read_input(given: Mapping | str | os.PathLike | None, own: Input) -> Input:
-    """`own` with what is given: settings by name, or a YAML file of them. What is None stays the network's own.
+    """`own`, changed by the settings given: by name, or in a YAML file. None leaves a setting as it is.
 
-    Raises LoraCompError for a file that is none, an unknown name and a value that does not fit.
+    Raises LoraCompError for a file that cannot be read, an unknown setting and a value that does not fit.
     """
     if isinstance(given, (str, os.PathLike)):
         given = _read_yaml(Path(given))
     known = [field.name for field in fields(Input)]
     if unknown := sorted(set(map(str, given or {})) - set(known)):
-        raise LoraCompError(f"a network's input is told by {', '.join(known)}, not {', '.join(unknown)}")
-    told: dict[str, Any] = {
+        raise LoraCompError(f"the settings of a network's input are {', '.join(known)}, not {', '.join(unknown)}")
+    changed: dict[str, Any] = {
         str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None
     }
-    return replace(own, **told)
+    return replace(own, **changed)
 
 
 def _read_yaml(path: Path) -> Mapping:
     try:
-        found = yaml.safe_load(path.read_text())
+        settings = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise LoraCompError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        raise LoraCompError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from None
     except yaml.YAMLError as error:
-        raise LoraCompError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(found, Mapping):
+        raise LoraCompError(f"{path} is not YAML: {first_line(error)}") from None
+    if not isinstance(settings, Mapping):
         raise LoraCompError(f"{path} must hold lines such as 'size: [352, 352]' and 'channels: bgr'")
-    return found
+    return settings
 
 
 def _fitting(name: str, value) -> object:
-    """The value of a setting in the type of `Input`."""
+    """The value of a setting, converted to the type that `Input` has."""
     if name == "size":
         sides = [value, value] if isinstance(value, int) else list(value) if _is_list(value) else []
         if len(sides) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
@@ -91,20 +93,26 @@ def _is_number(value) -> bool:
 
 
 class Preparation(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to what a network takes. channels_last: to (B, H, W, 3)."""
+    """Turns images (B, 3, H, W) in [0, 1] into a network's input.
+
+    channels_last: into (B, H, W, 3). least_side: the shorter side of smaller images is enlarged to so many pixels.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, wanted: Input, channels_last: bool = False):
+    def __init__(self, wanted: Input, channels_last: bool = False, least_side: int = 1):
         super().__init__()
-        self.wanted, self.channels_last = wanted, channels_last
+        self.wanted, self.channels_last, self.least_side = wanted, channels_last, least_side
         self.register_buffer("mean", torch.tensor(wanted.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(wanted.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.wanted.size and x.shape[2:] != self.wanted.size:
             x = F.interpolate(x, self.wanted.size, mode="bilinear", antialias=True)
+        elif not self.wanted.size and (short := min(x.shape[2:])) < self.least_side:
+            size = [round(side * self.least_side / short) for side in x.shape[2:]]
+            x = F.interpolate(x, size, mode="bilinear")
         if self.wanted.channels == "bgr":
             x = x.flip(1)
         x = (x * self.wanted.range - self.mean) / self.std
