@@ -6,6 +6,7 @@ networks they name the features' part is a scale times the sum over the pyramid 
 
 import os
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,23 @@ from torch import Tensor
 from lora_comp.data.sample import Sample
 from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import setting
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    name: str
+    network: str = setting(
+        "scenes", "scenes, torchvision/NAME, detectron2/CONFIG, transformers/NAME (boxes), or a checkpoint", path=True
+    )
+    weights: str | None = setting(
+        "default", "those that the network comes with; a file; null: seeded random", path=True
+    )
 
 
 class Detection:
@@ -29,6 +42,7 @@ class Detection:
     """
 
     name, masks, kind = "det", False, "bbox"
+    config = DetectionConfig("det")
     lr = 4e-2  # docs/ttft.md
     sure = 0.5  # the score from which an answer on the original counts as the truth where nobody has annotated it
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")

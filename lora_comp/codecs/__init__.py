@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -11,6 +12,7 @@ import torch
 from lora_comp.codecs.tic import TIC
 from lora_comp.entropy.tables import bottleneck_tables, gaussian_tables
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import setting
 from lora_comp.weights import read_weights
 from lora_comp.zoo import codec_path
 
@@ -20,6 +22,19 @@ ARCHITECTURES: dict[str, Callable[[], Codec]] = {
     "tic-s": partial(TIC, N=64, M=96, depths=(0, 2, 4, 2), heads=(4, 4, 4, 6), hyper_heads=4),
 }
 QUALITIES = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    name: str
+    weights: str | None = setting(
+        "default", "default: those that ship; a safetensors file; null: seeded random ones", path=True
+    )
+
+
+def choices() -> dict[str, CodecConfig]:
+    """The settings of each codec, with their defaults."""
+    return {name: CodecConfig(name) for name in ARCHITECTURES}
 
 
 def check_name(name: str) -> None:

@@ -5,16 +5,28 @@ A method has `name`, `adapter` (with the `identity` that files carry), `prepare(
 """
 
 from pathlib import Path
+from typing import Any
 
 from lora_comp.codecs import Codec
 from lora_comp.entropy.deltas import EXPONENTS
 from lora_comp.errors import BitstreamError, LoraCompError
+from lora_comp.methods.config import LowRankConfig
 from lora_comp.methods.svd_lora import Adapter, LowRank, from_identity, identify, seeded
+from lora_comp.settings import Named
 from lora_comp.weights import read_weights
 from lora_comp.zoo import ROOT, adapter_path
 
 METHODS = ("none", "svd_lora", "lora")
 STARTS = {"svd_lora": ("svd_lora",), "lora": ("lora", "svd_lora")}  # the methods whose pre-trained adapters one takes
+
+
+def choices() -> dict[str, Any]:
+    """The settings of each method, with their defaults."""
+    return {
+        "none": Named("none"),
+        "svd_lora": LowRankConfig("svd_lora"),
+        "lora": LowRankConfig("lora", exponent=8),
+    }
 
 
 def load_method(
