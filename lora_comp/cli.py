@@ -80,14 +80,15 @@ def _without_command(words: Sequence[str]) -> None:
         print("\n".join(["usage: lora-comp COMMAND [PATH ...] [SETTING=VALUE ...]", "", *lines, ""]))
         print("lora-comp COMMAND --help lists the settings of a command.")
         return
-    if below:
-        raise LoraCompError(f"{asked[0]} needs one of {', '.join(name.split()[1] for name in below)}; see --help")
     if not asked:
         raise LoraCompError("a command is missing; lora-comp --help lists them")
+    if below and len(asked) == 1:
+        raise LoraCompError(f"{asked[0]} needs one of {', '.join(name.split()[1] for name in below)}; see --help")
     from lora_comp.config import suggestion
 
-    near = suggestion(asked[0], sorted({name.split()[0] for name in COMMANDS}))
-    raise LoraCompError(f"there is no command {asked[0]!r}{near or '; lora-comp --help lists them'}")
+    wrong = " ".join(asked[:2] if below else asked[:1])
+    known = below or sorted({name.split()[0] for name in COMMANDS})
+    raise LoraCompError(f"there is no command {wrong!r}{suggestion(wrong, known) or '; lora-comp --help lists them'}")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
 from lora_comp.errors import LoraCompError
-from lora_comp.settings import REQUIRED, Setting, about, check, either, expected, item_kind
+from lora_comp.settings import REQUIRED, Setting, check, either, expected, item_kind, setting_of
 
 Schema = TypeVar("Schema")
 NAME = re.compile(r"[A-Za-z_][\w-]*(\.[\w+-]+)*")
@@ -46,7 +46,7 @@ def with_choices(settings: Schema, chosen: dict[str, str]) -> Schema:
     """The settings with each group replaced by its chosen, or default, dataclass."""
     changes = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
-        if module := about(field).group:
+        if module := setting_of(field).group:
             changes[field.name] = choose(field.name, module, chosen.get(field.name, getattr(settings, field.name)))
     return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
@@ -86,7 +86,7 @@ def entries(settings: Any, prefix: str = "") -> Iterator[tuple[str, Entry]]:
             for part, own in value.items():
                 yield from entries(own, f"{prefix}{part}.")
             continue
-        yield name, Entry(value, hints[field.name], about(field))
+        yield name, Entry(value, hints[field.name], setting_of(field))
         if dataclasses.is_dataclass(value):
             yield from entries(value, f"{name}.")
 
@@ -131,7 +131,7 @@ class _Words:
         self.settings, self.command = settings, command
         self.known = leaves(settings)
         self.whole = {name: entry for name, entry in entries(settings) if name not in self.known and entry.about.path}
-        self.groups = [field.name for field in dataclasses.fields(settings) if about(field).group]
+        self.groups = [field.name for field in dataclasses.fields(settings) if setting_of(field).group]
         self.arguments = [name for name, entry in self.known.items() if entry.about.argument]
         self.values: dict[str, Any] = {}
 

@@ -21,12 +21,7 @@ from typing import Any
 from lora_comp.errors import LoraCompError
 
 REQUIRED = "???"  # the default of a setting that must be given, as OmegaConf spells it
-NAMES = {
-    int: ("an integer", "integers"),
-    float: ("a number", "numbers"),
-    bool: ("true or false", "true or false"),
-    str: ("text", "texts"),
-}
+NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +76,7 @@ def group(module: str, choice: str, help: str) -> Any:
     return setting(choice, help, group=module)
 
 
-def about(field: dataclasses.Field) -> Setting:
+def setting_of(field: dataclasses.Field) -> Setting:
     return field.metadata.get("setting", Setting())
 
 
@@ -103,9 +98,8 @@ def expected(hint: Any, about: Setting) -> str:
         return about.expected
     item = item_kind(hint)
     kind = item or next(kind for kind in kinds(hint) if kind is not types.NoneType)
-    one, many = ("a path", "paths") if about.path else NAMES.get(kind, ("a value", "values"))
-    a_list, a_value = f"a list of {many}{_range(about)}, as [A,B]", one + _range(about)
-    names = [a_list] if item else list(about.choices) or [a_value]
+    one = "a path" if about.path else NAMES.get(kind, "a value") + _range(about)
+    names = [*(about.choices or [one]), *["a list of these as [A,B]"] * bool(item)]
     return either(names + ["null"] * (types.NoneType in kinds(hint)))
 
 

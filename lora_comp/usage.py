@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from lora_comp.config import Entry, entries, with_choices
-from lora_comp.settings import REQUIRED, about, expected, item_kind, shown
+from lora_comp.settings import REQUIRED, expected, item_kind, setting_of, shown
 
 INDENT = 26
 
@@ -19,8 +19,8 @@ def usage(command: str, schema: type, documentation: str) -> str:
     fields = dataclasses.fields(schema)
     own = dict(entries(with_choices(schema(), {})))
     places = [name for name, entry in own.items() if entry.about.argument]
-    plain = [f.name for f in fields if not about(f).group and f.name not in places]
-    groups = [field for field in fields if about(field).group]
+    plain = [f.name for f in fields if not setting_of(f).group and f.name not in places]
+    groups = [field for field in fields if setting_of(field).group]
     words = [f"{name.upper()}{' ...' * (item_kind(own[name].hint) is not None)}" for name in places]
     lines = [" ".join(["usage: lora-comp", command, *words, *["[SETTING=VALUE ...]"] * bool(plain or groups)])]
     lines += ["", inspect.cleandoc(documentation)]
@@ -36,8 +36,8 @@ def usage(command: str, schema: type, documentation: str) -> str:
 def _group(field: dataclasses.Field) -> Iterator[str]:
     """A group's choices, and their settings: of choices with the same dataclass once, with what the others change."""
     group = field.name
-    choices = import_module(about(field).group).choices()
-    yield from _row(f"{group}={field.default}", f"{about(field).help}: {', '.join(choices)}")
+    choices = import_module(setting_of(field).group).choices()
+    yield from _row(f"{group}={field.default}", f"{setting_of(field).help}: {', '.join(choices)}")
     first: dict[type, str] = {}
     for name, settings in choices.items():
         first.setdefault(type(settings), name)

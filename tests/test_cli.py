@@ -200,6 +200,9 @@ def test_words_that_are_no_command(refused, words):
 def test_words_that_are_too_many_or_nearly_a_command(refused):
     assert "info takes no word 'b'" in refused(cli.command, "info", "a", "b")
     assert "did you mean decode or encode?" in refused(cli.command, "ecode")
+    assert "no command 'report tabel'; did you mean report table, report rates or report bench?" in refused(
+        cli.command, "report", "tabel", "a"
+    )
 
 
 def test_help_names_every_command_and_each_has_two_examples(capsys):

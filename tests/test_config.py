@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lora_comp import codecs, data, engine, methods, tasks
@@ -104,7 +106,7 @@ def test_several_tasks_are_parts_of_one():
     assert config.task.parts["det"].network == "a=b" and config.task.parts["cls"].network == "scenes"
     assert config.task.shares == [3, 1] and config.out == "results/cls+det-scenes-svd_lora"
     assert "codec is one of tic, tic-s, not a list" in refused(run, "codec=[tic,tic-s]")
-    assert "task.shares must be a list of numbers >= 0, as [A,B] or null, not [-1]" in refused(
+    assert "task.shares must be a number >= 0, a list of these as [A,B] or null, not [-1]" in refused(
         run, "task=[cls]", "task.shares=[-1]"
     )
 
@@ -171,8 +173,8 @@ def test_near_names(word, near):
         (-1, int, Setting(low=0, high=2**63 - 1), "x must be an integer from 0 to 2^63 - 1, not -1"),
         (7, bool, Setting(), "x must be true or false, not 7"),
         ("c", str | None, Setting(choices=("a", "b")), "x must be a, b or null, not 'c'"),
-        (["a", 1], list[int], Setting(low=0), "x must be a list of integers >= 0, as [A,B], not ['a', 1]"),
-        ([], list[int], Setting(filled=True), "x must be a list of integers, as [A,B], not []"),
+        (["a", 1], list[int], Setting(low=0), "x must be an integer >= 0 or a list of these as [A,B], not ['a', 1]"),
+        ([], list[int], Setting(filled=True), "x must be an integer or a list of these as [A,B], not []"),
         (None, str, Setting(path=True), "x must be a path, not null"),
     ],
 )
@@ -221,3 +223,22 @@ def test_a_group_has_no_default_that_is_no_choice():
 
     assert "codec must be tic or tic-s, not 'mp3'" in refused(lambda: compose(Wrong, ["a"], "play"))
     assert all(name == name.lower() for name in COMMANDS)
+
+
+pieces = st.sampled_from(
+    ["task", "engine", "steps", "roi", "quality", "images", "input", "det", "open", "null", "true", "1"]
+)
+signs = st.sampled_from(list("=.[]{},:${}()'\"~+-@#\\ \n")) | st.sampled_from(
+    ["--", "${task.name}", "${", "=[", "task="]
+)
+some_words = st.lists(st.lists(pieces | signs, max_size=6).map("".join) | st.text(max_size=8), max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(some_words)
+def test_any_words_are_settings_or_one_line(words):
+    for schema in (RunConfig, EncodeConfig, TrainConfig, RatesConfig):
+        try:
+            assert isinstance(compose(schema, words, "command"), schema)
+        except LoraCompError as error:
+            assert str(error) and "\n" not in str(error)
