@@ -1,6 +1,6 @@
 """`python benchmarks/batch.py [BATCH]...`: images a second when so many are adapted together, a row for each number.
 
-tic-s, quality 2, task cls, scenes of 256x256, the default steps and one attempt of `ttft.refine`. steps: `ttft.fit`
+tic-s, quality 2, task cls, scenes of 256x256, the default steps and one attempt of `refine`. steps: `adapted.fit`
 alone; encode_batch: with all that makes files of it and decodes them. On a GPU where there is one, by the clock; else
 on one core, in its own seconds. The faster of two rounds after a first.
 """
@@ -13,9 +13,8 @@ from functools import partial
 import torch
 
 import lora_comp as lc
-from lora_comp import ttft
-from lora_comp.methods import load_method
-from lora_comp.parts import in_parts
+from lora_comp.methods import FitSettings, load_method
+from lora_comp.objective import Objective, tiles
 
 CUDA = torch.cuda.is_available()
 
@@ -42,11 +41,11 @@ def main(batches: list[int]) -> None:
     print("| batch | steps | encode_batch |\n|---:|---:|---:|")
     for batch in batches:
         x, size = images[:batch], (images.shape[2], images.shape[3])
-        parts = in_parts(size, lambda *_, x=x: partial(task.distortion, targets=task.targets(x)))
+        whole = tiles(size, codec, lambda *_, x=x: partial(task.distortion, targets=task.targets(x)))
+        objective = Objective(x, size, whole, task.weight(codec.quality))
 
-        def fit(x=x, size=size, parts=parts) -> None:
-            weight = task.weight(codec.quality)
-            ttft.fit(method.prepare(codec, x), x, size, parts, weight, ttft.STEPS, task.lr)
+        def fit(x=x, objective=objective) -> None:
+            method.prepare(codec, x).fit(objective, FitSettings(lr=task.lr))
 
         cells = [f"{batch / seconds(work):.2f}" for work in (fit, lambda x=x: lc.encode_batch(x, codec, task, method))]
         print(f"| {batch} | {' | '.join(cells)} |", flush=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp import ttft
 from lora_comp.codecs import tic
 from lora_comp.entropy import models
+from lora_comp.objective import use_bf16
 from lora_comp.ops.swin_block import HALF
 
 KINDS = {"ours": tic.GDN, "CompressAI": models.GDN}
@@ -91,7 +91,7 @@ def test_fine_tuning(benchmark, kind, monkeypatch):
     targets, trained = task.targets(x), [p for p in adapted.parameters() if p.requires_grad]
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.use_bf16(x.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(x.device)):
             x_hat = adapted(x)["x_hat"]
             distortion = task.distortion(x_hat.float().clamp(0, 1), targets).sum()
         return torch.autograd.grad(distortion, trained, allow_unused=True)

@@ -16,11 +16,14 @@ from devices import ON_GPU
 from published import formulation
 
 import lora_comp as lc
-from lora_comp import ops, ttft
+from lora_comp import ops
 from lora_comp.codecs import build
+from lora_comp.finetune import Schedule, _Descent
+from lora_comp.methods import FitSettings
+from lora_comp.methods.svd_lora import OURS, published_factor
+from lora_comp.objective import Objective, tiles, use_bf16
 from lora_comp.ops.swin_block import plain_swin_block
 from lora_comp.ops.window_attention import plain_window_attention
-from lora_comp.parts import in_parts
 from lora_comp.replay import Replayed
 from lora_comp.training.codec import bits
 
@@ -39,9 +42,11 @@ def test_fine_tuning(benchmark, kind, trained, device, images):
     x = torch.rand(together, 3, 256, 256).to(device)
     if kind == "published":
         codec.to(memory_format=torch.contiguous_format)
-    adapted = method.prepare(codec, x if kind == "ours" and trained == "latents" else None, together)
-    parts = in_parts((256, 256), lambda *_: partial(task.distortion, targets=task.targets(x)))
-    descent = ttft._Descent(adapted, x, (256, 256), parts, 1.0, 10, 1e-2, kind == "published")
+    adapted = method.prepare(codec, x, FitSettings(recipe=trained if kind == "ours" else "published"))
+    whole = tiles((256, 256), codec, lambda *_: partial(task.distortion, targets=task.targets(x)))
+    objective = Objective(x, (256, 256), whole, 1.0)
+    schedule = OURS if kind == "ours" else Schedule(published_factor)
+    descent = _Descent(partial(objective.evaluate, adapted), adapted.groups(1e-2), 10, schedule)
     descent.set_rates(0)
     before = [p.detach().clone() for p in descent.trained]
     take_step = Replayed(descent.take_step, x.device) if kind == "ours" else descent.take_step
@@ -67,7 +72,7 @@ def test_training(benchmark, kind, monkeypatch):
     optimizer = torch.optim.Adam(codec.parameters(), lr=1e-4, fused=True)
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=ttft.use_bf16(x.device)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(x.device)):
             out = codec(x)
         loss = 100 * (out["x_hat"].float() - x).square().mean() + bits(out["likelihoods"]) / x[:, 0].numel()
         optimizer.zero_grad()

@@ -19,13 +19,13 @@ from published import formulation
 from torch import Tensor
 
 import lora_comp as lc
-from lora_comp import api, bitstream, ttft
-from lora_comp.codecs import Codec
+from lora_comp import api, bitstream
 from lora_comp.data import Dataset, Folder, Scenes
-from lora_comp.entropy.latents import CodedLatents
-from lora_comp.methods import LowRank, load_method
-from lora_comp.methods.svd_lora import Adapted
-from lora_comp.parts import GRID, in_parts
+from lora_comp.entropy.coder import CodedLatents
+from lora_comp.finetune import Schedule, descend
+from lora_comp.methods import load_method
+from lora_comp.methods.svd_lora import AdaptedLowRank, LowRank, published_factor
+from lora_comp.objective import GRID, Objective, tiles
 
 STEP = 5e-5
 SLAB, SPIKE, SPIKE_WEIGHT = 0.05, 0.005 / 6, 1000.0  # standard deviations, and the spike's share against the slab's
@@ -42,39 +42,40 @@ def published_bits(s: Tensor) -> Tensor:
     return -((mass(SLAB) + SPIKE_WEIGHT * mass(SPIKE)) / (1 + SPIKE_WEIGHT)).clamp_min(1e-30).log2()
 
 
-class PublishedAdapted(Adapted):
-    """SVD-LoRA whose singular values change in steps of 5e-5 at the published price."""
+class PublishedAdapted(AdaptedLowRank):
+    """SVD-LoRA whose singular values change in steps of 5e-5 at the published price; its payload has no coder."""
 
-    def __init__(self, codec: Codec, method: LowRank):
-        super().__init__(codec, method.adapter.of_each(1), method.travels, 0)
-        for layer in self.decoder_layers():
-            layer.step.fill_(STEP)
+    def __init__(self, codec, method: LowRank, x: Tensor):
+        super().__init__(codec, method.adapter, method.variant, 0, x, "published")
+        for quantised in self.transmitted():
+            quantised.step.fill_(STEP)
 
     def bits(self) -> Tensor:
-        return published_bits(STEP * self.travelling().double()).sum(1).float()
+        return published_bits(STEP * self.rounded().double()).sum(1).float()
+
+    def payloads(self) -> list[bytes | None]:
+        return [b""]
 
 
 @torch.no_grad()
-def published(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float]:
+def published(image: Tensor, codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float]:
     """Objective and bits of the singular values."""
-    adapted, x, size = PublishedAdapted(codec, method), api.pad(image[None]), (image.shape[1], image.shape[2])
+    x, size = api.pad(image[None], codec.stride), (image.shape[1], image.shape[2])
+    adapted = PublishedAdapted(codec, method, x)
     distortion, weight = partial(task.distortion, targets=task.targets(image[None])), task.weight(codec.quality)
     whole = math.ceil(max(x.shape[2:]) / GRID) * GRID
-    parts = in_parts(size, lambda rows, columns: distortion, side=whole)
+    objective = Objective(x, size, tiles(size, codec, lambda rows, columns: distortion, side=whole), weight)
     with torch.enable_grad(), formulation():
-        ttft.fit(adapted, x, size, parts, weight, steps, lr, published=True)
-    (data,) = api.write(codec, adapted.codec, x, size, method, [b""])
-    header, (z, y, _, *hints) = bitstream.read(data)
-    latents = CodedLatents(z, y, header.symbols_crc, *hints)
-    y_hat = api.coder_of(codec).decompress(latents, x.shape[2] // 64, x.shape[3] // 64)
-    x_hat = adapted.codec.g_s(y_hat.contiguous(memory_format=torch.channels_last))[..., : size[0], : size[1]].clamp(
-        0, 1
-    )
+        descend(partial(objective.evaluate, adapted), adapted.groups(lr), steps, Schedule(published_factor))
+    (data,) = api.write(codec, adapted.latents(x), size, method, adapted)
+    header, sections = bitstream.read(data)
+    y_hat = codec.coder().decompress(CodedLatents(sections.latents, header.symbols_crc, sections.hints), size)
+    x_hat = codec.output.crop(adapted.codec.synthesize(y_hat), size)
     bits = adapted.bits().item()
     return weight * distortion(x_hat).item() + (8 * len(data) + bits) / (size[0] * size[1]), bits
 
 
-def ours(image: Tensor, codec: Codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float, float]:
+def ours(image: Tensor, codec, task, method: LowRank, steps: int, lr: float) -> tuple[float, float, float]:
     """Objective, bits of the singular values, and the objective of the plain file."""
     coded = lc.encode(image, codec, task, method, steps, lr, recipe="published")
     assert coded.loss_before is not None and coded.loss_after is not None

@@ -14,8 +14,8 @@ import torch
 from published import formulation
 
 import lora_comp as lc
-from lora_comp import ttft
-from lora_comp.parts import in_parts
+from lora_comp.methods import FitSettings
+from lora_comp.objective import Objective, tiles
 
 KINDS = "published", "adapter", "latents"
 
@@ -32,12 +32,16 @@ def step_memory(kind: str) -> float:
     torch.manual_seed(0)
     codec, x = lc.load_codec("tic", 1, weights=None), torch.rand(1, 3, 256, 256)
     task = lc.load_task("cls", network="torchvision/resnet50", weights=None)
-    adapted = lc.load_method("svd_lora", codec, adapter=None).prepare(codec, x if kind == "latents" else None)
-    parts = in_parts((256, 256), lambda *_: partial(task.distortion, targets=task.targets(x)))
+    method = lc.load_method("svd_lora", codec, adapter=None)
+    assert method is not None
+    adapted = method.prepare(codec, x, FitSettings(recipe=kind))
+    objective = Objective(
+        x, (256, 256), tiles((256, 256), codec, lambda *_: partial(task.distortion, targets=task.targets(x))), 1.0
+    )
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     with formulation() if kind == "published" else nullcontext():
-        ttft.fit(adapted, x, (256, 256), parts, 1.0, steps=2, lr=1e-3)
+        adapted.fit(objective, FitSettings(steps=2, lr=1e-3))
     return resident("VmHWM") - before
 
 

@@ -1,4 +1,4 @@
-"""What a stop on a plateau would save, and cost: why `ttft.fit` has none.
+"""What a stop on a plateau would save, and cost: why fine-tuning has none.
 
 `python benchmarks/plateau.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--adapter seeded|shipped]` fits images of each
 folder (or of `scenes`, generated) with `tic-s` at quality 2 to the last step, and tells on how many of them the last

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_comp import ops, ttft
+from lora_comp import objective, ops
 from lora_comp.ops import Layer, Parts
 from lora_comp.ops.window_attention import regions
 
@@ -51,5 +51,5 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
 @contextmanager
 def formulation() -> Iterator[None]:
     """All Swin blocks as above, and test-time fine-tuning in float32."""
-    with patch.object(ops, "swin_block", swin_block), patch.object(ttft, "use_bf16", lambda device: False):
+    with patch.object(ops, "swin_block", swin_block), patch.object(objective, "use_bf16", lambda device: False):
         yield

@@ -6,7 +6,7 @@ published price (see deltas.py), and by `lora_comp.encode` in the ways of `WAYS`
 with `--tic FILE` the larger `tic` with those weights, under any network (`torchvision/resnet50`) with seeded ones.
 
 Objective: weight x distortion + bpp, from the decoded latents; ours counts every byte of a decoded file. Seconds: of
-one thread of the processor. Ours include `ttft.refine`, both files and their decoding; of the published only the steps
+one thread of the processor. Ours include `refine`, both files and their decoding; of the published only the steps
 and one file.
 """
 

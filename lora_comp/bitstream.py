@@ -1,36 +1,38 @@
 """The file format: a header, the coded sections, and a checksum over both. This module knows bytes and nothing else.
 
-====================  ========  ==================================================================================
-field                 bytes     meaning
-====================  ========  ==================================================================================
-magic                 3         `LCZ`
-version               1         1
-flags                 1         bit 0: an adapter hash follows the codec hash; bit 1: there is a section of table
-                                hints; the other bits are 0
-rate point, method    1         high four bits: quality; low four bits: position of the method in METHODS
-height - 1            1 to 5    varint, pixels
-width - 1             1 to 5    varint, pixels
-codec name            1 + n     n in a byte (1 to 32), then n ASCII letters, digits and, inside, `.`, `_`, `-`
-codec hash            4         of the weights that the decoder needs
-adapter hash          0 or 4    of the pre-trained adapter that the deltas build on; only if bit 0 of the flags is set
-symbols CRC           4         CRC-32 of the decoded symbols, little-endian: a decoder that disagrees finds out
-section lengths       1 to 5 x  a varint for each section: z, y, unless the method is `none` the method's deltas, and
-                                if bit 1 of the flags is set the hints (entropy/latents.py)
-sections              lengths   z, y, deltas, hints
-CRC                   4         CRC-32 of all bytes before it, little-endian
-====================  ========  ==================================================================================
+====================  =========  ==================================================================================
+field                 bytes      meaning
+====================  =========  ==================================================================================
+magic                 3          `LCZ`
+version               1          2
+flags                 1          bit 0: an adapter hash is present; bit 1: a section of hints; bit 2: a section of
+                                 payload; bit 3: the decoder's output is features. Other bits are refused.
+quality               1          in sixteenths, 0 to 255
+codec                 1 or 1+n   the position of its name in CODECS; or 128 + n and n bytes of name
+method                1 or 1+n   the same of METHODS
+layer                 0 or 1+n   128 + n and the name of the layer whose features are decoded; only with bit 3
+height - 1            1 to 5     varint, pixels
+width - 1             1 to 5     varint, pixels
+codec hash            4          of the weights that the decoder needs
+adapter hash          0 or 4     of the pre-trained adapter that the decoder needs; only with bit 0
+symbols CRC           4          CRC-32 of the decoded symbols, little-endian
+latent sections       1          how many there are, 1 to 255
+section lengths       1 to 5 x   a varint for each section
+sections              lengths    those of the latents, then the payload (bit 2), then the hints (bit 1)
+CRC                   4          CRC-32 of all bytes before it, little-endian
+====================  =========  ==================================================================================
 
-A varint is LEB128: seven bits a byte from the lowest, the high bit set in all bytes but the last, in its shortest form.
-So a header and its sections have one encoding only. All lengths are written, the last one too, because a reader that
-knows how long the file should be can tell a cut file from an altered one.
+A name has 1 to 32 ASCII letters, digits and, inside, `.`, `_`, `-`. A varint is LEB128: seven bits a byte from the
+lowest, the high bit set in all bytes but the last, in its shortest form. So every header has exactly one encoding. All
+section lengths are stored, so that a truncated file can be distinguished from a corrupt one.
 
 >>> header = Header(height=512, width=768, codec="tic-s", quality=2, codec_hash=bytes(4), symbols_crc=0)
->>> data = write(header, [b"z", b"latents"])
->>> read(data) == (header, [b"z", b"latents"])
+>>> data = write(header, Sections([b"z", b"latents"]))
+>>> read(data) == (header, Sections([b"z", b"latents"]))
 True
 >>> read(data[:-1])
 Traceback (most recent call last):
-lora_comp.errors.BitstreamError: the file is cut short: 37 bytes are there, its header declares 38
+lora_comp.errors.BitstreamError: the file is cut short: 34 bytes are there, its header declares 35
 """
 
 import re
@@ -41,12 +43,15 @@ from dataclasses import dataclass
 from lora_comp.errors import BitstreamError
 
 MAGIC = b"LCZ"
-VERSION = 1
-MAX_PIXELS = 2**28  # of an image, unless the reader is told otherwise
-METHODS = ("none", "svd_lora", "lora", "transtic", "duic", "alice", "slimmable")  # the position is the code in the file
+VERSION = 2
+MAX_PIXELS = 2**28  # of an image, unless the reader sets another limit
+# Names whose position is their code in the file; new ones go to the end. Other names are written out.
+METHODS = ("none", "svd_lora", "lora", "transtic", "alice", "duic")
+CODECS = ("tic", "tic-s", "tic-v", "stf", "stf-s", "cheng2020-attn", "cheng-s", "slim-s")
+SIXTEENTHS = 16  # of a rate point
 
-_HAS_ADAPTER = 1
-_HAS_HINTS = 2
+_HAS_ADAPTER, _HAS_HINTS, _HAS_PAYLOAD, _HAS_FEATURES = 1, 2, 4, 8
+_KNOWN_FLAGS = 15
 _HASH_BYTES = 4
 _CRC_BYTES = 4
 _VARINT_BYTES = 5
@@ -59,66 +64,74 @@ class Header:
     """What a decoder must know before it can read the sections.
 
     height, width: of the image, in pixels, 1 to 2^32
-    codec: name in the registry, 1 to 32 ASCII letters, digits and, between them, `.`, `_` or `-`
-    quality: rate point, 0 to 15
+    codec: its name in the registry, 1 to 32 ASCII letters, digits and, inside, `.`, `_` or `-`
+    quality: rate point, 0 to 15.9375 in steps of 1/16
     codec_hash: 4 bytes, of the codec's weights
     symbols_crc: CRC-32 of the latents' symbols, computed by the caller
-    method: one of METHODS
-    adapter_hash: 4 bytes, of the pre-trained adapter; None if there is none, as with the method "none"
-    hints: whether the last section says which tables some latents were coded with
+    method: its name in the registry, spelt as a codec's
+    adapter_hash: 4 bytes, of the pre-trained adapter that the decoder needs; None if it needs none
+    features: name of the layer whose features the decoder outputs; None if it outputs an image
     """
 
     height: int
     width: int
     codec: str
-    quality: int
+    quality: float
     codec_hash: bytes
     symbols_crc: int
     method: str = "none"
     adapter_hash: bytes | None = None
-    hints: bool = False
+    features: str | None = None
 
 
-def section_count(header: Header) -> int:
-    """How many sections the file has: z and y, the deltas of a method that adapts, and the hints."""
-    return 2 + (header.method != "none") + header.hints
+@dataclass(frozen=True)
+class Sections:
+    """What follows the header.
+
+    latents: at least one section, in the order of the codec's latent coder
+    payload: what a method transmits beside the latents; None if it transmits nothing
+    hints: of the latent coder (`entropy.coder`), most often empty
+    """
+
+    latents: Sequence[bytes]
+    payload: bytes | None = None
+    hints: bytes = b""
+
+    def all(self) -> list[bytes]:
+        return [*self.latents, *([] if self.payload is None else [self.payload]), *([self.hints] if self.hints else [])]
 
 
-def write(header: Header, sections: Sequence[bytes]) -> bytes:
-    """The whole file. Raises ValueError for a header field out of range or a wrong number of sections."""
-    problem = _problem(header)
+def write(header: Header, sections: Sections) -> bytes:
+    """The whole file. Raises ValueError for a header field or a number of sections out of range."""
+    problem = _problem(header) or _problem_between(header, sections)
     if problem:
         raise ValueError(problem)
-    if len(sections) != section_count(header):
-        raise ValueError(
-            f"method {header.method!r}, hints {header.hints}: the file has {section_count(header)} "
-            f"sections, but {len(sections)} were given"
-        )
-    file = bytearray(MAGIC)
-    file += bytes(
-        [
-            VERSION,
-            (_HAS_ADAPTER if header.adapter_hash is not None else 0) | (_HAS_HINTS if header.hints else 0),
-            header.quality << 4 | METHODS.index(header.method),
-        ]
+    flags = (
+        (_HAS_ADAPTER if header.adapter_hash is not None else 0)
+        | (_HAS_HINTS if sections.hints else 0)
+        | (_HAS_PAYLOAD if sections.payload is not None else 0)
+        | (_HAS_FEATURES if header.features is not None else 0)
     )
+    file = bytearray(MAGIC) + bytes([VERSION, flags, round(header.quality * SIXTEENTHS)])
+    file += _coded_name(header.codec, CODECS) + _coded_name(header.method, METHODS)
+    file += b"" if header.features is None else _coded_name(header.features)
     file += _varint(header.height - 1) + _varint(header.width - 1)
-    file += bytes([len(header.codec)]) + header.codec.encode("ascii")
     file += header.codec_hash + (header.adapter_hash or b"") + header.symbols_crc.to_bytes(4, "little")
-    for section in sections:
+    file += bytes([len(sections.latents)])
+    for section in sections.all():
         file += _varint(len(section))
-    file += b"".join(sections)
+    file += b"".join(sections.all())
     return bytes(file + zlib.crc32(file).to_bytes(_CRC_BYTES, "little"))
 
 
-def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]]:
+def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
     """The header and the sections of a file: the inverse of `write`.
 
     Nothing is allocated beyond copies of parts of `data`, whatever the header declares.
 
     Raises BitstreamError, and nothing else, for bytes that are not a lora_comp file, of another version, cut short,
-    with extra bytes, altered, or that declare an image of more than `max_pixels` pixels, a side shorter than the 64
-    that it is coded as counted as 64.
+    with extra bytes, altered, or that declare an image of more than `max_pixels` pixels, where a side shorter than the
+    64 pixels that it is coded as counts as 64.
     """
     if not data or not MAGIC.startswith(data[: len(MAGIC)]):
         raise BitstreamError("this is not a lora_comp file: it does not begin with 'LCZ'")
@@ -128,41 +141,33 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, list[bytes]
             "use the lora_comp that wrote it"
         )
     fields = _Fields(data, len(MAGIC) + 1)
-    flags, quality_method = fields.take(2)
+    flags, quality = fields.take(2)
+    codec, method = fields.name(CODECS), fields.name(METHODS)
+    features = fields.name(()) if flags & _HAS_FEATURES else None
     height, width = fields.varint() + 1, fields.varint() + 1
-    codec = fields.take(fields.take(1)[0])
     codec_hash = fields.take(_HASH_BYTES)
     adapter_hash = fields.take(_HASH_BYTES) if flags & _HAS_ADAPTER else None
     symbols_crc = int.from_bytes(fields.take(4), "little")
-    method_code = quality_method & 15
-    lengths = [fields.varint() for _ in range(2 + bool(method_code) + bool(flags & _HAS_HINTS))]
+    latents, payload, hints = fields.take(1)[0], bool(flags & _HAS_PAYLOAD), bool(flags & _HAS_HINTS)
+    lengths = [fields.varint() for _ in range(latents + payload + hints)]
 
     _check_whole(data, fields.position + sum(lengths) + _CRC_BYTES)
-    if flags & ~(_HAS_ADAPTER | _HAS_HINTS) or method_code >= len(METHODS):
-        raise BitstreamError(
-            f"the file uses flags {flags:#04x} and method {method_code}, which this lora_comp does not know; update it"
-        )
-    header = Header(
-        height,
-        width,
-        codec.decode("ascii", "replace"),
-        quality_method >> 4,
-        codec_hash,
-        symbols_crc,
-        METHODS[method_code],
-        adapter_hash,
-        bool(flags & _HAS_HINTS),
+    if flags & ~_KNOWN_FLAGS:
+        raise BitstreamError(f"the file uses flags {flags:#04x}, which this lora_comp does not know; update it")
+    header = Header(height, width, codec, quality / SIXTEENTHS, codec_hash, symbols_crc, method, adapter_hash, features)
+    taken = [fields.take(length) for length in lengths]
+    sections = Sections(
+        taken[:latents],
+        taken[latents] if payload else None,
+        taken[-1] if hints else b"",
     )
-    problem = _problem(header)
+    problem = fields.problem or _problem(header) or _problem_between(header, sections)
+    if hints and not sections.hints:
+        problem = "its hints are empty"
     if problem:
         raise BitstreamError(f"the file's header is not valid: {problem}")
-    longest = max(height, width)
-    if height * width > max_pixels or (longest > _CODED_SIDE and longest * _CODED_SIDE > max_pixels):
-        raise BitstreamError(
-            f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed (where a side counts as "
-            f"{_CODED_SIDE} at least); raise max_pixels if you trust its source"
-        )
-    return header, [fields.take(length) for length in lengths]
+    _check_pixels(height, width, max_pixels)
+    return header, sections
 
 
 def info(data: bytes) -> dict:
@@ -171,19 +176,29 @@ def info(data: bytes) -> dict:
     Raises BitstreamError as `read` does.
     """
     header, sections = read(data, max_pixels=2**64)
-    names = ["bytes_z", "bytes_y"] + ["bytes_adapter"] * (header.method != "none") + ["bytes_hints"] * header.hints
+    latents = (
+        ["bytes_z", "bytes_y"]
+        if len(sections.latents) == 2
+        else [f"bytes_latents_{i}" for i in range(len(sections.latents))]
+    )
+    sizes = dict(zip(latents, map(len, sections.latents), strict=True))
+    if sections.payload is not None:
+        sizes["bytes_adapter"] = len(sections.payload)
+    if sections.hints:
+        sizes["bytes_hints"] = len(sections.hints)
     return {
         "height": header.height,
         "width": header.width,
         "codec": header.codec,
-        "quality": header.quality,
+        "quality": int(header.quality) if header.quality == int(header.quality) else header.quality,
         "method": header.method,
+        "output": "image" if header.features is None else f"features of {header.features}",
         "codec_hash": header.codec_hash.hex(),
         "adapter": header.adapter_hash.hex() if header.adapter_hash else None,
         "bytes": len(data),
         "bpp": 8 * len(data) / (header.height * header.width),
-        **dict(zip(names, map(len, sections), strict=True)),
-        "bytes_header": len(data) - sum(map(len, sections)),
+        **sizes,
+        "bytes_header": len(data) - sum(sizes.values()),
     }
 
 
@@ -196,23 +211,42 @@ def _check_whole(data: bytes, declared: int) -> None:
         raise BitstreamError("the file is altered: its checksum does not match; get it again from its source")
 
 
+def _check_pixels(height: int, width: int, max_pixels: int) -> None:
+    longest = max(height, width)
+    if height * width > max_pixels or (longest > _CODED_SIDE and longest * _CODED_SIDE > max_pixels):
+        raise BitstreamError(
+            f"the file declares {width}x{height} pixels, more than the {max_pixels} allowed (where a side counts as "
+            f"{_CODED_SIDE} at least); raise max_pixels if you trust its source"
+        )
+
+
 def _problem(header: Header) -> str | None:
     """What is wrong with the values of a header, or None."""
     if not (1 <= header.height <= 2**32 and 1 <= header.width <= 2**32):
         return f"height and width must be 1 to 2^32, not {header.height} and {header.width}"
-    if not _NAME.fullmatch(header.codec):
-        return f"{header.codec!r} is no codec name; it takes 1 to 32 ASCII letters, digits and, inside, '.', '_', '-'"
-    if not 0 <= header.quality <= 15:
-        return f"quality must be 0 to 15, not {header.quality}"
-    if header.method not in METHODS:
-        return f"unknown method {header.method!r}; known are {', '.join(METHODS)}"
-    if header.method == "none" and header.adapter_hash is not None:
-        return "the method 'none' has no adapter hash"
+    for what, name in (("codec", header.codec), ("method", header.method), ("layer", header.features)):
+        if name is not None and not _NAME.fullmatch(name):
+            return f"{name!r} is no {what} name; it takes 1 to 32 ASCII letters, digits and, inside, '.', '_', '-'"
+    sixteenths = header.quality * SIXTEENTHS
+    if not 0 <= sixteenths <= 255 or sixteenths != round(sixteenths):
+        return f"quality must be 0 to 15.9375 in steps of 1/16, not {header.quality}"
     if any(len(known) != _HASH_BYTES for known in (header.codec_hash, header.adapter_hash) if known is not None):
         return f"a hash must be {_HASH_BYTES} bytes"
     if not 0 <= header.symbols_crc < 2**32:
         return f"symbols_crc must be a CRC-32, not {header.symbols_crc}"
     return None
+
+
+def _problem_between(header: Header, sections: Sections) -> str | None:
+    if header.method == "none" and (header.adapter_hash is not None or sections.payload is not None):
+        return "the method 'none' has neither adapter hash nor payload"
+    if not 1 <= len(sections.latents) <= 255:
+        return f"a file has 1 to 255 sections of latents, not {len(sections.latents)}"
+    return None
+
+
+def _coded_name(name: str, known: Sequence[str] = ()) -> bytes:
+    return bytes([known.index(name)]) if name in known else bytes([128 + len(name)]) + name.encode("ascii")
 
 
 def _varint(value: int) -> bytes:
@@ -227,11 +261,12 @@ def _varint(value: int) -> bytes:
 
 
 class _Fields:
-    """A place in the data that moves on with every field taken, and never past the end."""
+    """A position in the data that moves on with every field taken, and never past the end."""
 
     def __init__(self, data: bytes, position: int):
         self.data = data
         self.position = position
+        self.problem: str | None = None  # with a name, reported once the checksum is known to hold
 
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.position:
@@ -240,6 +275,18 @@ class _Fields:
             )
         self.position += count
         return bytes(self.data[self.position - count : self.position])
+
+    def name(self, known: Sequence[str]) -> str:
+        code = self.take(1)[0]
+        if code < 128:
+            if code < len(known):
+                return known[code]
+            self.problem = f"it names a codec or method by the code {code}, which this lora_comp does not know"
+            return ""
+        name = self.take(code - 128).decode("ascii", "replace")
+        if name in known:
+            self.problem = f"the name {name} has a code"
+        return name
 
     def varint(self) -> int:
         value = 0

@@ -14,13 +14,13 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
 from lora_comp.errors import LoraCompError
-from lora_comp.settings import REQUIRED, Setting, check, either, expected, item_kind, setting_of
+from lora_comp.settings import REQUIRED, Choice, Setting, check, either, expected, item_kind, setting_of
 
 Schema = TypeVar("Schema")
 NAME = re.compile(r"[A-Za-z_][\w-]*(\.[\w+-]+)*")
@@ -51,21 +51,23 @@ def with_choices(settings: Schema, chosen: dict[str, str]) -> Schema:
     return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
 
-def choose(group: str, module: str, choice: str) -> Any:
+def choose(group: str, module: str, choice: str) -> Choice:
+    """The choice of a group with its options, or of several where its module has `combine`."""
     source = import_module(module)
     known = source.choices()
     if listed := re.fullmatch(r"\[(.+)\]", choice):
         names = [name.strip() for name in listed[1].split(",")]
         if not hasattr(source, "combine"):
             raise LoraCompError(f"{group} is one of {', '.join(known)}, not a list")
-        return source.combine({name: _choice(group, known, name) for name in names})
+        return Choice("+".join(names), source.combine({name: _choice(group, known, name) for name in names}))
     return _choice(group, known, choice)
 
 
-def _choice(group: str, known: dict[str, Any], choice: str) -> Any:
+def _choice(group: str, known: Mapping[str, Any], choice: str) -> Choice:
     if choice not in known:
         raise LoraCompError(f"{group} must be {either(sorted(known))}, not {choice!r}{suggestion(choice, known)}")
-    return known[choice]
+    options = known[choice]
+    return Choice(choice, options() if isinstance(options, type) else options)
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
@@ -79,6 +81,9 @@ def suggestion(word: str, known: Collection[str]) -> str:
 
 def entries(settings: Any, prefix: str = "") -> Iterator[tuple[str, Entry]]:
     """All fields by their full names. The parts of a combined group stand beside its own settings."""
+    if isinstance(settings, Choice):
+        yield from entries(settings.options, prefix)
+        return
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name
@@ -199,8 +204,7 @@ class _Words:
 
     def _unknown(self, name: str) -> str:
         head, dot, _ = name.partition(".")
-        chosen = getattr(getattr(self.settings, head), "name", "") if dot and head in self.groups else ""
-        where = f"{head}={chosen}" if chosen else self.command
+        where = f"{head}={getattr(self.settings, head).name}" if dot and head in self.groups else self.command
         near = suggestion(name, [*self.known, *self.groups])
         return f"{where} has no setting {name!r}" + (near or f"; lora-comp {self.command} --help lists them")
 
@@ -213,7 +217,8 @@ class _Words:
 
         tree = OmegaConf.create()
         try:
-            for name, value in self.values.items():
+            names = {f"{group}.name": getattr(self.settings, group).name for group in self.groups}
+            for name, value in (names | self.values).items():
                 OmegaConf.update(tree, name, value)
             self.values |= {name: OmegaConf.select(tree, name) for name in open_}
         except OmegaConfBaseException as error:
@@ -255,6 +260,8 @@ def _grammar(name: str, text: str, entry: Entry) -> Any:
 
 def _rebuilt(settings: Any, values: dict[str, Any], prefix: str = "") -> Any:
     """The dataclass with the values of its fields, and of those below."""
+    if isinstance(settings, Choice):
+        return Choice(settings.name, _rebuilt(settings.options, values, prefix))
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), prefix + field.name

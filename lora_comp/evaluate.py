@@ -1,6 +1,6 @@
-"""A method over a data set: every image to files, every file decoded and scored.
+"""Methods over a data set: every image to files, every file decoded and scored, all in one table.
 
-The folder gets files/**/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start goes on),
+The folder gets files/**/*.lcz, records.jsonl (a line as soon as a file is scored, from which a second start resumes),
 results.json, and what `report` draws of it. Every `bytes` is the size of a file that was decoded for its record.
 """
 
@@ -11,33 +11,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from lora_comp import api, bitstream
-from lora_comp.codecs import Codec
 from lora_comp.data import Sample
 from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, write_file
-from lora_comp.methods import LowRank
-from lora_comp.parts import SIDE
+from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import psnr_within, region
 from lora_comp.tasks.human import psnr
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a record depends on beside its image, its codec and its method."""
+class Point:
+    """A codec at one rate point, and the methods to evaluate on it; None among them is the plain codec."""
 
-    steps: int
-    lr: float
-    seed: int
-    recipe: str = "latents"
-    roi: str | None = None
-    tile: int = SIDE
+    codec: Any
+    methods: Sequence[Method | None]
 
 
 class Records:
@@ -110,28 +105,29 @@ def batches(found: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 def evaluate(
-    data,
-    codecs: dict[int, Codec],
-    task,
-    methods: dict[int, LowRank],
-    settings: Settings,
+    data: Any,
+    points: Sequence[Point],
+    task: Any,
+    settings: FitSettings,
     out: Path,
     progress: Progress,
     batch: int = 1,
+    roi: str | None = None,
 ) -> Records:
-    """The plain codec and each quality's method on every image, at each quality.
+    """Every method of every rate point on every image.
 
     Args:
         data: a data set of `lora_comp.data`.
-        codecs, methods: by quality; a quality without a method is coded by the plain codec alone.
-        out: the folder for everything; one that holds records already is gone on with.
+        out: the folder for everything; where it holds records already, what they cover is not done again.
         progress: a started rich Progress.
-        batch: how many images, if of one size, are coded together; records do not depend on it but in last digits.
+        batch: how many images, if of one size, are coded together; records depend on it in their last digits only.
+        roi: the region of interest, see `roi.region`.
     """
     make_folder(out / "files")
     records = Records(out, getattr(task, "pool", None))
-    images = progress.add_task("images", total=len(data) * len(codecs))
-    steps = progress.add_task("steps", total=settings.steps, visible=bool(methods))
+    images = progress.add_task("images", total=len(data) * len(points))
+    adapts = any(method for point in points for method in point.methods)
+    steps = progress.add_task("steps", total=settings.steps, visible=adapts)
 
     def on_step(step: int, loss: float) -> None:
         progress.update(steps, completed=step)
@@ -142,56 +138,51 @@ def evaluate(
         records.skipped[index] = reason
 
     try:
-        for quality, codec in codecs.items():
+        for done, point in enumerate(points):
             for together in batches(samples(data, on_skip), batch):
-                for method in (None, methods[quality]) if quality in methods else (None,):
-                    keys = [record_key(sample, codec, task, method, settings) for sample in together]
+                for method in point.methods:
+                    keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.known}
                     progress.reset(steps)
-                    scored = score(list(missing.values()), codec, task, method, settings, out, on_step)
+                    scored = score(list(missing.values()), point.codec, task, method, settings, out, roi, on_step)
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)
                     records.wanted += [records.known[key] for key in keys]
                 progress.advance(images, len(together))
-            progress.update(images, completed=len(data) * (list(codecs).index(quality) + 1))
+            progress.update(images, completed=len(data) * (done + 1))
     finally:
         records.write()
     return records
 
 
-def record_key(sample: Sample, codec: Codec, task, method: LowRank | None, settings: Settings) -> str:
+def record_key(
+    sample: Sample, codec: Any, task: Any, method: Method | None, settings: FitSettings, roi: str | None = None
+) -> str:
     """All that a record depends on, as text."""
-    adapter = (
-        [settings.roi, settings.tile]
-        if method is None
-        else [method.name, method.adapter.identity.hex(), method.exponent, asdict(settings)]
-    )
-    pixels = zlib.crc32(sample.image.numpy().tobytes())
-    truth = zlib.crc32(sample.boxes.numpy().tobytes()) if sample.annotated and hasattr(task, "pool") else sample.label
-    return json.dumps(
-        [
-            sample.name,
-            list(sample.image.shape),
-            pixels,
-            truth,
-            codec.name,
-            codec.quality,
-            codec.hash.hex(),
-            task.name,
-            task.key,
-            *adapter,
-        ]
-    )
+    facts = {
+        "image": [sample.name, list(sample.image.shape), zlib.crc32(sample.image.numpy().tobytes())],
+        "truth": zlib.crc32(sample.boxes.numpy().tobytes())
+        if sample.annotated and hasattr(task, "pool")
+        else sample.label,
+        "codec": [codec.name, codec.quality, codec.hash.hex()],
+        "task": [task.name, task.key],
+        "roi": roi,
+        "settings": {"tile": settings.tile} if method is None else asdict(settings),
+    }
+    if method is not None:
+        facts["method"] = [method.name, method.identity and method.identity.hex(), dict(method.settings)]
+    return json.dumps(facts, sort_keys=True)
 
 
 def score(
     batch: Sequence[Sample],
-    codec: Codec,
-    task,
-    method: LowRank | None,
-    settings: Settings,
+    codec: Any,
+    task: Any,
+    method: Method | None,
+    settings: FitSettings,
     out: Path,
-    on_step,
+    roi: str | None,
+    on_step: Callable[[int, float], None],
 ) -> Iterator[dict]:
     """Code images of one size together, decode their files, score what came out: the record of each.
 
@@ -200,38 +191,26 @@ def score(
     if not batch:
         return
     start = time.perf_counter()
-    rois = None if settings.roi is None else [region(settings.roi, sample.image, task) for sample in batch]
-    coded = api.encode_batch(
-        [sample.image for sample in batch],
-        codec,
-        task,
-        method,
-        settings.steps,
-        settings.lr,
-        settings.seed,
-        on_step,
-        settings.recipe,
-        rois,
-        settings.tile,
-    )
+    rois = None if roi is None else [region(roi, sample.image, task) for sample in batch]
+    images = [sample.image for sample in batch]
+    coded = api.encode_images(images, codec, task, method, settings, rois, on_step)
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
-        roi = rois[i] if rois else None
-        yield record_of(sample, one, codec, task, method, out, roi) | {"seconds_encode": seconds}
+        yield record_of(sample, one, codec, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}
 
 
 def record_of(
     sample: Sample,
     coded: api.Coded,
-    codec: Codec,
-    task,
-    method: LowRank | None,
+    codec: Any,
+    task: Any,
+    method: Method | None,
     out: Path,
     roi: Tensor | None = None,
 ) -> dict:
     """Write the file of an image, decode it, and score what came out."""
-    name = "none" if method is None else method.name
-    path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality}-{name}.lcz"
+    name = NONE if method is None else method.name
+    path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality:g}-{name}.lcz"
     make_folder((out / path).parent)
     write_file(out / path, coded.data)
     data = (out / path).read_bytes()
@@ -252,8 +231,8 @@ def record_of(
         "bytes": len(data),
         "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0),
         "bpp": api.bpp(data, (height, width)),
-        "psnr": psnr(decoded, sample.image),
-        "adapted": coded.method != "none",
+        **({"psnr": psnr(decoded, sample.image)} if decoded.shape == sample.image.shape else {}),
+        "adapted": coded.method != NONE,
         "loss_before": coded.loss_before,
         "loss_after": coded.loss_after,
         "seconds_decode": seconds_decode,

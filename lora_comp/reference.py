@@ -9,9 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_comp.codecs import Codec, build
+from lora_comp.codecs import build
+from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
-from lora_comp.methods.svd_lora import Adapted, Adapter, layers
+from lora_comp.methods.low_rank import Adapter, layers
+from lora_comp.methods.svd_lora import with_adapter
 
 RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
 # Made anew by our modules, or parts of the published systems that these models do not use.
@@ -49,7 +51,7 @@ def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
         raise LoraCompError(f"this is not a checkpoint of {system}: it {wrong}")
 
 
-def tic(state: Mapping[str, Tensor]) -> Codec:
+def tic(state: Mapping[str, Tensor]) -> TIC:
     codec = build("tic")
     load(codec, state, "tic")
     return codec
@@ -63,7 +65,7 @@ def tic_svdlora(state: Mapping[str, Tensor]) -> nn.Module:
     wanted = {f"{name}.{k}" for name in layers(codec) for k in "USV"}
     if wanted != set(tensors):
         raise LoraCompError(f"this is not a checkpoint of tic_svdlora: see {min(wanted ^ set(tensors))}")
-    return Adapted(codec, Adapter(tensors, RANK, ALPHA, identity=b""), travels="", exponent=0)
+    return with_adapter(codec, Adapter(tensors, RANK, ALPHA, identity=b""))
 
 
 SYSTEMS = {"tic": tic, "tic_svdlora": tic_svdlora}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lora_comp.data.images import read_image
 from lora_comp.errors import LoraCompError
-from lora_comp.parts import Distortion
+from lora_comp.objective import Distortion
 
 BOXES = "boxes"
 MARGIN = 8  # pixels around a region that are analysed with it

@@ -1,8 +1,7 @@
 """Settings as dataclasses: each field carries the help, the range and the kind of its value.
 
     @dataclass(frozen=True)
-    class LowRankConfig:
-        name: str
+    class LowRankOptions:
         rank: int = setting(4, "rank of a seeded adapter", low=1, high=255)
 
 A field is annotated with int, float, bool, str, a list of one of these, or one of these `| None`; with Any where the
@@ -25,10 +24,31 @@ NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
-    """The settings of a codec, method, task or data set that has none of its own."""
+class NoOptions:
+    """The settings of what has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a group was set to: a name of its registry, and the dataclass of what can be set of it.
+
+    Where the options have a `name` too, that one counts: `task=own task.name=MODULE:CLASS`.
+    """
 
     name: str
+    options: Any
+
+    def given(self) -> dict[str, Any]:
+        """Name and options as keywords, those of parts as dictionaries: for `load_task`, `load_method`, `load_data`."""
+        return {"name": self.name} | {
+            field.name: _plain(getattr(self.options, field.name)) for field in dataclasses.fields(self.options)
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: part.given() for name, part in value.items()}
+    return dict(vars(value)) if dataclasses.is_dataclass(value) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +60,7 @@ class Setting:
     pattern: a regular expression that the whole text matches; it needs `expected` for people.
     path: a path, or a name in its place; its words are taken literally.
     argument: given by its position, without its name.
-    group: a module whose `choices()` are the values, each a dataclass instance by name.
+    group: a module whose `choices()` are the names there are, each with its options: a dataclass or its instance.
     expected: replaces the description of the value in messages.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from lora_comp.config import Entry, entries, with_choices
+from lora_comp.config import Entry, choose, entries, with_choices
 from lora_comp.settings import REQUIRED, expected, item_kind, setting_of, shown
 
 INDENT = 26
@@ -36,13 +36,14 @@ def usage(command: str, schema: type, documentation: str) -> str:
 def _group(field: dataclasses.Field) -> Iterator[str]:
     """A group's choices, and their settings: of choices with the same dataclass once, with what the others change."""
     group = field.name
-    choices = import_module(setting_of(field).group).choices()
+    module = setting_of(field).group
+    choices = {name: choose(group, module, name).options for name in import_module(module).choices()}
     yield from _row(f"{group}={field.default}", f"{setting_of(field).help}: {', '.join(choices)}")
     first: dict[type, str] = {}
     for name, settings in choices.items():
         first.setdefault(type(settings), name)
     for kind, name in first.items():
-        own = {key: entry for key, entry in entries(choices[name], f"{group}.") if _can_be_set(key, entry)}
+        own = dict(entries(choices[name], f"{group}."))
         alike = [other for other, settings in choices.items() if type(settings) is kind]
         if own:
             yield f"  with {group}={' or '.join(alike)}:"
@@ -52,14 +53,10 @@ def _group(field: dataclasses.Field) -> Iterator[str]:
             changed = [
                 f"{key}={_default(entry.value)}"
                 for key, entry in entries(choices[other], f"{group}.")
-                if key in own and entry.value != own[key].value
+                if entry.value != own[key].value
             ]
             if changed:
                 yield f"    {group}={other} has {' '.join(changed)}"
-
-
-def _can_be_set(key: str, entry: Entry) -> bool:
-    return not key.endswith(".name") or entry.value == REQUIRED
 
 
 def _setting(name: str, entry: Entry) -> list[str]:

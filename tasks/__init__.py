@@ -30,31 +30,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_comp.errors import LoraCompError
-from lora_comp.settings import REQUIRED, Named, setting
+from lora_comp.settings import REQUIRED, NoOptions, setting
 from lora_comp.tasks.cls import Classification
 from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
 from lora_comp.tasks.open import Open
 from lora_comp.tasks.seg import Segmentation
-from lora_comp.tasks.several import Several, SeveralConfig
+from lora_comp.tasks.several import MultiTaskOptions, Several
 
 TASKS: dict[str, Any] = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation, "open": Open}
 
 
 @dataclass(frozen=True)
-class OwnConfig:
+class OwnOptions:
     name: str = setting(REQUIRED, "MODULE:CLASS of a task of your own, see docs/tasks.md")
 
 
 def choices() -> dict[str, Any]:
-    """The settings of each task, with their defaults: what its class has as `config`."""
-    own = {name: getattr(task, "config", Named(name)) for name, task in TASKS.items()}
-    return own | {"own": OwnConfig()}
+    """What can be set of each task: what its class has as `options`, if anything."""
+    return {name: getattr(task, "options", NoOptions) for name, task in TASKS.items()} | {"own": OwnOptions}
 
 
-def combine(parts: Mapping[str, Any]) -> SeveralConfig:
-    """The settings of several tasks as one."""
-    return SeveralConfig("+".join(parts), dict(parts))
+def combine(parts: Mapping[str, Any]) -> MultiTaskOptions:
+    """What can be set of several tasks as one."""
+    return MultiTaskOptions(dict(parts))
 
 
 def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):

@@ -22,8 +22,7 @@ PUBLISHED, STAGES = "torchvision/resnet50", 4  # the network for which the lambd
 
 
 @dataclass(frozen=True)
-class ClassificationConfig:
-    name: str = "cls"
+class ClassificationOptions:
     network: str = setting("scenes", "scenes, flowers, timm/NAME, torchvision/NAME, or a checkpoint", path=True)
     weights: str | None = setting(
         "default", "those that the network comes with; a file; null: seeded random", path=True
@@ -37,8 +36,8 @@ class Classification:
     network, weights: as for `lora_comp.networks.load_network`. Labels count only if they index the network's classes.
     """
 
-    name, config = "cls", ClassificationConfig()
-    lr = 4e-2  # docs/ttft.md
+    name, options = "cls", ClassificationOptions
+    lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "agreement", "feature_distance")
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):

@@ -24,8 +24,7 @@ LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
 
 
 @dataclass(frozen=True)
-class DetectionConfig:
-    name: str
+class DetectionOptions:
     network: str = setting(
         "scenes", "scenes, torchvision/NAME, detectron2/CONFIG, transformers/NAME (boxes), or a checkpoint", path=True
     )
@@ -42,8 +41,8 @@ class Detection:
     """
 
     name, masks, kind = "det", False, "bbox"
-    config = DetectionConfig("det")
-    lr = 4e-2  # docs/ttft.md
+    options = DetectionOptions
+    lr = 4e-2  # docs/finetuning.md
     sure = 0.5  # the score from which an answer on the original counts as the truth where nobody has annotated it
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
 

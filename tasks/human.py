@@ -31,7 +31,7 @@ class Human:
     """Distortion is the mean squared error in [0, 1]; the score is PSNR in dB."""
 
     name = key = "human"
-    lr = 1e-2  # docs/ttft.md
+    lr = 1e-2  # docs/finetuning.md
     metrics = ("psnr", "ms_ssim")
 
     def to(self, device: torch.device) -> "Human":

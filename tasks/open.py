@@ -27,7 +27,7 @@ NEGLIGIBLE = 1e-3  # a feature distance that bfloat16 may cost
 
 
 @dataclass(frozen=True)
-class InputConfig:
+class InputOptions:
     """How the network wants images; null: as its own library says, else as described here."""
 
     size: list[int] | None = setting(None, "[height,width] to resize to; as it is", low=1)
@@ -38,14 +38,13 @@ class InputConfig:
 
 
 @dataclass(frozen=True)
-class OpenConfig:
-    name: str = "open"
+class OpenOptions:
     network: str = setting(
         REQUIRED, "an ONNX, TorchScript or torch.export file, timm/NAME, torchvision/NAME or module:function", path=True
     )
     weights: str | None = setting("default", "of timm and torchvision; a file; null: seeded random", path=True)
     layers: list[str] | None = setting(None, "names of those to match, as [layer3,layer4]; null picks them")
-    input: Any = setting(InputConfig(), "a YAML file with the settings below", path=True)
+    input: Any = setting(InputOptions(), "a YAML file with the settings below", path=True)
 
 
 class Open:
@@ -57,8 +56,8 @@ class Open:
     TorchScript files and module:function run code of their author's choice.
     """
 
-    name, config = "open", OpenConfig()
-    lr = 4e-2  # docs/ttft.md
+    name, options = "open", OpenOptions
+    lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "feature_fidelity", "feature_distance")
 
     def __init__(

@@ -15,8 +15,7 @@ MIDDLE = 2  # the rate point whose weights tell how much one part counts against
 
 
 @dataclass(frozen=True)
-class SeveralConfig:
-    name: str
+class MultiTaskOptions:
     parts: dict[str, Any]
     shares: list[float] | None = setting(None, "how much each task counts, as [3,1]; null: all alike", low=0)
 

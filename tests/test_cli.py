@@ -75,7 +75,7 @@ def everything_under(folder):
 
 
 @pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
-def test_a_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
+def test_an_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
     words = [f"codec.weights={weights}", f"task.network={network}", f"method={method}", "engine.steps=3", "quality=2"]
     assert cli.command(["encode", cat, lcz, *words]) == 0
     assert f"{os.path.getsize(lcz)} bytes" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["quality=9"], "quality must be 1 to 4, not 9"),
+        (["quality=9"], "quality must be 1, 2, 3 or 4, not 9"),
         (["quality=two"], "quality must be"),
         (["quality=[1,2]"], "quality must be"),
         (["task=hearing"], "task must be cls, det, human, open, own or seg, not 'hearing'"),
@@ -147,7 +147,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["engine.steps=1.5"], "engine.steps must be"),
         (["engine.lr=0"], "engine.lr must be"),
         (["engine.lr=fast"], "engine.lr must be"),
-        (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
+        (["method=lora", "engine.recipe=all"], "recipe must be one of latents, adapter, published, not 'all'"),
         (["engine.tile=300"], "engine.tile must be an integer >= 128, a multiple of 128, not 300"),
         (["engine.batch=0"], "engine.batch must be"),
         (["engine.batch=all"], "engine.batch must be"),
@@ -159,8 +159,8 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
         (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"),
         (["codec.weights=/nowhere"], "/nowhere"),
-        (["codec.name=jpeg"], "no codec 'jpeg'"),
-        (["codec.name=7"], "codec.name must be text, not 7"),
+        (["codec=jpeg"], "codec must be tic or tic-s, not 'jpeg'"),
+        (["codec.name=tic"], "codec=tic-s has no setting 'codec.name'"),
         (["task=cls", "task.network=nothing"], "nothing"),
         (["task=cls", "task.network=null"], "task.network must be a path, not null"),
         (["data.limit=3"], "data"),
@@ -220,8 +220,8 @@ def test_help_lists_what_can_be_set(capsys):
     assert cli.command(["encode", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "usage: lora-comp encode IMAGE FILE [SETTING=VALUE ...]" in out
-    assert "quality=2 rate point, 1 for the fewest bits (an integer >= 0)" in out
-    assert "method.rank=4 rank of an adapter made from the seed (an integer from 1 to 255)" in out
+    assert "quality=2 rate point, 1 for the fewest bits (a number >= 0)" in out
+    assert "method.rank=4 rank of a seeded adapter (an integer from 1 to 255)" in out
     assert "method=lora has method.exponent=8" in out
     assert "engine=published has engine.steps=40 engine.lr=0.005 engine.recipe=published" in out
 
@@ -349,7 +349,7 @@ def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
         (["data=scenes", "data.size=big"], "size of scenes"),
         (["data.split=7"], "data.split must be text"),
         (["quality=[]"], "quality must be"),
-        (["quality=[1,9]"], "quality must be 1 to 4, not 9"),
+        (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
         (["task=nothing"], "task must be cls"),
         (["quality=1,2"], "a list is written quality=[1,2]"),
         (["out=null"], "out must be a path, not null"),
@@ -376,15 +376,15 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monke
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
-    encode_batch, methods = api.encode_batch, []
+    encode_images, methods = api.encode_images, []
 
     def stop_when_adapting(images, codec, task, method, *rest):
         methods.append(method)
         if method is not None and len(methods) == 2:
             raise KeyboardInterrupt
-        return encode_batch(images, codec, task, method, *rest)
+        return encode_images(images, codec, task, method, *rest)
 
-    monkeypatch.setattr(api, "encode_batch", stop_when_adapting)
+    monkeypatch.setattr(api, "encode_images", stop_when_adapting)
     assert run.main(over_folder) == 130
     assert capsys.readouterr().err.startswith("stopped; what is done is kept")
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 1

@@ -1,7 +1,7 @@
 """Words to settings: each value in its type, paths as they stand, and one line for what does not fit."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ from lora_comp.commands.train import TrainConfig
 from lora_comp.commands.zoo import ZooConfig
 from lora_comp.config import compose, leaves, suggestion
 from lora_comp.errors import LoraCompError
-from lora_comp.settings import Setting, argument, check, setting
+from lora_comp.methods.svd_lora import LowRankOptions
+from lora_comp.settings import Choice, Setting, argument, check, setting
 
 PATHS = [
     "a=b",
@@ -60,8 +61,8 @@ def refused(compose, *words: str) -> str:
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_taken_as_it_stands(path):
     config = run("data=folder", f"data.path={path}", f"out={path}", f"roi={path}", f"codec.weights={path}")
-    assert (config.data.path, config.out, config.roi, config.codec.weights) == (path,) * 4
-    assert run("task=open", f"task.network={path}").task.network == path
+    assert (config.data.options.path, config.out, config.roi, config.codec.options.weights) == (path,) * 4
+    assert run("task=open", f"task.network={path}").task.options.network == path
     assert compose(TrainConfig, [f"images={path}"], "train").images == [path]
     assert encode(f"./{path}", f"./{path}.lcz").image == f"./{path}"
     assert encode("--", path, path).file == path
@@ -69,7 +70,7 @@ def test_a_path_is_taken_as_it_stands(path):
 
 def test_quotes_around_a_path_and_null():
     assert run("out='a b'").out == run('out="a b"').out == "a b"
-    assert run("method.adapter=null").method.adapter is None
+    assert run("method.adapter=null").method.options.adapter is None
 
 
 @pytest.mark.parametrize(
@@ -89,22 +90,30 @@ def test_a_list_of_paths(text, expected):
 
 def test_values_have_the_types_of_their_fields():
     config = run("quality=2", "engine.lr=1e-3", "data.limit=null", "method.mlp=true", "data.size=[64,96]")
-    assert (config.quality, config.engine.lr, config.data.limit, config.method.mlp) == ([2], 1e-3, None, True)
-    assert config.data.size == [64, 96]
+    assert (config.quality, config.engine.options.lr, config.data.options.limit, config.method.options.mlp) == (
+        [2],
+        1e-3,
+        None,
+        True,
+    )
+    assert config.data.options.size == [64, 96]
     assert run("quality=[2,4]").quality == [2, 4]
     assert compose(TrainConfig, ["minutes=4"], "train").minutes == 4
 
 
 def test_a_choice_brings_its_settings_wherever_it_stands():
-    assert run("engine.steps=7", "engine=published").engine == engine.EngineConfig(7, 0.005, "published")
-    assert run("method=lora").method == methods.LowRankConfig("lora", exponent=8)
+    assert run("engine.steps=7", "engine=published").engine.options == replace(engine.choices()["published"], steps=7)
+    assert run("method=lora").method == Choice("lora", LowRankOptions(exponent=8))
+    assert run("method=none").method.given() == {"name": "none"}
     assert run("task=cls", "task=human").task.name == "human"
 
 
 def test_several_tasks_are_parts_of_one():
     config = run("task=[cls,det]", "task.det.network=a=b", "task.shares=[3,1]")
-    assert config.task.parts["det"].network == "a=b" and config.task.parts["cls"].network == "scenes"
-    assert config.task.shares == [3, 1] and config.out == "results/cls+det-scenes-svd_lora"
+    cls = {"name": "cls", "network": "scenes", "weights": "default"}
+    det = {"name": "det", "network": "a=b", "weights": "default"}
+    assert config.task.given() == {"name": "cls+det", "parts": {"cls": cls, "det": det}, "shares": [3, 1]}
+    assert config.out == "results/cls+det-scenes-svd_lora"
     assert "codec is one of tic, tic-s, not a list" in refused(run, "codec=[tic,tic-s]")
     assert "task.shares must be a number >= 0, a list of these as [A,B] or null, not [-1]" in refused(
         run, "task=[cls]", "task.shares=[-1]"
@@ -112,9 +121,9 @@ def test_several_tasks_are_parts_of_one():
 
 
 def test_settings_below_a_setting_or_a_file_in_their_place():
-    assert run("task=open", "task.network=a", "task.input=b=c.yaml").task.input == "b=c.yaml"
+    assert run("task=open", "task.network=a", "task.input=b=c.yaml").task.options.input == "b=c.yaml"
     for words in (["task.input.size=[64,96]"], ["task.input={size:[64,96]}"]):
-        assert run("task=open", "task.network=a", *words).task.input == tasks.open.InputConfig(size=[64, 96])
+        assert run("task=open", "task.network=a", *words).task.options.input == tasks.open.InputOptions(size=[64, 96])
     assert "no setting 'task.input.sizes'; did you mean" in refused(run, "task=open", "task.input={sizes:3}")
     assert "task.input.channels must be rgb, bgr or null" in refused(
         run, "task=open", "task.network=a", "task.input.channels=rbg"
@@ -148,7 +157,7 @@ def test_settings_stand_before_and_after_the_paths():
 
 def test_interpolations():
     assert run("out=runs/${method.name}/${data.name}").out == "runs/svd_lora/scenes"
-    assert run("engine.batch=${engine.steps}", "engine.steps=3").engine.batch == 3
+    assert run("engine.batch=${engine.steps}", "engine.steps=3").engine.options.batch == 3
     assert "nowhere" in refused(run, "out=${nowhere}")
     assert "engine.batch must be" in refused(run, "engine.batch=${task.name}")
 
@@ -188,29 +197,31 @@ def test_a_choice_is_one_entry_of_a_registry(monkeypatch):
     """Nothing else is edited for another codec, task or data set, with settings of its own or without."""
 
     @dataclass(frozen=True)
-    class ToyConfig:
-        name: str = "toy"
+    class ToyOptions:
         colour: str = setting("red", "of the toy", choices=("red", "blue"))
 
     class Toy:
-        config = ToyConfig()
+        options = ToyOptions
 
     monkeypatch.setitem(tasks.TASKS, "toy", Toy)
     monkeypatch.setitem(tasks.TASKS, "bare", object)
     monkeypatch.setitem(data.DATASETS, "toy", Toy)
-    monkeypatch.setitem(codecs.ARCHITECTURES, "toy", Toy)
-    config = run("task=toy", "data=toy", "codec=toy", "task.colour=blue")
-    assert (config.task, config.data, config.codec.name) == (ToyConfig(colour="blue"), ToyConfig(), "toy")
-    assert run("task=[toy,bare]").task.parts["bare"].name == "bare"
+    monkeypatch.setitem(codecs.CODECS, "toy", Toy)
+    monkeypatch.setitem(methods.METHODS, "toy", Toy)
+    config = run("task=toy", "data=toy", "codec=toy", "method=toy", "task.colour=blue")
+    assert config.task == Choice("toy", ToyOptions("blue"))
+    assert config.data == config.method == Choice("toy", ToyOptions()) and config.codec.name == "toy"
+    assert run("task=[toy,bare]").task.given()["parts"]["bare"] == {"name": "bare"}
     assert "task.colour must be red or blue" in refused(run, "task=toy", "task.colour=green")
 
 
 def test_every_default_fits_and_every_dataclass_is_a_structured_config():
-    configs = [c for module in (codecs, data, engine, methods, tasks) for c in module.choices().values()]
-    for config in [*configs, tasks.combine({"cls": tasks.cls.ClassificationConfig()})]:
-        OmegaConf.structured(config)
-        for name, (value, hint, about) in leaves(config).items():
-            assert about.help or name.endswith("name"), f"{type(config).__name__}.{name} has no help"
+    found = [o for module in (codecs, data, engine, methods, tasks) for o in module.choices().values()]
+    for options in [*found, tasks.several.MultiTaskOptions({})]:
+        OmegaConf.structured(options)
+        made = options() if isinstance(options, type) else options
+        for name, (value, hint, about) in leaves(made).items():
+            assert about.help, f"{type(made).__name__}.{name} has no help"
             if value != "???":
                 check(name, value, hint, about)
 

@@ -20,8 +20,8 @@ from lora_comp.data.folders import photograph
 DECODER = """
 import itertools, json, pathlib, sys, torch
 import lora_comp as lc
-from lora_comp import api, bitstream
-from lora_comp.entropy.latents import CodedLatents
+from lora_comp import bitstream
+from lora_comp.entropy.coder import CodedLatents
 codecs = {q: lc.load_codec("tic-s", q) for q in (1, 2, 3, 4)}
 tried, wrong = 0, []
 for threads, onednn, precision in itertools.product((1, 2), (True, False), ("highest", "medium")):
@@ -29,11 +29,10 @@ for threads, onednn, precision in itertools.product((1, 2), (True, False), ("hig
     torch._C._set_mkldnn_enabled(onednn)
     torch.set_float32_matmul_precision(precision)
     for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
-        header, (z, y, *hints) = bitstream.read(path.read_bytes())
-        z_size = (-(-header.height // 64), -(-header.width // 64))
+        header, sections = bitstream.read(path.read_bytes())
         try:
-            api.coder_of(codecs[header.quality]).decompress(
-                CodedLatents(z, y, header.symbols_crc, *hints), *z_size)
+            codecs[header.quality].coder().decompress(
+                CodedLatents(sections.latents, header.symbols_crc, sections.hints), (header.height, header.width))
         except lc.BitstreamError as error:
             wrong.append(f"{path.name}, {threads} threads, oneDNN {onednn}, {precision}: {error}")
         tried += 1

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def test_settings_of_ones_own_are_words():
     try:
         exec(code, {"__name__": "bright"})
         config = compose(RunConfig, ["task=bright", "task.power=1"], "run")
-        task = load_task(**asdict(config.task))
+        task = load_task(**config.task.given())
         assert (task.name, task.power, task.channel) == ("bright", 1, None)
         with pytest.raises(LoraCompError, match=r"task\.channel must be an integer from 0 to 2 or null, not 3"):
             compose(RunConfig, ["task=bright", "task.channel=3"], "run")

@@ -12,6 +12,7 @@ from rich.progress import Progress
 import lora_comp as lc
 from lora_comp import api, evaluate
 from lora_comp.data import Sample, write_image
+from lora_comp.methods import FitSettings
 from lora_comp.tasks.human import psnr
 
 DESIGN = {
@@ -36,13 +37,13 @@ DESIGN = {
 @pytest.fixture
 def counted(monkeypatch):
     """The number of images that were encoded, as a list that grows."""
-    calls, encode_batch = [], api.encode_batch
+    calls, encode_images = [], api.encode_images
 
     def count(images, *args):
         calls.extend(images)
-        return encode_batch(images, *args)
+        return encode_images(images, *args)
 
-    monkeypatch.setattr(api, "encode_batch", count)
+    monkeypatch.setattr(api, "encode_images", count)
     return calls
 
 
@@ -61,13 +62,12 @@ def start(codec, human, folder, tmp_path):
     def start(task=human, method="svd_lora", steps=1, data=None, qualities=(2,), seed=0, batch=1):
         log = io.StringIO()
         with Progress(console=Console(file=log, width=60)) as progress:
-            found = lc.load_method(method, codec)
+            methods = [lc.load_method(name, codec) for name in method.split("+") if name != "none"]
             records = evaluate.evaluate(
                 data or lc.load_data("folder", folder),
-                dict.fromkeys(qualities, codec),
+                [evaluate.Point(codec, [None, *methods])] * len(qualities),
                 task,
-                dict.fromkeys(qualities, found) if found else {},
-                evaluate.Settings(steps, 0.02, seed),
+                FitSettings(steps, 0.02, seed),
                 tmp_path / "out",
                 progress,
                 batch,
@@ -112,6 +112,14 @@ def test_the_summary_has_a_row_for_each_method_and_quality(start, tmp_path):
     assert found["summary"][0]["bytes"] == sum(plain) / 3
 
 
+def test_any_list_of_methods_stands_in_one_table(start, tmp_path, counted):
+    start(method="svd_lora")
+    start(method="svd_lora+lora")
+    found = results(tmp_path)
+    assert [(row["method"], row["count"]) for row in found["summary"]] == [("none", 3), ("svd_lora", 3), ("lora", 3)]
+    assert len(counted) == 9 and len({r["file"] for r in found["records"]}) == 9
+
+
 def test_a_second_start_encodes_nothing_again(start, tmp_path, counted):
     start()
     before = results(tmp_path)
@@ -136,7 +144,7 @@ def test_settings_that_come_back_do_not_find_the_other_ones_file(start, tmp_path
             assert record["psnr"] == psnr(decoded, lc.data.read_image(folder / record["image"]))
 
 
-def test_a_image_that_changed_is_done_again(start, folder, make_image, counted):
+def test_an_image_that_changed_is_done_again(start, folder, make_image, counted):
     start()
     write_image(folder / "1.png", make_image(33, 47).flip(2))
     start()
@@ -271,7 +279,7 @@ def test_images_of_every_kind_go_through(start, tmp_path, folder):
 
 
 def test_the_journal_tells_one_image_from_another_of_the_same_name(codec, human, make_image):
-    settings = evaluate.Settings(1, 0.02, 0)
+    settings = FitSettings(1, 0.02, 0)
     method = lc.load_method("svd_lora", codec)
     keys = [
         evaluate.record_key(sample, codec, human, method, settings)

@@ -1,6 +1,7 @@
 """What a GPU replays: when a function runs, is recorded or replayed, and that a step of fine-tuning can be."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lora_comp import ttft
-from lora_comp.methods import load_method
+from lora_comp.finetune import _Descent
+from lora_comp.methods import FitSettings, load_method
+from lora_comp.methods.svd_lora import OURS
+from lora_comp.objective import Objective, tiles
 from lora_comp.ops import svd_lora, window_attention
-from lora_comp.parts import in_parts
 from lora_comp.replay import Replayed
 
 
@@ -111,18 +113,21 @@ def imagined(module, mode):
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning", "ignore:Accessing the data pointer:UserWarning")
-@pytest.mark.parametrize("latents", [True, False])
-def test_a_step_takes_nothing_from_the_processors_memory(codec, monkeypatch, latents):
+@pytest.mark.parametrize("recipe", ["latents", "adapter"])
+def test_a_step_takes_nothing_from_the_processors_memory(codec, monkeypatch, recipe):
     """Up to the loss, on a GPU that is imagined: tensors have a device and a shape, and no numbers."""
     monkeypatch.setattr(svd_lora._Eager, "apply", lambda *t: svd_lora._operator(*t)[0])
     monkeypatch.setattr(window_attention.__globals__["_C"], "has_cuda", True)
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
     monkeypatch.setattr(torch.autograd, "backward", lambda *_: None)
-    adapted = load_method("svd_lora", codec).prepare(codec, torch.rand(1, 3, 64, 128) if latents else None)
+    codec = copy.deepcopy(codec)
+    adapted = load_method("svd_lora", codec).prepare(codec, torch.rand(1, 3, 64, 128), FitSettings(recipe=recipe))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x, network = torch.empty(1, 3, 64, 128, device="cuda"), nn.Conv2d(3, 4, 3, device="cuda")
-        parts = in_parts((64, 128), lambda *_: lambda x_hat: network(x_hat).square().mean((1, 2, 3)))
-        descent = ttft._Descent(imagined(adapted, mode), x, (64, 128), parts, 1.0, 10, 0.04, False)
+        whole = tiles((64, 128), codec, lambda *_: lambda x_hat: network(x_hat).square().mean((1, 2, 3)))
+        objective = Objective(x, (64, 128), whole, 1.0)
+        imagined(adapted, mode)
+        descent = _Descent(lambda backward: objective.evaluate(adapted, backward), adapted.groups(0.04), 10, OURS)
         descent.set_rates(0)
         with FromOneDevice():
-            descent.look(trains=True)
+            descent.evaluate_and_track(True)

@@ -116,8 +116,8 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
     image = lc.load_data("photos", limit=1)[0].image[:, :64, :64]
     method = load_method("svd_lora", codec, adapter=path)
     assert any(method.adapter.tensors[name].any() for name in method.adapter.tensors if name.endswith(".S"))
-    adapted = method.prepare(codec)
-    (data,) = api.write(codec, adapted.codec, api.pad(image[None]), (64, 64), method, adapted.payloads())
+    adapted = method.prepare(codec, image[None])
+    (data,) = api.write(codec, adapted.latents(image[None]), (64, 64), method, adapted)
     torch.testing.assert_close(lc.decode(data, adapter=path), lc.decode(data, codec, method))
     with pytest.raises(lc.BitstreamError, match="needs the adapter"):
         lc.decode(data)
@@ -130,7 +130,7 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         (["what=codec", "steps=1", "minutes=1"], "give a budget"),
         (["what=car"], "what must be codec, adapter or network, not 'car'"),
         (["what=codec", "steps=0"], "steps must be an integer >= 1 or null, not 0"),
-        (["what=adapter", "steps=1", "method=none"], "method=none has no adapter to train"),
+        (["what=adapter", "steps=1", "method=none"], "method=none has no adapter to train; known are svd_lora, lora"),
         (["what=codec", "steps=1", "images=[/nowhere]"], "no two images of at least 128x128"),
     ],
 )

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lora_comp.codecs.codec import Latents, Output, Rate, Rounding
 from lora_comp.codecs.swin import RSTB, init_weights
 from lora_comp.entropy import models
+from lora_comp.entropy.coder import LatentCoder, cached
+from lora_comp.entropy.mean_scale import MeanScale
 from lora_comp.entropy.models import (
     EntropyBottleneck,
     add_noise,
@@ -22,8 +25,6 @@ from lora_comp.entropy.models import (
     round_ste,
 )
 from lora_comp.ops import gdn
-
-STRIDE = 64  # pixels of the image to a position of z, along each side
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
@@ -48,14 +49,16 @@ class TIC(nn.Module):
         N: channels of the transforms and of z.
         M: channels of y.
         depths: Swin blocks at strides 2, 4, 8, 16 of g_a (g_s mirrors them). A stage of depth 0 is a GDN layer
-            (Balle et al., ICLR 2017), lest two convolutions meet with nothing between them.
+            (Balle et al., ICLR 2017), so that two convolutions never meet without a nonlinearity.
         heads: attention heads at the same strides.
         hyper_heads: attention heads in h_a and h_s, whose stages hold two blocks each.
     """
 
     name: str  # these three are set by `load_codec`
-    quality: int
+    quality: float
     hash: bytes
+    stride, latent_stride = 64, 16
+    output = Output()
 
     def __init__(
         self,
@@ -95,42 +98,45 @@ class TIC(nn.Module):
         self.entropy_bottleneck = EntropyBottleneck(N)
         self.apply(init_weights)
 
-    def forward(self, x: Tensor) -> dict:
-        """Code an image and decode it, without making a file: what `analyse` returns, and x_hat, not clamped."""
-        out = self.analyse(x)
-        return out | {"x_hat": self.g_s(out["y_hat"])}
+    def latents(self, x: Tensor) -> Latents:
+        """x (B, 3, H, W), H and W multiples of 64, to y (B, M, H/16, W/16) and z (B, N, H/64, W/64), float32."""
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
+            raise ValueError(f"the sides of x must be multiples of {self.stride}, not {tuple(x.shape)}")
+        return self.latents_from(self.g_a(x.contiguous(memory_format=torch.channels_last)).float())
 
-    def analyse(self, x: Tensor) -> dict:
-        """The latents of an image and what they cost.
+    def latents_from(self, y: Tensor) -> Latents:
+        with torch.autocast(y.device.type, enabled=False):  # these maps are small, and their values set all rates
+            return {"y": y, "z": self.h_a(y)}
 
-        x is (B, 3, H, W), H and W multiples of 64. y and z are rounded, with straight-through gradients; in training
-        mode their likelihoods are taken under uniform noise instead (Minnen and Singh, "Channel-wise Autoregressive
-        Entropy Models", ICIP 2020).
-        Returns y, z, y_hat, z_hat, scales, means and likelihoods {y, z}.
-        """
-        if x.shape[-2] % STRIDE or x.shape[-1] % STRIDE:
-            raise ValueError(f"the sides of x must be multiples of {STRIDE}, not {tuple(x.shape)}")
-        y = self.g_a(x.contiguous(memory_format=torch.channels_last)).float()  # (B, M, H/16, W/16)
-        medians = self.medians[:, None, None]
-        with torch.autocast(x.device.type, enabled=False):  # these are small, and bits are counted by what they give
-            z = self.h_a(y)  # (B, N, H/64, W/64)
-            z_hat = round_ste(z - medians) + medians
+    def rate(self, latents: Latents, rounding: Rounding = round_ste) -> Rate:
+        """See `codecs.codec.Codec.rate`. In training mode likelihoods are taken under uniform noise in place of
+        `rounding` (Minnen and Singh, "Channel-wise Autoregressive Entropy Models", ICIP 2020)."""
+        y, z, medians = latents["y"], latents["z"], self.medians[:, None, None]
+        with torch.autocast(y.device.type, enabled=False):
+            z_hat = rounding(z - medians) + medians
             scales, means = self.h_s(z_hat).chunk(2, 1)
-        y_hat = round_ste(y - means) + means
+        y_hat = rounding(y - means) + means
         noisy = self.training
         likelihoods = {
             "y": gaussian_likelihood(add_noise(y) if noisy else y_hat, scales, means),
             "z": bottleneck_likelihood(self.entropy_bottleneck, add_noise(z) if noisy else z_hat),
         }
-        return {
-            "y": y,
-            "z": z,
-            "y_hat": y_hat,
-            "z_hat": z_hat,
-            "scales": scales,
-            "means": means,
-            "likelihoods": likelihoods,
-        }
+        return Rate(y_hat, likelihoods, {"z_hat": z_hat, "scales": scales, "means": means})
+
+    def synthesize(self, y_hat: Tensor) -> Tensor:
+        """y_hat (B, M, h, w) to x_hat (B, 3, 16 h, 16 w)."""
+        return self.g_s(y_hat.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: Tensor) -> dict:
+        """x_hat, not clamped, and likelihoods {y, z}, as CompressAI's models return them; beside them the latents y, z,
+        y_hat and z_hat, and the scales and means of y."""
+        latents = self.latents(x)
+        rate = self.rate(latents)
+        x_hat = self.synthesize(rate.y_hat)
+        return {"x_hat": x_hat, "y_hat": rate.y_hat, "likelihoods": rate.likelihoods, **latents, **rate.predictions}
+
+    def coder(self) -> LatentCoder:
+        return cached(lambda: MeanScale(self), self.h_s, self.entropy_bottleneck)
 
     @property
     def medians(self) -> Tensor:

@@ -1,6 +1,5 @@
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,30 +9,30 @@ from rich.table import Table
 from lora_comp import api
 from lora_comp.codecs import load_codec
 from lora_comp.data import load_data
-from lora_comp.engine import EngineConfig, start_engine
+from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
-from lora_comp.evaluate import Settings, evaluate, samples
-from lora_comp.methods import load_method
+from lora_comp.evaluate import Point, evaluate, samples
+from lora_comp.methods import FitSettings, load_method
 from lora_comp.report.plots import caption, score_plot, side_by_side
 from lora_comp.report.summary import table
-from lora_comp.settings import group, setting
+from lora_comp.settings import Choice, group, setting
 from lora_comp.tasks import load_task
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    quality: list[int] = setting([1, 2, 3, 4], "rate points, 1 for the fewest bits", low=0, filled=True)
+    quality: list[float] = setting([1, 2, 3, 4], "rate points, 1 for the fewest bits", low=0, filled=True)
     roi: str | None = setting(
         None,
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
         path=True,
     )
     out: str = setting("results/${task.name}-${data.name}-${method.name}", "folder for files and results", path=True)
-    codec: Any = group("lora_comp.codecs", "tic-s", "the frozen codec")
-    method: Any = group("lora_comp.methods", "svd_lora", "how the codec is adapted, beside the plain codec")
-    task: Any = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
-    data: Any = group("lora_comp.data", "scenes", "the images")
-    engine: EngineConfig = group("lora_comp.engine", "default", "test-time fine-tuning")
+    codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
+    method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted, beside the plain codec")
+    task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
+    data: Choice = group("lora_comp.data", "scenes", "the images")
+    engine: Choice = group("lora_comp.engine", "default", "test-time fine-tuning")
 
 
 def run(config: RunConfig) -> None:
@@ -45,13 +44,13 @@ def run(config: RunConfig) -> None:
       lora-comp run task=cls data.limit=3
       lora-comp run task=det data=coco data.path=COCO quality=[2,4] engine=published
     """
-    console, engine = Console(), config.engine
+    console, engine = Console(), config.engine.options
     device = start_engine(engine)
-    data = load_data(**asdict(config.data))
-    task = load_task(**asdict(config.task)).to(device)
-    codecs = {q: load_codec(config.codec.name, q, config.codec.weights).to(device) for q in config.quality}
-    found = {q: load_method(codec=codec, task=task.key, **asdict(config.method)) for q, codec in codecs.items()}
-    methods = {q: method for q, method in found.items() if method is not None}
+    data = load_data(**config.data.given())
+    task = load_task(**config.task.given()).to(device)
+    codecs = {q: load_codec(quality=q, **config.codec.given()).to(device) for q in config.quality}
+    methods = {q: load_method(codec=codec, task=task.key, **config.method.given()) for q, codec in codecs.items()}
+    points = [Point(codec, [None] if methods[q] is None else [None, methods[q]]) for q, codec in codecs.items()]
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
@@ -61,16 +60,8 @@ def run(config: RunConfig) -> None:
     )
     out = Path(config.out)
     with Progress(*columns, console=console) as progress:
-        records = evaluate(
-            data,
-            codecs,
-            task,
-            methods,
-            Settings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, config.roi, engine.tile),
-            out,
-            progress,
-            engine.batch,
-        )
+        settings = FitSettings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, engine.tile)
+        records = evaluate(data, points, task, settings, out, progress, engine.batch, config.roi)
     if not records.wanted:
         raise LoraCompError("none of the images could be read")
     results = records.results()

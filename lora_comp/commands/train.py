@@ -1,8 +1,7 @@
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,8 @@ from lora_comp import zoo
 from lora_comp.codecs import build, load_codec
 from lora_comp.data import Scenes
 from lora_comp.errors import LoraCompError
-from lora_comp.settings import group, setting
+from lora_comp.methods import METHODS
+from lora_comp.settings import Choice, group, setting
 from lora_comp.tasks import load_task
 from lora_comp.training import adapter, parallel, start
 from lora_comp.training import codec as codec_training
@@ -44,9 +44,9 @@ class TrainConfig:
     device: str | None = setting(None, "null: cuda where there is one", choices=("cpu", "cuda"))
     work: str = setting("runs", "folder of checkpoints and curves, from which the same command resumes", path=True)
     into: str | None = setting(None, "folder for the weights; null: the package's own zoo", path=True)
-    codec: Any = group("lora_comp.codecs", "tic-s", "the codec to train, or to train an adapter for")
-    method: Any = group("lora_comp.methods", "svd_lora", "the method whose adapter is trained")
-    task: Any = group("lora_comp.tasks", "cls", "the task that an adapter is trained for")
+    codec: Choice = group("lora_comp.codecs", "tic-s", "the codec to train, or to train an adapter for")
+    method: Choice = group("lora_comp.methods", "svd_lora", "the method whose adapter is trained")
+    task: Choice = group("lora_comp.tasks", "cls", "the task that an adapter is trained for")
 
 
 def train(config: TrainConfig) -> None:
@@ -133,40 +133,30 @@ def codecs(config: TrainConfig, into: Path | None, device: torch.device) -> None
 
 
 def adapters(config: TrainConfig, into: Path | None, device: torch.device) -> None:
-    if not hasattr(config.method, "rank"):
-        raise LoraCompError(f"method={config.method.name} has no adapter to train")
-    task = load_task(**asdict(config.task)).to(device)
+    name, options = config.method.name, config.method.options
+    method = METHODS.get(name)
+    if method is None or method.pretrain is None:
+        trained = [n for n, spec in METHODS.items() if spec.pretrain]
+        raise LoraCompError(f"method={name} has no adapter to train; known are {', '.join(trained)}")
+    task = load_task(**config.task.given()).to(device)
     batches = images(config.images, config.batch or parallel.size())
     for quality in config.quality:
-        codec = load_codec(config.codec.name, quality, config.codec.weights).to(device)
-        name = config.method.name
+        codec = load_codec(quality=quality, **config.codec.given()).to(device)
         path = zoo.adapter_path(codec.name, quality, name, task.key)
+        pretraining = method.pretrain(codec, options)
         tensors, row = adapter.train(
-            codec,
-            name,
+            pretraining,
+            quality,
             task,
             batches,
             Path(config.work) / path.stem,
             lr=config.lr or 2e-2,
-            rank=config.method.rank,
-            alpha=config.method.alpha,
             minutes=config.minutes,
             steps=config.steps,
         )
-        write(
-            into / path.name if into else path,
-            tensors,
-            {
-                "codec": codec.name,
-                "quality": quality,
-                "codec_hash": codec.hash.hex(),
-                "method": name,
-                "task": task.key,
-                "rank": config.method.rank,
-                "alpha": config.method.alpha,
-                **made_on(row, config, device),
-            },
-        )
+        card = {"codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name}
+        card |= {"task": task.key, **pretraining.card, **made_on(row, config, device)}
+        write(into / path.name if into else path, tensors, card)
 
 
 def images(folders: list[str], count: int) -> Callable[[int], Tensor]:

@@ -11,7 +11,7 @@ from lora_comp.data.images import read_image, write_image
 from lora_comp.data.sample import Sample
 from lora_comp.data.scenes import Scenes
 from lora_comp.errors import LoraCompError
-from lora_comp.settings import Named
+from lora_comp.settings import NoOptions
 
 __all__ = [
     "Cityscapes",
@@ -52,8 +52,8 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def choices() -> dict[str, Any]:
-    """The settings of each data set, with their defaults: what its class has as `config`."""
-    return {name: getattr(data, "config", Named(name)) for name, data in DATASETS.items()}
+    """What can be set of each data set: what its class has as `options`, if anything."""
+    return {name: getattr(data, "options", NoOptions) for name, data in DATASETS.items()}
 
 
 def load_data(

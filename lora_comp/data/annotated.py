@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from lora_comp.data.folders import FolderConfig, spread
+from lora_comp.data.folders import FolderOptions, spread
 from lora_comp.data.images import read_image
 from lora_comp.data.sample import Sample
 from lora_comp.errors import ImageError, LoraCompError
@@ -62,8 +62,7 @@ def _boxes_of(masks: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CocoConfig(FolderConfig):
-    name: str = "coco"
+class CocoOptions(FolderOptions):
     path: str = setting(
         REQUIRED, "folder that holds annotations/ and val2017/, or instances.json and images/", path=True
     )
@@ -76,7 +75,7 @@ class Coco:
     Raises LoraCompError where the annotations or the images' folder cannot be found.
     """
 
-    config = CocoConfig()
+    options = CocoOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root, self.name = Path(path), Path(path).name
@@ -138,8 +137,7 @@ def _read_annotations(path: Path) -> COCO:
 
 
 @dataclass(frozen=True)
-class VocConfig(FolderConfig):
-    name: str = "voc"
+class VocOptions(FolderOptions):
     path: str = setting(REQUIRED, "folder that holds VOCdevkit/", path=True)
 
 
@@ -147,7 +145,7 @@ class Voc:
     """Pascal VOC 2012 (or what year there is) through torchvision: ROOT/VOCdevkit/VOC2012/; boxes alone. Objects marked
     difficult are crowd: neither found nor missed."""
 
-    config = VocConfig()
+    options = VocOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import VOCDetection
@@ -183,8 +181,7 @@ class Voc:
 
 
 @dataclass(frozen=True)
-class CityscapesConfig(FolderConfig):
-    name: str = "cityscapes"
+class CityscapesOptions(FolderOptions):
     path: str = setting(REQUIRED, "folder that holds leftImg8bit/ and gtFine/", path=True)
 
 
@@ -192,7 +189,7 @@ class Cityscapes:
     """Cityscapes' fine annotations through torchvision: ROOT/leftImg8bit/ and ROOT/gtFine/; the objects of its eight
     classes with instances, groups of them as crowd."""
 
-    config = CityscapesConfig()
+    options = CityscapesOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import Cityscapes as Reader

@@ -54,8 +54,7 @@ def _images_under(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class FolderConfig:
-    name: str = "folder"
+class FolderOptions:
     path: str = setting(REQUIRED, "folder with images, or with a folder of images for each class", path=True)
     split: str = setting("val", "sub-folder that is read where there is one")
     limit: int | None = setting(None, "read at most so many images, spread evenly over the set", low=1)
@@ -69,7 +68,7 @@ class Folder:
     Raises LoraCompError when the folder is missing or holds no image.
     """
 
-    config: FolderConfig = FolderConfig()
+    options: type[FolderOptions] = FolderOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root = Path(path)
@@ -103,15 +102,14 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class ImageNetConfig(FolderConfig):
-    name: str = "imagenet"
+class ImageNetOptions(FolderOptions):
     path: str = setting(REQUIRED, "folder that holds val/ and train/", path=True)
 
 
 class ImageNet(Folder):
     """ILSVRC 2012 in its usual layout, ROOT/val/<wnid>/*.JPEG; class index by sorted wnid, as torchvision counts."""
 
-    config = ImageNetConfig()
+    options = ImageNetOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         if not (Path(path) / split).is_dir():
@@ -123,15 +121,14 @@ class ImageNet(Folder):
 
 
 @dataclass(frozen=True)
-class PhotosConfig:
-    name: str = "photos"
+class PhotosOptions:
     limit: int | None = setting(None, "read at most so many images", low=1)
 
 
 class Photos:
     """scikit-image's bundled photographs, as they are and without labels."""
 
-    config = PhotosConfig()
+    options = PhotosOptions
 
     def __init__(self, limit: int | None = None):
         self.name = "photos"

@@ -142,8 +142,7 @@ def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ScenesConfig:
-    name: str = "scenes"
+class ScenesOptions:
     split: str = setting("val", "train, val or test, whose scenes differ")
     size: Any = setting(256, "side, [height,width], or odd: sides from 161 to 351")
     seed: int = setting(0, "of the generator", low=0, high=2**32 - 1)
@@ -161,7 +160,7 @@ class Scenes:
     and `masks` (visible pixels; boxes are those of the masks).
     """
 
-    config = ScenesConfig()
+    options = ScenesOptions
 
     def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 256, seed: int = 0):
         if split not in SPLITS:

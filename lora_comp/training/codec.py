@@ -2,14 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_comp.codecs import Codec
+from lora_comp.objective import use_bf16
 from lora_comp.training import loop, parallel
 from lora_comp.training.crops import Crops
-from lora_comp.ttft import use_bf16
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # quality 1 to 4
 CLIP = 10.0  # of the gradient's norm; 1 holds back the first steps, where the loss is large
@@ -21,7 +21,7 @@ def bits(likelihoods: dict[str, Tensor]) -> Tensor:
 
 
 def train(
-    codec: Codec,
+    codec: Any,
     folder: Path,
     data: Crops,
     quality: int,

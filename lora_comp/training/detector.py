@@ -14,10 +14,10 @@ from lora_comp.data.shapes import KINDS
 from lora_comp.detectors import small
 from lora_comp.detectors.small import SmallRCNN
 from lora_comp.networks import load_network, save_network
+from lora_comp.objective import use_bf16
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.training.loop import cosine, fit
 from lora_comp.training.network import adamw, hardware, in_turn, stage_variance
-from lora_comp.ttft import use_bf16
 
 FRESH = 4  # new scenes in a batch
 LAG = 50  # steps after which they come again, turned, and once more after as many, mirrored

@@ -18,8 +18,8 @@ from lora_comp.data.folders import spread
 from lora_comp.data.shapes import KINDS
 from lora_comp.detectors.small import SmallRCNN
 from lora_comp.networks import SmallResNet, save_network
+from lora_comp.objective import use_bf16
 from lora_comp.training.loop import cosine, fit
-from lora_comp.ttft import use_bf16
 
 CELL = 16  # pixels; the stride of the third stage
 SCENES, PICTURES = 24, 48  # in a batch

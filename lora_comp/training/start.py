@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_comp.codecs import Codec
+from lora_comp.codecs.tic import TIC
 
 GAIN = 1.5  # of the first convolution; each residual stage doubles, so that y comes out some 12 times the image
 
@@ -28,7 +28,7 @@ def set_bias(layer: nn.Module, value: Tensor | float) -> None:
 
 
 @torch.no_grad()
-def initialise(codec: Codec, images: Tensor) -> None:
+def initialise(codec: TIC, images: Tensor) -> None:
     """Set the weights of a new TIC from images (B, 3, H, W), sides multiples of 64."""
     mean = images.mean().item()
     convs = [m for m in codec.g_a if isinstance(m, nn.Conv2d)]

@@ -5,9 +5,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 
 
-def codec_path(name: str, quality: int) -> Path:
-    return ROOT / "codecs" / f"{name}-q{quality}.safetensors"
+def codec_path(name: str, quality: float) -> Path:
+    return ROOT / "codecs" / f"{name}-q{quality:g}.safetensors"
 
 
-def adapter_path(codec: str, quality: int, method: str, task: str) -> Path:
-    return ROOT / "adapters" / f"{codec}-q{quality}-{method}-{task}.safetensors"
+def adapter_path(codec: str, quality: float, method: str, task: str) -> Path:
+    return ROOT / "adapters" / f"{codec}-q{quality:g}-{method}-{task}.safetensors"

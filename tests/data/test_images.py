@@ -128,7 +128,7 @@ def test_what_is_no_image_is_named_in_one_line(tmp_path, case):
     assert one_line_about(path, error)
 
 
-def test_cut_jpeg_is_an_error_not_half_a_image(tmp_path):
+def test_cut_jpeg_is_an_error_not_half_an_image(tmp_path):
     path = saved(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ImageError) as error:

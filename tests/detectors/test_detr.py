@@ -49,7 +49,7 @@ def test_it_finds_what_transformers_finds_by_hand(detector, make_image):
         assert (stage - same).abs().max() < 0.02 * same.abs().max()  # of pixels resized as floats, and as bytes
 
 
-def test_features_of_a_image_that_needs_no_resizing_are_the_librarys(detector, make_image):
+def test_features_of_an_image_that_needs_no_resizing_are_the_librarys(detector, make_image):
     x = make_image(96, 128)
     prepared = detector.processor(images=[(x * 255).round().byte()], return_tensors="pt")
     maps = detector.model.model.backbone(**prepared)

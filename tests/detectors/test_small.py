@@ -47,7 +47,7 @@ def test_images_of_any_size_are_taken_as_they_are(detector, height, width):
             assert (one["masks"].shape, one["masks"].dtype) == ((count, height, width), torch.bool)
 
 
-def test_a_image_alone_is_found_in_as_in_a_batch(detector):
+def test_an_image_alone_is_found_in_as_in_a_batch(detector):
     x = torch.rand(2, 3, 96, 128)
     both, alone = detector.detect(x), detector.detect(x[1:])
     for name, value in alone[0].items():

@@ -137,7 +137,7 @@ def test_segmentation_needs_a_network_with_masks():
         load_detector(f"torchvision/{SMALL}", None, masks=True)
 
 
-def test_a_image_too_narrow_to_resize_is_told_in_one_line():
+def test_an_image_too_narrow_to_resize_is_told_in_one_line():
     detector = load_detector(f"torchvision/{SMALL}", None)
     for call in (detector.stages, detector.detect):
         with pytest.raises(LoraCompError, match=r"cannot take an image of 1x2000: .* nothing is left"):

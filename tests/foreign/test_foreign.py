@@ -168,7 +168,7 @@ def test_its_identity_tells_networks_apart(files):
 # How images reach a network
 
 
-def test_a_image_is_resized_its_channels_turned_scaled_and_normalised(tmp_path):
+def test_an_image_is_resized_its_channels_turned_scaled_and_normalised(tmp_path):
     path = tmp_path / "input.yaml"
     path.write_text("size: [2, 4]\nchannels: bgr\nrange: 255\nmean: [1, 2, 3]\nstd: [1, 1, 2]\n")
     prepared = Preparation(read_input(path, Input()))(torch.tensor([0.0, 0.2, 1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
@@ -272,7 +272,7 @@ def test_without_onnx2torch_it_is_told_how_to_get_it(tmp_path, monkeypatch):
         load_foreign(tmp_path / "a.onnx")
 
 
-def test_a_image_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
+def test_an_image_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
     network = load_foreign(script_of(Halves(), tmp_path / "halves.pt"))
     with pytest.raises(LoraCompError, match=r"cannot take an image of 40x50: .*; it takes 64x64: .*size=\[64,64\]"):
         network.stages(torch.rand(1, 3, 40, 50))

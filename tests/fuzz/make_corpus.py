@@ -13,55 +13,52 @@ from targets import CORPUS, DELTAS
 
 import lora_comp as lc
 from lora_comp import api, bitstream
-from lora_comp.codecs import Codec
-from lora_comp.entropy import deltas, latents
+from lora_comp.entropy import deltas, mean_scale
 from lora_comp.methods import load_method
-from lora_comp.methods.svd_lora import LowRankLinear
+from lora_comp.methods.svd_lora import AdaptedLowRank
 
-PICTURES = (((1, 1), 1), ((16, 16), 2), ((64, 64), 3), ((100, 70), 4), ((70, 100), 1))  # height and width, quality
+IMAGES = (((1, 1), 1), ((16, 16), 2), ((64, 64), 3), ((100, 70), 4), ((70, 100), 1))  # height and width, quality
 
 
-def shake(module: torch.nn.Module, exponent: int) -> None:
-    """Some whole steps on everything that travels."""
-    rng = np.random.default_rng(exponent)
-    for layer in module.modules():
-        if isinstance(layer, LowRankLinear):
-            for name in layer.travels:
-                tensor = getattr(layer, name)
-                tensor.add_(torch.from_numpy(rng.integers(-1, 2, tuple(tensor.shape)) * 2.0**-exponent))
+def shake(adapted: AdaptedLowRank, seed: int) -> None:
+    """Some whole steps on everything that is transmitted."""
+    k = np.random.default_rng(seed).integers(-1, 2, adapted.symbols().shape)
+    adapted.place(k.astype(np.int32), adapted.exponent)
+
+
+def plain(codec, x: torch.Tensor, size: tuple[int, int]) -> bytes:
+    return api.write(codec, codec.latents(x), size)[0]
 
 
 @torch.no_grad()
 def valid_files() -> dict[str, bytes]:
     whole = lc.load_data("scenes", limit=1)[0].image
     files = {}
-    for (height, width), quality in PICTURES:
+    for (height, width), quality in IMAGES:
         codec = lc.load_codec("tic-s", quality)
-        x = api.pad(whole[None, :, 80 : 80 + height, 90 : 90 + width])
-        (files[f"none-{height}x{width}-q{quality}"],) = api.write(codec, codec, x, (height, width))
+        x = api.pad(whole[None, :, 80 : 80 + height, 90 : 90 + width], codec.stride)
+        files[f"none-{height}x{width}-q{quality}"] = plain(codec, x, (height, width))
         for name, rank in (("svd_lora", 4), ("lora", 1)):
             method = load_method(name, codec, adapter=None, rank=rank, seed=quality)
-            adapted = method.prepare(codec)
-            shake(adapted.codec.g_s, method.exponent)
+            adapted = method.prepare(codec, x)
+            shake(adapted, quality)
             (files[f"{name}-{height}x{width}-q{quality}"],) = api.write(
-                codec, adapted.codec, x, (height, width), method, adapted.payloads()
+                codec, adapted.latents(x), (height, width), method, adapted
             )
-    codec = lc.load_codec("tic-s", 2)
-    margin, latents.MARGIN = latents.MARGIN, 0.01  # every fiftieth latent or so gets a hint
-    (files["hints-64x64-q2"],) = api.write(codec, codec, api.pad(whole[None, :, :64, :64]), (64, 64))
-    latents.MARGIN = margin
+    codec, x = lc.load_codec("tic-s", 2), whole[None, :, :64, :64]
+    margin, mean_scale.MARGIN = mean_scale.MARGIN, 0.01  # every fiftieth latent or so gets a hint
+    files["hints-64x64-q2"] = plain(codec, x, (64, 64))
+    mean_scale.MARGIN = margin
     method = load_method("svd_lora", codec, "cls-scenes")
-    adapted = method.prepare(codec)
-    (files["pretrained-64x64-q2"],) = api.write(
-        codec, adapted.codec, api.pad(whole[None, :, :64, :64]), (64, 64), method, adapted.payloads()
-    )
+    adapted = method.prepare(codec, x)
+    (files["pretrained-64x64-q2"],) = api.write(codec, adapted.latents(x), (64, 64), method, adapted)
     return files
 
 
 @torch.no_grad()
-def forged_files(codec: Codec) -> dict[str, bytes]:
+def forged_files(codec) -> dict[str, bytes]:
     """Files whose every checksum is right and that no encoder would write: values of up to 2^30 on every latent."""
-    coder, files = api.coder_of(codec), {}
+    coder, files = codec.coder(), {}
     sizes = {"huge-y": (2.0**30, 0), "large-y": (2.0**20, 0), "huge-z": (0, 2**30), "large-z": (0, 99)}
     for name, (y_size, z_size) in sizes.items():
         z = torch.full((1, codec.N, 1, 1), float(z_size))
@@ -71,9 +68,9 @@ def forged_files(codec: Codec) -> dict[str, bytes]:
         y = torch.tensor(means)[None].float()  # what y is rounded about, so that it stays within int32
         y[:, ::2] += y_size
         y[:, 1::2] -= y_size
-        coded = coder.compress(y, z)
+        coded = coder.compress({"y": y, "z": z})
         header = bitstream.Header(64, 64, codec.name, codec.quality, codec.hash, coded.symbols_crc)
-        files[name] = bitstream.write(header, [coded.z, coded.y])
+        files[name] = bitstream.write(header, bitstream.Sections(coded.sections))
     return files
 
 
@@ -84,9 +81,12 @@ def edited_files(data: bytes) -> dict[str, bytes]:
         "wide": ("width", varint(2**28 - 1)),
         "thin": ("width", varint(2**24 - 1)),
         "largest": ("width", varint(2**22 - 1)),
-        "quality-15": ("quality and method", b"\xf1"),
-        "method-7": ("quality and method", b"\x27"),
-        "method-duic": ("quality and method", b"\x24"),
+        "quality-15": ("quality", b"\xf0"),
+        "quality-fraction": ("quality", b"\x21"),
+        "method-7": ("method", b"\x07"),
+        "method-duic": ("method", b"\x05"),
+        "no-latents": ("latent sections", b"\0"),
+        "one-latent": ("latent sections", b"\1"),
         "flags-ff": ("flags", b"\xff"),
         "rank-0": ("adapter hash", b"\0\0\x08\0"),
         "rank-255": ("adapter hash", b"\0\xff\xff\xff"),
@@ -96,8 +96,8 @@ def edited_files(data: bytes) -> dict[str, bytes]:
         "long-z": ("length 0", varint(2**35 - 1)),
         "no-z": ("length 0", varint(0)),
     }
-    edits["name-tic"] = ("codec name", b"\3tic")  # an architecture without weights that ship
-    edits |= {f"name-{i}": ("codec name", bytes([len(name)]) + name) for i, name in enumerate(NAMES)}
+    edits["name-tic"] = ("codec", b"\0")  # an architecture without weights in the package
+    edits |= {f"name-{i}": ("codec", bytes([128 + len(name)]) + name) for i, name in enumerate(NAMES)}
     files = {}
     for name, (field, value) in edits.items():
         parts = split(data)

@@ -69,16 +69,18 @@ def split(data: bytes) -> Parts:
 
     take("magic", 3)
     take("version", 1)
-    flags, method = take("flags", 1)[0], take("quality and method", 1)[0] & 15
+    flags, _ = take("flags", 1)[0], take("quality", 1)
+    for name in ("codec", "method", *(["layer"] if flags & 8 else [])):
+        take(name, 1 + max(data[at] - 128, 0))
     take("height")
     take("width")
-    take("codec name", 1 + data[at])
     take("codec hash", 4)
     if flags & 1:
         take("adapter hash", 4)
     take("symbols CRC", 4)
+    latents = take("latent sections", 1)[0]
     lengths = []
-    for i in range(2 + bool(method) + bool(flags & 2)):
+    for i in range(latents + bool(flags & 4) + bool(flags & 2)):
         encoded = take(f"length {i}")
         lengths.append(sum((byte & 127) << 7 * place for place, byte in enumerate(encoded)))
     sections = []
@@ -154,9 +156,9 @@ def edited_field(rng: random.Random, name: str, value: bytes) -> bytes:
         return changed(rng, value)
     if name in ("height", "width"):
         return varint(rng.choice(SIDES) - 1 if kind < 0.8 else rng.randrange(2**36))
-    if name == "codec name":
+    if name in ("codec", "method", "layer"):
         chosen = rng.choice(NAMES)
-        return bytes([len(chosen)]) + chosen
+        return bytes([128 + len(chosen)]) + chosen if kind < 0.7 else bytes([rng.randrange(10)])
     if name == "adapter hash" and kind < 0.7:  # one that is made from a seed, of any rank
         return bytes([0, rng.choice([0, 1, 3, 16, 17, 255]), rng.randrange(256), rng.randrange(256)])
     if name.startswith("length"):

@@ -44,7 +44,7 @@ def test_payloads_are_read_or_refused():
         ("rank-0", "names an adapter that cannot be"),
         ("unknown-adapter", "needs the adapter 80616263"),
         ("unknown-codec", "written with other weights"),
-        ("method-duic", "method 'duic', which this version cannot decode"),
+        ("method-duic", "method 'duic', which this lora_comp cannot decode"),
         ("other-symbols", "decoded latents differ"),
     ],
 )
@@ -64,13 +64,13 @@ def test_the_largest_image_is_what_the_user_says(tmp_path, capsys):
     assert capsys.readouterr().err == "error: max_pixels must be a whole number, not 'many'\n"
 
 
-def test_info_tells_of_a_image_of_any_size(capsys):
+def test_info_tells_of_an_image_of_any_size(capsys):
     assert cli.command(["info", str(CORPUS / "forged" / "wide.lcz")]) == 0
     assert "268435456" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", ["huge-y", "large-y", "huge-z", "large-z"])
-def test_symbols_of_any_size_give_a_image(file):
+def test_symbols_of_any_size_give_an_image(file):
     """Whose every sample is a number in [0, 1]: that is checked by the target."""
     assert targets.image((CORPUS / "forged" / f"{file}.lcz").read_bytes()) == "read"
 

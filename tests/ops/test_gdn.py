@@ -118,7 +118,7 @@ def test_other_sizes_and_types_take_the_definition(channels, dtype):
     assert torch.equal(gdn(x.to(dtype), beta, gamma, True), plain_gdn(x.to(dtype), beta, gamma, True))
 
 
-def test_a_image_without_pixels_stays_one():
+def test_an_image_without_pixels_stays_one():
     x, _, beta, gamma = problem(1, 32, 0, 4)
     assert gdn(x, beta, gamma, False).shape == x.shape
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import lora_comp as lc
 from lora_comp.data import Sample
-from lora_comp.evaluate import Settings, evaluate
+from lora_comp.evaluate import Point, evaluate
+from lora_comp.methods import FitSettings
 from lora_comp.tasks import det
 from lora_comp.tasks.average_precision import average_precision, objects
 
@@ -120,7 +121,7 @@ def test_a_run_pools_its_images_and_goes_on_where_it_was(task, codec, tmp_path):
 
     def start(images):
         with Progress(disable=True) as progress:
-            return evaluate(Data(images), {2: codec}, task, {}, Settings(0, 0.01, 0), tmp_path, progress)
+            return evaluate(Data(images), [Point(codec, [None])], task, FitSettings(0, 0.01), tmp_path, progress)
 
     start(data[:2])
     records = start(data)

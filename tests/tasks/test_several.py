@@ -1,7 +1,5 @@
 """Several tasks at once, tasks of one's own, and regions of interest."""
 
-from dataclasses import asdict
-
 import pytest
 import torch
 from test_det import Squares, square
@@ -60,7 +58,7 @@ def test_shares_that_do_not_fit_are_told(both, shares):
 def test_several_tasks_are_words_like_one():
     words = ["task=[cls,human]", "task.cls.network=flowers", "task.shares=[3,1]"]
     config = compose(RunConfig, words, "run")
-    assert lc.load_task(**asdict(config.task)).key == "cls-flowers+human"
+    assert lc.load_task(**config.task.given()).key == "cls-flowers+human"
     assert config.out == "results/cls+human-scenes-svd_lora"
     for wrong, message in (
         (["task=[cls,nowhere]"], "task must be cls, det, human, open, own or seg, not 'nowhere'"),

@@ -1,0 +1,99 @@
+"""A codec, a method and a task are one file and one registry line each. docs/ shows the same files as recipes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.progress import Progress
+
+import lora_comp as lc
+from lora_comp.codecs import CODECS
+from lora_comp.data import Sample
+from lora_comp.evaluate import Point, evaluate
+from lora_comp.methods import METHODS, FitSettings
+from lora_comp.tasks import TASKS
+
+TOYS = Path(__file__).parent / "toys"
+sys.path.insert(0, str(TOYS))
+import codec as toy_codec  # noqa: E402
+import method as toy_method  # noqa: E402
+import task as toy_task  # noqa: E402
+
+DECODE = f"""
+import sys
+sys.path.insert(0, {str(TOYS)!r})
+import codec, method, torch
+import lora_comp as lc
+lc.codecs.CODECS["blocks"] = codec.SPEC
+lc.methods.METHODS["sharpen"] = method.SPEC
+data = open(sys.argv[1], "rb").read()
+facts = lc.info(data)
+weights = None if facts["codec"] == "blocks" else sys.argv[2]
+torch.save(lc.decode(data, lc.load_codec(facts["codec"], facts["quality"], weights)), sys.argv[3])
+"""
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(CODECS, "blocks", toy_codec.SPEC)
+    monkeypatch.setitem(METHODS, "sharpen", toy_method.SPEC)
+    monkeypatch.setitem(TASKS, "colours", toy_task.Colours)
+
+
+@pytest.mark.parametrize("toy", ["codec", "method", "task"])
+def test_a_recipe_is_short(toy):
+    assert len((TOYS / f"{toy}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    "codec_name, method, task",
+    [
+        ("blocks", "none", "colours"),
+        ("blocks", "sharpen", "colours"),
+        ("tic-s", "sharpen", "human"),
+        ("tic-s", "sharpen", "colours"),
+        ("tic-s", "svd_lora", "colours"),
+    ],
+)
+def test_it_goes_through_encode_file_decode_elsewhere_and_score(
+    tmp_path, codec, weights, make_image, codec_name, method, task
+):
+    made = lc.load_codec("blocks", 2, weights=None) if codec_name == "blocks" else codec
+    judge, sample = lc.load_task(task), Sample("a", make_image(60, 100))
+    chosen = lc.load_method(method, made, judge.key)
+    with Progress(disable=True) as progress:
+        records = evaluate([sample], [Point(made, [chosen])], judge, FitSettings(steps=2, lr=0.02), tmp_path, progress)
+    (record,) = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert records.wanted[0] == record
+    file, out = tmp_path / record["file"], tmp_path / "decoded.pt"
+    assert file.stat().st_size == record["bytes"]
+    subprocess.run([sys.executable, "-c", DECODE, file, weights, out], check=True)
+    decoded = torch.load(out)
+    facts = lc.info(file.read_bytes())
+    if codec_name == "blocks":
+        assert decoded.shape == (3, 8, 13) and "psnr" not in record
+        assert facts["output"] == "features of blocks" and "bytes_latents_0" in facts
+    else:
+        assert decoded.shape == (3, 60, 100) and facts["output"] == "image"
+    assert torch.equal(decoded, lc.decode(file.read_bytes(), made))
+    assert judge.measure(decoded, sample)["score"] == pytest.approx(record["score"])
+    if method == "sharpen":
+        assert (facts["method"], facts["adapter"], record["bytes_adapter"]) == ("sharpen", None, 0)
+        assert record["loss_before"] is None and record["loss_after"] > 0
+
+
+def test_damage_to_such_files_is_a_bitstream_error(make_image):
+    made = lc.load_codec("blocks", 2, weights=None)
+    data = lc.encode(make_image(), made, lc.load_task("colours"), method="sharpen").data
+    for i in range(len(data)):
+        with pytest.raises(lc.BitstreamError):
+            lc.decode(data[:i] + bytes([data[i] ^ 0x41]) + data[i + 1 :], made)
+
+
+def test_features_have_no_region_of_interest(make_image):
+    made = lc.load_codec("blocks", 2, weights=None)
+    with pytest.raises(lc.LoraCompError, match="roi= needs a codec that decodes to an image"):
+        lc.encode(make_image(), made, lc.load_task("colours"), method="none", roi=torch.ones(64, 64))
