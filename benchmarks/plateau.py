@@ -10,7 +10,7 @@ import argparse
 from itertools import accumulate
 
 import torch
-from deltas import images_of
+from singular_values import images_of
 
 import lora_comp as lc
 from lora_comp.methods import load_method

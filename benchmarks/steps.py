@@ -2,8 +2,9 @@
 
 `python benchmarks/steps.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--quality Q] [--adapter seeded|shipped]` adapts
 images of each folder (or of `scenes`, generated) as published, with the singular values in steps of 5e-5 at the
-published price (see deltas.py), and by `lora_comp.encode` in the ways of `WAYS`: `tic-s` under a network that ships, or
-with `--tic FILE` the larger `tic` with those weights, under any network (`torchvision/resnet50`) with seeded ones.
+published price (see singular_values.py), and by `lora_comp.encode` in the ways of `WAYS`: `tic-s` under a network of
+the package, or with `--tic FILE` the larger `tic` with those weights, under any network (`torchvision/resnet50`) with
+seeded ones.
 
 Objective: weight x distortion + bpp, from the decoded latents; ours counts every byte of a decoded file. Seconds: of
 one thread of the processor. Ours include `refine`, both files and their decoding; of the published only the steps
@@ -14,7 +15,7 @@ import argparse
 import time
 
 import torch
-from deltas import images_of, published
+from singular_values import images_of, published
 
 import lora_comp as lc
 from lora_comp.methods import load_method

@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.mark.parametrize(
     "words",
     [
-        ["deltas.py", "FOLDER:scenes", "--limit", "1", "--steps", "2"],
+        ["singular_values.py", "FOLDER:scenes", "--limit", "1", "--steps", "2"],
         ["steps.py", "FOLDER:scenes", "--limit", "1"],
         ["plateau.py", "FOLDER:scenes:128", "--limit", "1"],
         ["plateau.py", "scenes:scenes", "--limit", "1", "--adapter", "shipped"],

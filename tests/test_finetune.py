@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_comp import objective
 from lora_comp.codecs import Output, Rate
-from lora_comp.entropy import deltas
+from lora_comp.entropy import updates
 from lora_comp.finetune import Group, Schedule, descend, linear
 from lora_comp.methods import FitSettings, load_method
 from lora_comp.methods.refine import refine
@@ -230,7 +230,7 @@ def test_refining_lowers_the_objective_and_leaves_the_latents_alone(fitted):
     before, latents, payloads = bits_in_all(adapted, goal), y_hat(adapted, goal), adapted.payloads()
     refine(adapted, goal)
     assert torch.equal(y_hat(adapted, goal), latents)
-    if adapted.symbols().shape[1] <= deltas.FEW:
+    if adapted.symbols().shape[1] <= updates.FEW:
         assert bits_in_all(adapted, goal) < before - 10
     else:
         assert adapted.payloads() == payloads
@@ -248,7 +248,7 @@ def test_refining_again_never_harms(fitted):
 def test_the_file_carries_the_changes_and_the_step_that_refining_chose(fitted):
     adapted, goal = fitted
     refine(adapted, goal)
-    k, step = deltas.decode(*adapted.payloads(), adapted.symbols().shape[1])
+    k, step = updates.decode(*adapted.payloads(), adapted.symbols().shape[1])
     assert [k.tolist()] == adapted.symbols().tolist()
     assert [step] == (2.0**-adapted.exponent).tolist()
     carried = torch.cat([(q.value() - q.base).flatten() for q in adapted.transmitted()])

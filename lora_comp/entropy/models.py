@@ -1,4 +1,4 @@
-"""The probability models of y and z, as likelihoods of tensors; how they become a file is told in latents.py."""
+"""Likelihoods of y and z; the coders of `entropy` turn them into files."""
 
 import math
 import warnings

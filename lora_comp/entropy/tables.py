@@ -17,7 +17,7 @@ from lora_comp.entropy.models import SCALE_MIN, EntropyBottleneck
 TOTAL = 1 << 16
 SCALES = np.exp(np.linspace(math.log(SCALE_MIN), math.log(256), 64))  # standard deviations of y's tables
 BETWEEN = np.sqrt(SCALES[1:] * SCALES[:-1])  # the nearest table costs a quarter of what the next larger one does
-DECAYS = 2.0 ** np.linspace(-2, 8, 32)  # mean absolute values of the tables of adapter deltas, in steps
+DECAYS = 2.0 ** np.linspace(-2, 8, 32)  # mean absolute values of the tables of quantised updates, in steps
 TAIL = 2.0**-17  # a value less likely than this is left to the escape
 
 

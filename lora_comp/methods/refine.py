@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_comp.entropy import deltas
-from lora_comp.entropy.deltas import EXPONENTS, FEW
+from lora_comp.entropy import updates
+from lora_comp.entropy.updates import EXPONENTS, FEW
 from lora_comp.methods.low_rank import Quantised
 from lora_comp.objective import Adapted, Objective
 
@@ -32,7 +32,7 @@ def refine(adapted: Searched, objective: Objective, attempts: int = ATTEMPTS) ->
 
     The latents stay as they are. The slope of the distortion predicts which integers should be better, and those are
     kept if they are, of each image its own. Four attempts take as long as three or four steps of descent with the
-    encoder's adapter. Where more than `deltas.FEW` values are transmitted nothing is done.
+    encoder's adapter. Where more than `updates.FEW` values are transmitted nothing is done.
     """
     if adapted.symbols().shape[1] > FEW:
         return
@@ -94,7 +94,7 @@ def _nearby(k: np.ndarray, slopes: np.ndarray, curvature: np.ndarray) -> list[in
     for start, middle, slope, curve in zip(k, nearest, slopes, curvature, strict=True):
         moves = {value: value - start for value in (*range(middle - REACH, middle + REACH + 1), 0)}
         choices.append({value: slope * d + curve / 2 * d * d for value, d in moves.items()})
-    return deltas.cheapest(choices, nearest)
+    return updates.cheapest(choices, nearest)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora_comp import zoo
 from lora_comp.codecs.codec import replace_modules
-from lora_comp.entropy import deltas
+from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.finetune import Group, OnStep, Schedule, descend, linear
 from lora_comp.methods.low_rank import (
@@ -155,7 +155,7 @@ class AdaptedLowRank(nn.Module):
         return np.rint(self.rounded().detach().cpu().numpy()).astype(np.int32)
 
     def bits(self) -> Tensor:
-        return deltas.bits(self.rounded())
+        return updates.bits(self.rounded())
 
     def set_exponent(self, exponent: np.ndarray) -> None:
         self.exponent = exponent
@@ -170,7 +170,7 @@ class AdaptedLowRank(nn.Module):
             quantised.place(values)
 
     def payloads(self) -> list[bytes | None]:
-        return [deltas.encode(k, int(exponent)) for k, exponent in zip(self.symbols(), self.exponent, strict=True)]
+        return [updates.encode(k, int(exponent)) for k, exponent in zip(self.symbols(), self.exponent, strict=True)]
 
 
 def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
@@ -217,7 +217,7 @@ class LowRank:
         tensors = {f"{name}.{k}": self.adapter.tensors[f"{name}.{k}"] for name in names for k in "USV"}
         transmitted = [f"{name}.{k}" for name in names for k in self.variant.transmitted]
         sizes = [tensors[t].numel() for t in transmitted]
-        changes, step = deltas.decode(payload, sum(sizes))
+        changes, step = updates.decode(payload, sum(sizes))
         for t, change in zip(transmitted, torch.from_numpy(changes).float().split(sizes), strict=True):
             tensors[t] = tensors[t] + step * change.view_as(tensors[t])
         merge(made, replace(self.adapter, tensors=tensors))
@@ -233,8 +233,8 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
         pre-trained for the first that has one is used. Plain LoRA starts from SVD-LoRA's too, with S folded into U.
     """
     options = LowRankOptions(**given)
-    if options.exponent not in deltas.EXPONENTS:
-        first, last = deltas.EXPONENTS[0], deltas.EXPONENTS[-1]
+    if options.exponent not in updates.EXPONENTS:
+        first, last = updates.EXPONENTS[0], updates.EXPONENTS[-1]
         raise LoraCompError(f"exponent must be {first} to {last}, not {options.exponent}")
     found = None
     if options.adapter == "auto":

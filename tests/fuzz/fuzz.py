@@ -24,7 +24,7 @@ with atheris.instrument_imports(
 ):
     import lora_comp.api
     import lora_comp.bitstream
-    import lora_comp.entropy.deltas
+    import lora_comp.entropy.updates
     import lora_comp.methods  # noqa: F401
 
 import torch

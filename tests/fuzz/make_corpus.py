@@ -13,7 +13,7 @@ from targets import CORPUS, DELTAS
 
 import lora_comp as lc
 from lora_comp import api, bitstream
-from lora_comp.entropy import deltas, mean_scale
+from lora_comp.entropy import mean_scale, updates
 from lora_comp.methods import load_method
 from lora_comp.methods.svd_lora import AdaptedLowRank
 
@@ -103,7 +103,7 @@ def edited_files(data: bytes) -> dict[str, bytes]:
         parts = split(data)
         parts.fields[field] = value
         files[name] = parts.join(fitting=False)
-    for which, section in enumerate(("z", "y", "deltas")):
+    for which, section in enumerate(("z", "y", "payload")):
         for name, value in (("empty", b""), ("noise", random.Random(which).randbytes(60)), ("ones", b"\xff" * 200)):
             parts = split(data)
             parts.sections[which] = value
@@ -115,7 +115,7 @@ def payloads() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     files = {"empty": b"", "short": b"\x05", "step-31": b"\xff\x00abcd", "noise": b"\x05\xff" + rng.bytes(60)}
     for name, reach in (("small", 1), ("wide", 300), ("huge", 2**31 - 1)):
-        files[name] = deltas.encode(rng.integers(-reach, reach + 1, DELTAS).astype(np.int32), 5)
+        files[name] = updates.encode(rng.integers(-reach, reach + 1, DELTAS).astype(np.int32), 5)
     return files
 
 

@@ -12,7 +12,7 @@ import torch
 
 import lora_comp as lc
 from lora_comp import bitstream
-from lora_comp.entropy import deltas
+from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -42,7 +42,7 @@ def container(data: bytes) -> None:
 
 @refused_in_one_line
 def payload(data: bytes) -> None:
-    k, step = deltas.decode(data, DELTAS)
+    k, step = updates.decode(data, DELTAS)
     assert k.shape == (DELTAS,) and k.dtype == np.int32
     assert 0 < step <= 1
 

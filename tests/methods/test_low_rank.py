@@ -6,7 +6,7 @@ import torch
 
 import lora_comp as lc
 from lora_comp import api, zoo
-from lora_comp.entropy import deltas
+from lora_comp.entropy import updates
 from lora_comp.methods import FitSettings, load_method, method_of_file
 from lora_comp.methods.low_rank import Adapter, LowRankLinear, identify, layers
 from lora_comp.methods.low_rank import seeded as seeded_adapter
@@ -110,7 +110,7 @@ def test_the_decoder_has_bit_for_bit_what_the_encoder_used(codec, name, exponent
 def test_the_payload_holds_whole_steps_off_the_adapter(codec):
     method = load_method("svd_lora", codec)
     adapted = disturbed(method, codec)
-    k, step = deltas.decode(*adapted.payloads(), 16 * 4)
+    k, step = updates.decode(*adapted.payloads(), 16 * 4)
     encoder = torch.cat([m.value("S")[0] for n, m in low_rank_layers(adapted).items() if n.startswith("g_s")])
     base = torch.cat([method.adapter.tensors[f"{n}.S"] for n in low_rank_layers(adapted) if n.startswith("g_s")])
     assert k.any()
@@ -125,7 +125,7 @@ def test_changes_are_placed_where_the_file_will_have_them(codec, name, exponent)
     k = np.random.default_rng(0).integers(-9, 10, adapted.symbols().shape).astype(np.int32)
     adapted.place(k, np.array([exponent]))
     np.testing.assert_array_equal(adapted.symbols(), k)
-    decoded, step = deltas.decode(*adapted.payloads(), k.size)
+    decoded, step = updates.decode(*adapted.payloads(), k.size)
     assert (decoded.tolist(), step) == (k[0].tolist(), 2.0**-exponent)
 
 
@@ -299,4 +299,4 @@ def test_a_change_that_makes_weights_infinite_is_refused(codec):
     adapter = {k: v * 1e30 for k, v in method.adapter.tensors.items()}
     broken = LowRank("lora", Adapter(adapter, 1, 255, method.adapter.identity))
     with pytest.raises(lc.BitstreamError, match="damaged"):
-        broken.restore(codec, deltas.encode(huge, 0))
+        broken.restore(codec, updates.encode(huge, 0))

@@ -1,9 +1,9 @@
 """The decoder's singular values: what they cost here, and at the published step and price.
 
-`python benchmarks/deltas.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts images of each folder
-to the features of NETWORK (flowers) twice, by `lora_comp.encode` and with steps of 5e-5 whose price under the published
-spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2 and train what is
-published by the published optimiser. SIDE takes the middle of an image, at most so many rows and columns.
+`python benchmarks/singular_values.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--steps N] [--lr X]` adapts images of each
+folder to the features of NETWORK (flowers) twice, by `lora_comp.encode` and with steps of 5e-5 whose price under the
+published spike-and-slab prior is in the loop in place of ours. Both start from the seeded adapter at quality 2 and train
+what is published by the published optimiser. SIDE takes the middle of an image, at most so many rows and columns.
 
 Objective: weight x distortion + bpp, from the decoded latents. bpp counts the file's bytes; the published singular
 values, for which there is no coder, count with their ideal bits.

@@ -1,14 +1,15 @@
-"""What an adapted decoder costs: the changes of its adapter, quantised and coded.
+"""Coding of quantised parameter updates: what an adapted decoder costs beside the latents.
 
-A change d of a parameter travels as a whole number k = d / step, with a step of 2^-exponent for the file. No change at
-all is an empty payload. Up to FEW values (the singular values of SVD-LoRA) are coded by `coded_adaptively`, more (U and
-V of plain LoRA) by `coded_with_one_prior`.
+An update d of a parameter is transmitted as an integer k = d / step, with a step of 2^-exponent for the whole file. If
+all k are 0 the payload is empty. Up to FEW values (the singular values of SVD-LoRA) are coded by `encode_adaptively`,
+more (U and V of plain LoRA) by `encode_statically`.
 
-Few: the exponent in five bits; then for each k decisions, whether it is not 0, its sign, whether its magnitude is above
-1, above 2 and so on. How likely each is follows from the magnitudes before it (`Scale`), so each layer finds its own
-scale and a run of layers that stay as they were costs next to nothing. The decisions are coded in a range coder of 32
-bits (Martin, 1979), which ends in the fewest bytes that tell them; zeros follow. Decoding is integer arithmetic only.
-A payload other than the one that its changes are coded to is damaged.
+Few: context-adaptive binary arithmetic coding. The exponent takes five equiprobable bins. Each k is binarised into a
+zero flag, a sign, and its magnitude in unary steps of 2^shift with an Exp-Golomb escape. The probabilities of the bins
+follow from the magnitudes before them (`Context`), so each layer adapts to its own scale, and a run of layers without
+updates costs next to nothing. The arithmetic coder is a range coder of 32 bits (Martin, 1979) that ends in the fewest
+bytes that identify its interval; zeros follow. Decoding uses integers only. A payload other than the one that its
+values are coded to is refused.
 
 Many: a byte for the exponent; a byte for the prior, an index into `tables.DECAYS`, of p(k) = (1 - rho) / (1 + rho)
 rho^|k|; the rANS bytes of all k.
@@ -29,27 +30,27 @@ from lora_comp.errors import BitstreamError
 EXPONENTS = range(0, 25)  # of the step: 1 down to 2^-24
 FEW = 2048  # values: coding one takes some 10 microseconds
 ONE = 1 << 16
-UNARY = 15  # decisions at most; then the rest's length and bits
-LOOK_AHEAD = 6  # values whose rate is looked at when one before them is chosen
+UNARY = 15  # bins at most; then the Exp-Golomb code of the rest
+LOOK_AHEAD = 6  # values whose rate counts when one before them is chosen
 DAMAGED = "the adapter's part of the file is damaged"
 
-Decision = tuple[int, int, int]  # what was decided, 1's share of the total, the total; with 0 first
+Bin = tuple[int, int, int]  # its value, the frequency of 1, the total
 
 
 @dataclass
-class Scale:
+class Context:
     """Running means of the magnitudes coded so far, in units of 1 / ONE.
 
-    fast and slow forget at rates 1/4 and 1/16: their sum says how likely the next change is not 0. `excess`, of
-    |k| - 1 over those that are not 0, forgets at 1/8 and says how far beyond 1 one goes.
+    fast and slow have rates 1/4 and 1/16: their sum sets the probability that the next k is not 0. `excess`, of |k| - 1
+    over those that are not 0, has rate 1/8 and sets the probability of larger magnitudes.
     """
 
     fast: int = ONE // 10
     slow: int = ONE // 10
     excess: int = ONE * 3 // 5
 
-    def copy(self) -> "Scale":
-        return Scale(self.fast, self.slow, self.excess)
+    def copy(self) -> "Context":
+        return Context(self.fast, self.slow, self.excess)
 
     def add(self, magnitude: int) -> None:
         value = magnitude * ONE
@@ -59,27 +60,27 @@ class Scale:
             self.excess += (value - ONE - self.excess) // 8
 
     def changed(self) -> tuple[int, int]:
-        """That the next is not 0: share and total, 1/64 to 31/32."""
+        """Frequency and total of "the next k is not 0", between 1/64 and 31/32."""
         rest = ONE * 4 // 5
         share = min(max(self.fast + self.slow, rest // 63), 31 * rest)
         return share, share + rest
 
     def more(self) -> tuple[int, int, int]:
-        """A magnitude beyond 1 is a number of steps of 2^shift, and shift bits: share and total that there is a
-        further step, and shift."""
+        """A magnitude beyond 1 is a number of steps of 2^shift, then shift bits: frequency and total of "one more
+        step", and shift."""
         shift = max((self.excess // ONE).bit_length() - 2, 0)
         share = max(self.excess >> shift, ONE // 10)
         return share, share + ONE, shift
 
 
-def decisions(k: int, scale: Scale) -> Iterator[Decision]:
-    """How k is told; `scale` is left as it was."""
-    changed, total = scale.changed()
+def binarize(k: int, context: Context) -> Iterator[Bin]:
+    """The bins of k; `context` is not updated."""
+    changed, total = context.changed()
     yield int(k != 0), changed, total
     if not k:
         return
     yield int(k < 0), 1, 2
-    further, total, shift = scale.more()
+    further, total, shift = context.more()
     steps, low = divmod(abs(k) - 1, 1 << shift)
     for _ in range(min(steps, UNARY)):
         yield 1, further, total
@@ -93,19 +94,19 @@ def decisions(k: int, scale: Scale) -> Iterator[Decision]:
     yield from bits_of(low, shift)
 
 
-def bits_of(value: int, count: int) -> Iterator[Decision]:
+def bits_of(value: int, count: int) -> Iterator[Bin]:
     return ((value >> i & 1, 1, 2) for i in reversed(range(count)))
 
 
-def price(k: int, scale: Scale) -> float:
-    """Bits of k: the sum of -log2 of its decisions' shares."""
-    return sum(math.log2(total / (share if bit else total - share)) for bit, share, total in decisions(k, scale))
+def cost(k: int, context: Context) -> float:
+    """Bits of k: the sum of -log2 of the probabilities of its bins."""
+    return sum(math.log2(total / (share if bit else total - share)) for bit, share, total in binarize(k, context))
 
 
 def bits(k: Tensor) -> Tensor:
-    """Code length of whole numbers k (..., n): (...), differentiable in k. The slope is that between a value one larger
-    and one smaller (beyond 3, farther), and none at 0. Of few values it is what `decisions` cost, without a loop over
-    them; `Scale` rounds down to whole units and this does not."""
+    """Code length of integers k (..., n): (...), differentiable in k. The slope is that between a value one larger and
+    one smaller (beyond 3, farther), and 0 at 0. Of few values it is the cost of their bins, vectorised; `Context`
+    rounds down to whole units and this does not."""
     magnitude = k.detach().abs().round().double()
     total = (_bits_of_few if k.shape[-1] <= FEW else _bits_of_many)(k, magnitude)
     return torch.where(magnitude.any(-1), total, 0 * total)
@@ -121,15 +122,15 @@ def _bits_of_few(k: Tensor, magnitude: Tensor) -> Tensor:
     likely, excess = _scales(magnitude)
     reach = torch.maximum(2.0 ** _shift(excess), (magnitude / 2).floor())  # rates rise in stairs as wide as that
     less = (magnitude - reach).clamp_min(0)
-    here, above, below = _prices(torch.stack([magnitude, magnitude + reach, less]), likely, excess)
+    here, above, below = _costs(torch.stack([magnitude, magnitude + reach, less]), likely, excess)
     slope = k.detach().sign() * ((above - below) / (magnitude + reach - less)).to(k)
     return 5 + here.sum(-1).to(k) + (slope * (k - k.detach())).sum(-1)
 
 
 def _scales(magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """`Scale` before each value, in units of 1, of magnitudes (..., n): fast + slow, and excess."""
+    """`Context` before each value, in units of 1, of magnitudes (..., n): fast + slow, and excess."""
     changed = magnitude > 0
-    start = Scale()
+    start = Context()
     forget = torch.stack(
         [
             torch.full_like(magnitude, 3 / 4),
@@ -156,8 +157,8 @@ def _shift(excess: Tensor) -> Tensor:
     return (excess.frexp().exponent - 2).clamp_min(0)
 
 
-def _prices(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
-    """`price` of each magnitude, a whole number, at these scales."""
+def _costs(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
+    """`cost` of each magnitude, an integer, in these contexts."""
     share = likely.clamp(4 / 5 / 63, 4 / 5 * 31)
     shift = _shift(excess)
     further = (excess * 2.0**-shift).clamp_min(1 / 10)
@@ -170,23 +171,23 @@ def _prices(magnitude: Tensor, likely: Tensor, excess: Tensor) -> Tensor:
 
 
 def cheapest(choices: list[dict[int, float]], before: list[int]) -> list[int]:
-    """Few whole numbers of low rate and distortion, chosen in the order of the file.
+    """Few integers of low rate and distortion, chosen greedily in the order of the file.
 
     Args:
         choices: for each value, the k that it may take and the distortion of each in bits.
-        before: whole numbers that stand for the later ones while one is chosen.
+        before: integers that stand for the later ones while one is chosen.
     """
-    scale, chosen = Scale(), []
+    context, chosen = Context(), []
     for i, choice in enumerate(choices):
         costs = {}
         for k, distortion in choice.items():
-            then = scale.copy()
+            then = context.copy()
             costs[k] = distortion
             for value in (k, *before[i + 1 : i + 1 + LOOK_AHEAD]):
-                costs[k] += price(value, then)
+                costs[k] += cost(value, then)
                 then.add(abs(value))
         chosen.append(min(costs, key=costs.__getitem__))
-        scale.add(abs(chosen[-1]))
+        context.add(abs(chosen[-1]))
     return chosen
 
 
@@ -194,27 +195,27 @@ def encode(k: np.ndarray, exponent: int) -> bytes:
     """int32 (n,) in steps of 2^-exponent to a payload."""
     if not k.any():
         return b""
-    return (coded_adaptively if len(k) <= FEW else coded_with_one_prior)(k, exponent)
+    return (encode_adaptively if len(k) <= FEW else encode_statically)(k, exponent)
 
 
 def decode(payload: bytes, count: int) -> tuple[np.ndarray, float]:
-    """A payload of `count` changes to int32 (count,) and the step.
+    """A payload of `count` values to int32 (count,) and the step.
 
     Raises:
         BitstreamError: the payload is damaged.
     """
     if not payload:
         return np.zeros(count, np.int32), 1.0
-    return (decoded_adaptively if count <= FEW else decoded_with_one_prior)(payload, count)
+    return (decode_adaptively if count <= FEW else decode_statically)(payload, count)
 
 
-def coded_adaptively(k: np.ndarray, exponent: int) -> bytes:
-    low, extent, place = 0, 1 << 32, 0  # the interval of all numbers that tell what was told, in units of 2^-place
-    scale, told = Scale(), list(bits_of(exponent, 5))
+def encode_adaptively(k: np.ndarray, exponent: int) -> bytes:
+    low, extent, place = 0, 1 << 32, 0  # the interval, in units of 2^-place
+    context, bins = Context(), list(bits_of(exponent, 5))
     for value in k.tolist():
-        told += decisions(value, scale)
-        scale.add(abs(value))
-    for bit, share, total in told:
+        bins += binarize(value, context)
+        context.add(abs(value))
+    for bit, share, total in bins:
         zeros = extent * (total - share) // total
         low, extent = (low + zeros, extent - zeros) if bit else (low, zeros)
         while extent < 1 << 24:
@@ -224,8 +225,8 @@ def coded_adaptively(k: np.ndarray, exponent: int) -> bytes:
     return number.to_bytes((place + 32 - free) // 8, "big")
 
 
-class Reader:
-    """Takes decisions from bytes, in the order in which they were told. After the last byte follow zeros."""
+class BinDecoder:
+    """Decodes bins from bytes, in the order in which they were coded. After the last byte follow zeros."""
 
     def __init__(self, data: bytes):
         self.rest = iter(data)
@@ -247,12 +248,12 @@ class Reader:
             value = 2 * value + self.take(1, 2)
         return value
 
-    def change(self, scale: Scale) -> int:
-        """The k that `decisions` told."""
-        if not self.take(*scale.changed()):
+    def change(self, context: Context) -> int:
+        """The k that `binarize` gave."""
+        if not self.take(*context.changed()):
             return 0
         negative = self.take(1, 2)
-        share, total, shift = scale.more()
+        share, total, shift = context.more()
         steps = 0
         while steps < UNARY and self.take(share, total):
             steps += 1
@@ -263,21 +264,21 @@ class Reader:
         return -magnitude if negative else magnitude
 
 
-def decoded_adaptively(payload: bytes, count: int) -> tuple[np.ndarray, float]:
-    reader, scale, k = Reader(payload), Scale(), []
+def decode_adaptively(payload: bytes, count: int) -> tuple[np.ndarray, float]:
+    reader, context, k = BinDecoder(payload), Context(), []
     exponent = reader.bits(5)
     for _ in range(count):
-        k.append(reader.change(scale))
+        k.append(reader.change(context))
         if not -1 << 31 <= k[-1] < 1 << 31:
             raise BitstreamError(DAMAGED)
-        scale.add(abs(k[-1]))
+        context.add(abs(k[-1]))
     changes = np.array(k, np.int32)
     if exponent not in EXPONENTS or encode(changes, exponent) != payload:
         raise BitstreamError(DAMAGED)
     return changes, 2.0**-exponent
 
 
-def coded_with_one_prior(k: np.ndarray, exponent: int) -> bytes:
+def encode_statically(k: np.ndarray, exponent: int) -> bytes:
     fitted = min(int(np.searchsorted(DECAYS, np.abs(k).mean())), len(DECAYS) - 1)
     priors = range(max(fitted - 3, 0), min(fitted + 4, len(DECAYS)))  # those within a factor of two
     coded = [(rans.encode(k, np.full(k.shape, p, np.int32), *laplace_tables()), p) for p in priors]
@@ -285,7 +286,7 @@ def coded_with_one_prior(k: np.ndarray, exponent: int) -> bytes:
     return bytes([exponent, best]) + data
 
 
-def decoded_with_one_prior(payload: bytes, count: int) -> tuple[np.ndarray, float]:
+def decode_statically(payload: bytes, count: int) -> tuple[np.ndarray, float]:
     if len(payload) < 2 or payload[0] not in EXPONENTS or payload[1] >= len(DECAYS):
         raise BitstreamError(DAMAGED)
     k = rans.decode(payload[2:], np.full(count, payload[1], np.int32), *laplace_tables())
