@@ -138,7 +138,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["quality=[1,2]"], "quality must be"),
         (["task=hearing"], "task must be cls, det, human, open, own or seg, not 'hearing'"),
         (["method=prompts"], "method must be lora, none or svd_lora, not 'prompts'"),
-        (["engine.stepz=3"], "encode has no setting 'engine.stepz'; did you mean engine.steps?"),
+        (["engine.stepz=3"], "engine=default has no setting 'engine.stepz'; did you mean engine.steps?"),
         (["qualty=3"], "did you mean quality?"),
         (["quality=1,2"], "quality must be"),
         (["method=none", "method.rank=4"], "method=none has no setting 'method.rank'"),

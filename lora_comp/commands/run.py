@@ -67,7 +67,8 @@ def run(config: RunConfig) -> None:
     results = records.results()
     show(results, console)
     draw(results, data, codecs, methods, task, out)
-    console.print(f"\n{len(records.wanted)} files and results.json, score.png, pictures.png in {out}", soft_wrap=True)
+    made = [name for name in ("results.json", "score.png", "pictures.png") if (out / name).exists()]
+    console.print(f"\n{len(records.wanted)} files and {', '.join(made)} in {out}", soft_wrap=True)
 
 
 def show(results: dict, console: Console) -> None:
@@ -78,7 +79,8 @@ def show(results: dict, console: Console) -> None:
         images.add_column(name, justify="left" if name in ("image", "method") else "right")
     digits = {"bpp": ".3f", "psnr": ".2f", "score": ".3f", "bytes": ",d"}
     for record in sorted(results["records"], key=lambda r: r["quality"]):
-        images.add_row(*(escape(f"{record[n]:{digits.get(n, '')}}") for n in names))
+        cells = (f"{record[n]:{digits.get(n, '')}}" if n in record else "-" for n in names)  # features have no psnr
+        images.add_row(*map(escape, cells))
     console.print(images)
     console.print(table(results["summary"]))
     if results["skipped"]:
@@ -91,7 +93,7 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     """score.png, and pictures.png: original, plain and adapted of the image that adapting helped most."""
     score_plot(results["summary"], out / "score.png")
     records = results["records"]
-    adapted = [r for r in records if r["adapted"]]
+    adapted = [r for r in records if r["adapted"] and r["loss_before"] is not None and "psnr" in r]
     if not adapted:
         return
     best = max(adapted, key=lambda r: (r["loss_before"] - r["loss_after"]) / r["loss_before"])
