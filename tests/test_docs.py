@@ -1,5 +1,6 @@
 """What the pages in docs/ tell people to do."""
 
+import doctest
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_comp import tasks
+from lora_comp import rans, tasks
 from lora_comp.commands.run import RunConfig
 from lora_comp.config import compose
 from lora_comp.errors import LoraCompError
@@ -28,6 +29,11 @@ def test_a_task_of_ones_own_in_thirty_lines(tmp_path):
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "edges" in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_the_example_of_the_entropy_coder_runs():
+    done = doctest.testmod(rans)
+    assert done.attempted and not done.failed
 
 
 def test_settings_of_ones_own_are_words():
