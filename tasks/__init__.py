@@ -25,17 +25,34 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import REQUIRED, NoOptions, setting
 from lora_comp.tasks.cls import Classification
 from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
-from lora_comp.tasks.multi import MultiTask
+from lora_comp.tasks.multi import MultiTask, MultiTaskOptions
 from lora_comp.tasks.open import Open
 from lora_comp.tasks.seg import Segmentation
 
 TASKS: dict[str, Any] = {"human": Human, "cls": Classification, "det": Detection, "seg": Segmentation, "open": Open}
+
+
+@dataclass(frozen=True)
+class OwnOptions:
+    name: str = setting(REQUIRED, "MODULE:CLASS of a task of your own, see docs/tasks.md")
+
+
+def choices() -> dict[str, Any]:
+    """What can be set of each task: what its class has as `options`, if anything."""
+    return {name: getattr(task, "options", NoOptions) for name, task in TASKS.items()} | {"own": OwnOptions}
+
+
+def combine(parts: Mapping[str, Any]) -> MultiTaskOptions:
+    """What can be set of several tasks as one."""
+    return MultiTaskOptions(dict(parts))
 
 
 def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):

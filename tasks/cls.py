@@ -6,17 +6,27 @@ errors are divided by the variances of the stages (`features.py`).
 """
 
 import os
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lora_comp.data.sample import Sample
 from lora_comp.networks import load_network
+from lora_comp.settings import setting
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006)
 PUBLISHED, STAGES = "torchvision/resnet50", 4  # the network for which the lambdas were published
+
+
+@dataclass(frozen=True)
+class ClassificationOptions:
+    network: str = setting("scenes", "scenes, flowers, timm/NAME, torchvision/NAME, or a checkpoint", path=True)
+    weights: str | None = setting(
+        "default", "those that the network comes with; a file; null: seeded random", path=True
+    )
 
 
 class Classification:
@@ -26,7 +36,7 @@ class Classification:
     network, weights: as for `lora_comp.networks.load_network`. Labels count only if they index the network's classes.
     """
 
-    name = "cls"
+    name, options = "cls", ClassificationOptions
     lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "agreement", "feature_distance")
 

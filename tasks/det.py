@@ -6,6 +6,7 @@ networks of these papers, the feature distance is a scale times the sum over the
 
 import os
 import zlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,11 +14,22 @@ from torch import Tensor
 from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError
 from lora_comp.networks import load_detector
+from lora_comp.settings import setting
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # weight of bpp against the feature distance
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    network: str = setting(
+        "scenes", "scenes, torchvision/NAME, detectron2/CONFIG, transformers/NAME (boxes), or a checkpoint", path=True
+    )
+    weights: str | None = setting(
+        "default", "those that the network comes with; a file; null: seeded random", path=True
+    )
 
 
 class Detection:
@@ -28,6 +40,7 @@ class Detection:
     """
 
     name, masks, kind = "det", False, "bbox"
+    options = DetectionOptions
     lr = 4e-2  # docs/finetuning.md
     score_threshold = 0.5  # from which a detection on an original without annotations counts as ground truth
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")

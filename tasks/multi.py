@@ -1,6 +1,7 @@
 """Several tasks at once: one file that serves them all."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,8 +9,15 @@ from torch import Tensor
 
 from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import setting
 
 MIDDLE = 2  # the rate point whose weights set how much one part counts against another
+
+
+@dataclass(frozen=True)
+class MultiTaskOptions:
+    parts: dict[str, Any]
+    shares: list[float] | None = setting(None, "how much each task counts, as [3,1]; null: all alike", low=0)
 
 
 class MultiTask:

@@ -7,6 +7,8 @@ its stages (`features.py`), times `WEIGHT`: no weight is set by hand.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +18,34 @@ from lora_comp.errors import LoraCompError
 from lora_comp.networks import load_external
 from lora_comp.networks.external import photos
 from lora_comp.networks.taps import tensors_in
+from lora_comp.settings import REQUIRED, setting
 from lora_comp.tasks.cls import LAMBDAS
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
 WEIGHT = 0.4  # docs/open.md
 NEGLIGIBLE = 1e-3  # a feature distance that bfloat16 may cost
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How the network wants images; null: as its own library says, else as described here."""
+
+    size: list[int] | None = setting(None, "[height,width] to resize to; as it is", low=1)
+    channels: str | None = setting(None, "order of channels; rgb", choices=("rgb", "bgr"))
+    range: float | None = setting(None, "value of white, 1 or 255; 1", above=0)
+    mean: list[float] | None = setting(None, "subtracted from each channel, in units of the range; [0,0,0]")
+    std: list[float] | None = setting(None, "each channel is divided by it, in units of the range; [1,1,1]", above=0)
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    network: str = setting(
+        REQUIRED, "an ONNX, TorchScript or torch.export file, timm/NAME, torchvision/NAME or module:function", path=True
+    )
+    weights: str | None = setting("default", "of timm and torchvision; a file; null: seeded random", path=True)
+    layers: list[str] | None = setting(None, "names of those to match, as [layer3,layer4]; null picks them")
+    input: Any = setting(InputOptions(), "a YAML file with the settings below", path=True)
 
 
 class Open:
@@ -33,7 +57,7 @@ class Open:
     TorchScript files and MODULE:FUNCTION run code of their author's choice.
     """
 
-    name = "open"
+    name, options = "open", OpenOptions
     lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "feature_fidelity", "feature_distance")
 

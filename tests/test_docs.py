@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_comp import rans
+import pytest
+
+from lora_comp import rans, tasks
+from lora_comp.commands.run import RunConfig
+from lora_comp.config import compose
+from lora_comp.errors import LoraCompError
+from lora_comp.tasks import load_task
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -28,3 +34,16 @@ def test_a_task_of_ones_own_in_thirty_lines(tmp_path):
 def test_the_example_of_the_entropy_coder_runs():
     done = doctest.testmod(rans)
     assert done.attempted and not done.failed
+
+
+def test_settings_of_ones_own_are_words():
+    [code] = blocks("settings.md", "python")
+    try:
+        exec(code, {"__name__": "bright"})
+        config = compose(RunConfig, ["task=bright", "task.power=1"], "run")
+        task = load_task(**config.task.given())
+        assert (task.name, task.power, task.channel) == ("bright", 1, None)
+        with pytest.raises(LoraCompError, match=r"task\.channel must be an integer from 0 to 2 or null, not 3"):
+            compose(RunConfig, ["task=bright", "task.channel=3"], "run")
+    finally:
+        tasks.TASKS.pop("bright", None)

@@ -8,6 +8,7 @@ kinds that differ only in their outline's detail, are what heavy compression los
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from lora_comp.data.folders import photograph
 from lora_comp.data.sample import Sample
 from lora_comp.data.shapes import KINDS, OUTLINES, coverage
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import setting
 
 # PNGs only: their pixels are the same on every machine, a JPEG's depend on the decoder.
 TEXTURES = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "stereo_motorcycle")
@@ -139,6 +141,14 @@ def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
     return np.clip(image + noise * np.float32(rng.uniform(0, 6) / 104), 0, 255).round().astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class ScenesOptions:
+    split: str = setting("val", "train, val or test, whose scenes differ")
+    size: Any = setting(256, "side, [height,width], or odd: sides from 161 to 351")
+    seed: int = setting(0, "of the generator", low=0, high=2**32 - 1)
+    limit: int | None = setting(8, "how many scenes", low=1)
+
+
 class Scenes:
     """A sequence of generated scenes; scene i depends on seed, split and i alone, on any machine and in any process.
 
@@ -149,6 +159,8 @@ class Scenes:
     Each sample has `label` (the dominant object's kind), and of all objects, the dominant one last, `boxes`, `labels`
     and `masks` (visible pixels; boxes are those of the masks).
     """
+
+    options = ScenesOptions
 
     def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 256, seed: int = 0):
         if split not in SPLITS:

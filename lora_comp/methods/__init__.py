@@ -10,14 +10,20 @@ from typing import Any
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import svd_lora
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
+from lora_comp.settings import NoOptions
 
 __all__ = ["METHODS", "NONE", "STEPS", "Adapted", "FitSettings", "Method", "Spec", "load_method", "method_of_file"]
 
 NONE = "none"
 METHODS: dict[str, Spec] = {
-    "svd_lora": svd_lora.spec("svd_lora"),
-    "lora": svd_lora.spec("lora"),
+    "svd_lora": svd_lora.spec("svd_lora", svd_lora.LowRankOptions()),
+    "lora": svd_lora.spec("lora", svd_lora.LowRankOptions(exponent=8)),
 }
+
+
+def choices() -> dict[str, Any]:
+    """What can be set of each method: a dataclass, or an instance with its defaults."""
+    return {NONE: NoOptions, **{name: spec.options for name, spec in METHODS.items()}}
 
 
 def load_method(name: str, codec: Any, task: str | None = None, **options: Any) -> Method | None:

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from lora_comp import objective
 from lora_comp.finetune import OnStep
 from lora_comp.objective import TILE, Objective
+from lora_comp.settings import setting
 
 STEPS = 10  # found by measuring: docs/finetuning.md
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How an image is fitted.
+    """How an image is fitted."""
 
-    steps: updates. lr: learning rate of the first step; None for the task's own. seed: of anything random.
-    recipe: what the encoder trains beside what is transmitted, by the method's own names.
-    tile: the longest side of what the task sees at once, pixels, a multiple of 128.
-    """
-
-    steps: int = STEPS
-    lr: float | None = None
-    seed: int = 0
-    recipe: str = "latents"
-    tile: int = TILE
+    steps: int = setting(STEPS, "updates of test-time fine-tuning", low=0)
+    lr: float | None = setting(None, "learning rate of the first step; null: the task's own", above=0)
+    seed: int = setting(0, "of anything random", low=0, high=2**63 - 1)
+    recipe: str = setting(
+        "latents",
+        "what the encoder optimises, by the method's own names; of svd_lora and lora: latents (of the image), adapter, "
+        "published (the adapter, by the optimiser of the paper)",
+    )
+    tile: int = setting(TILE, "longest side of what the task sees at once of a large image, pixels", low=128, step=128)
 
 
 class Adapted(objective.Adapted, Protocol):
@@ -87,13 +87,13 @@ class Spec:
     load: called with the codec, the task's key or None, and the fields of `options` as keywords.
     from_file: called with the codec, the identity in the file and the path of an adapter or None; the method that
         decodes it, or BitstreamError.
-    options: a dataclass of what a user may set.
+    options: a dataclass of what a user may set (`lora_comp.settings`), or an instance with the method's own defaults.
     pretrain: called with the codec and `options`: see `training.adapter`. None where nothing is pre-trained.
     """
 
     load: Callable[..., Method]
     from_file: Callable[[Any, bytes | None, str | Path | None], Method]
-    options: type
+    options: Any
     pretrain: Callable[[Any, Any], "Pretraining"] | None = None
 
 

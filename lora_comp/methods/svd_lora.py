@@ -38,6 +38,7 @@ from lora_comp.methods.low_rank import (
 from lora_comp.methods.method import FitSettings, Spec
 from lora_comp.methods.refine import ATTEMPTS, refine
 from lora_comp.objective import Objective
+from lora_comp.settings import setting
 
 RECIPES = ("latents", "adapter", "published")
 # Learning rates of what only the encoder has, relative to those of what is transmitted: docs/finetuning.md
@@ -67,22 +68,26 @@ VARIANTS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class LowRankOptions:
-    """What can be set of SVD-LoRA and LoRA.
+    """What can be set of SVD-LoRA and LoRA."""
 
-    adapter: "auto" (the one pre-trained for the task, else a seeded one), a path, the key of another task, or None for
-        a seeded one.
-    rank, alpha, mlp, seed: of a seeded adapter: 1 to 255, 1 to 255, whether fc1 and fc2 are adapted too, 0 to 127.
-    exponent: the decoder's changes are fitted in steps of 2^-exponent, 0 to 24; `refine` may halve or double that.
-    """
-
-    adapter: str | None = "auto"
-    rank: int = 4
-    alpha: int = 8
-    mlp: bool = False
-    seed: int = 0
-    exponent: int = 5
+    adapter: str | None = setting(
+        "auto",
+        "auto: the one pre-trained for the task, else a seeded one; a file; the key of another task, as cls-scenes; "
+        "null: a seeded one",
+        path=True,
+    )
+    rank: int = setting(4, "rank of a seeded adapter", low=1, high=255)
+    alpha: int = setting(8, "scale of a seeded adapter, whose updates are multiplied by alpha / rank", low=1, high=255)
+    mlp: bool = setting(False, "adapt fc1 and fc2 too, in a seeded adapter")
+    seed: int = setting(0, "of a seeded adapter", low=0, high=127)
+    exponent: int = setting(
+        5,
+        "the decoder's changes are fitted in steps of 2^-exponent; then half and twice that are tried",
+        low=0,
+        high=24,
+    )
 
 
 def published_factor(step: int, steps: int) -> float:
@@ -304,5 +309,5 @@ class Pretraining:
         return {n: p.detach() for n, p in self.parts.items()}
 
 
-def spec(name: str) -> Spec:
-    return Spec(partial(load, name), partial(from_file, name), LowRankOptions, partial(Pretraining, name))
+def spec(name: str, options: LowRankOptions) -> Spec:
+    return Spec(partial(load, name), partial(from_file, name), options, partial(Pretraining, name))

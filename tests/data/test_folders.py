@@ -89,8 +89,8 @@ def test_a_folder_that_will_not_do_is_told_in_one_line(tmp_path, name, files, me
     [
         (dict(name="cifar"), "unknown data set 'cifar'; known are scenes, photos, folder, imagenet"),
         (dict(name="folder"), "needs the path"),
-        (dict(name="photos", path="here"), "takes no path"),
-        (dict(name="photos", size=64), "takes no size"),
+        (dict(name="photos", path="here"), "takes no options, not path"),
+        (dict(name="photos", size=64), "takes no options, not size"),
         (dict(name="scenes", colour="red"), "takes size and seed, not colour"),
         (dict(name="scenes", limit=0), "at least 1"),
     ],

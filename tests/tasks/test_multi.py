@@ -5,7 +5,8 @@ import torch
 from test_det import Squares, square
 
 import lora_comp as lc
-from lora_comp.config import load_config
+from lora_comp.commands.run import RunConfig
+from lora_comp.config import compose
 from lora_comp.roi import psnr_within, quiet, region
 from lora_comp.tasks import det
 
@@ -56,17 +57,16 @@ def test_shares_that_do_not_fit_are_told(both, shares):
 
 def test_several_tasks_are_words_like_one():
     words = ["task=[cls,human]", "task.cls.network=flowers", "task.shares=[3,1]"]
-    config = load_config("run", words)
-    assert lc.load_task(**config.task).key == "cls-flowers+human"
+    config = compose(RunConfig, words, "run")
+    assert lc.load_task(**config.task.given()).key == "cls-flowers+human"
     assert config.out == "results/cls+human-scenes-svd_lora"
     for wrong, message in (
-        (["task=[cls,nowhere]"], "Could not find 'task/nowhere'"),
-        (["task=several"], "task.parts"),
-        (["task=[cls,human]", "task.det.network=a"], "Could not override 'task.det.network'"),
+        (["task=[cls,nowhere]"], "task must be cls, det, human, open, own or seg, not 'nowhere'"),
+        (["task=[cls,human]", "task.det.network=a"], r"task=cls\+human has no setting 'task\.det\.network'"),
         (["task=own"], "MODULE:CLASS"),
     ):
         with pytest.raises(lc.LoraCompError, match=message):
-            load_config("run", wrong)
+            compose(RunConfig, wrong, "run")
 
 
 def test_what_is_outside_the_region_costs_few_bits(human, make_image):

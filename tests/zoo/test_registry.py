@@ -6,11 +6,11 @@ import io
 import pytest
 from rich.console import Console
 
-from lora_comp import zoo
+from lora_comp import cli, zoo
+from lora_comp.commands.zoo import show
 from lora_comp.errors import LoraCompError
 from lora_comp.reference import SYSTEMS
 from lora_comp.weights import write_weights
-from lora_comp.zoo import __main__ as command
 from lora_comp.zoo import registry
 
 
@@ -48,7 +48,7 @@ def test_scores_of_earlier_weights_are_not_shown(tmp_path, monkeypatch):
 
 def test_the_table_names_what_ships_and_what_others_published():
     out = io.StringIO()
-    command.show(Console(file=out, width=80))
+    show(Console(file=out, width=80))
     for name in ("tic-s-q1", "scenes", "transtic-tic-1..4", "lora_comp-cls", "tic_svdlora"):
         assert name in out.getvalue()
 
@@ -96,7 +96,7 @@ def test_another_file_than_the_published_one_is_refused(served):
 
 def test_no_network_is_one_line_that_tells_where_to_put_the_file(served, capsys):
     cache = served(url="http://127.0.0.1:9/a.pth.tar")
-    assert command.report_errors(command.command)(["fetch", "a"]) == 2
+    assert cli.command(["zoo", "fetch", "a"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot fetch http://127.0.0.1:9/a.pth.tar" in line and str(cache / "a.pth.tar") in line
     assert list(cache.iterdir()) == []
