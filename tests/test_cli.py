@@ -393,6 +393,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_fol
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 2
 
 
+def test_several_methods_stand_in_one_table(tmp_path, over_folder):
+    assert run.main([*over_folder, "method=[svd_lora,lora]"]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in found["summary"]] == ["none", "svd_lora", "lora"]
+
+
 def test_help_of_a_run_lists_what_can_be_set(capsys):
     assert run.main(["--help"]) == 0
     out = capsys.readouterr().out

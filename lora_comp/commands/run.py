@@ -12,7 +12,7 @@ from lora_comp.data import load_data
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
 from lora_comp.evaluate import Point, evaluate, samples
-from lora_comp.methods import FitSettings, load_method
+from lora_comp.methods import FitSettings, Method, load_method
 from lora_comp.report.plots import caption, score_plot, side_by_side
 from lora_comp.report.summary import table
 from lora_comp.settings import Choice, group, setting
@@ -29,7 +29,7 @@ class RunConfig:
     )
     out: str = setting("results/${task.name}-${data.name}-${method.name}", "folder for files and results", path=True)
     codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
-    method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted, beside the plain codec")
+    method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted; several as [svd_lora,lora]")
     task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
     data: Choice = group("lora_comp.data", "scenes", "the images")
     engine: Choice = group("lora_comp.engine", "default", "test-time fine-tuning")
@@ -49,8 +49,9 @@ def run(config: RunConfig) -> None:
     data = load_data(**config.data.given())
     task = load_task(**config.task.given()).to(device)
     codecs = {q: load_codec(quality=q, **config.codec.given()).to(device) for q in config.quality}
-    methods = {q: load_method(codec=codec, task=task.key, **config.method.given()) for q, codec in codecs.items()}
-    points = [Point(codec, [None] if methods[q] is None else [None, methods[q]]) for q, codec in codecs.items()]
+    chosen = config.method.given()
+    methods = {q: load_methods(chosen, codec, task.key) for q, codec in codecs.items()}
+    points = [Point(codec, [None, *methods[q].values()]) for q, codec in codecs.items()]
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
@@ -69,6 +70,12 @@ def run(config: RunConfig) -> None:
     draw(results, data, codecs, methods, task, out)
     made = [name for name in ("results.json", "score.png", "pictures.png") if (out / name).exists()]
     console.print(f"\n{len(records.wanted)} files and {', '.join(made)} in {out}", soft_wrap=True)
+
+
+def load_methods(chosen: dict, codec, task: str) -> dict[str, Method]:
+    """The methods to evaluate beside the plain codec, by name."""
+    found = [load_method(codec=codec, task=task, **given) for given in chosen.get("parts", {"": chosen}).values()]
+    return {method.name: method for method in found if method is not None}
 
 
 def show(results: dict, console: Console) -> None:
@@ -103,7 +110,8 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     answer = task.answer(sample.image)
     captions = [f"answer: {answer}" if answer else best["image"]]
     before, after = (
-        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods.get(quality)).cpu() for r in (plain, best)
+        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods[quality].get(r["method"])).cpu()
+        for r in (plain, best)
     )
     for record, decoded in ((plain, before), (best, after)):
         captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))

@@ -3,7 +3,8 @@
 A method is one file and one line of `METHODS`. "none" is the plain codec: None in place of a method.
 """
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ METHODS: dict[str, Spec] = {
 def choices() -> dict[str, Any]:
     """What can be set of each method: a dataclass, or an instance with its defaults."""
     return {NONE: NoOptions, **{name: spec.options for name, spec in METHODS.items()}}
+
+
+@dataclass(frozen=True)
+class Several:
+    """What can be set of several methods that are evaluated side by side: the options of each, by its name."""
+
+    parts: dict[str, Any]
+
+
+def combine(parts: Mapping[str, Any]) -> Several:
+    return Several(dict(parts))
 
 
 def load_method(name: str, codec: Any, task: str | None = None, **options: Any) -> Method | None:
