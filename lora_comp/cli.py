@@ -1,128 +1,94 @@
-"""lora-comp encode, decode, info: one image, one file; zoo, import: the weights there are."""
+"""lora-comp COMMAND: one table of commands, each a function of its settings, imported when it is called.
 
-import functools
+`python -m lora_comp.run`, `.train`, `.report` and `.zoo` are the commands of these names.
+"""
+
 import sys
+import typing
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+from importlib import import_module
+from typing import NamedTuple
 
 from lora_comp.errors import LoraCompError
-from lora_comp.program import report_errors
-
-USAGE = """usage: lora-comp encode PICTURE FILE.lcz [task=cls] [quality=2] [method=svd_lora] [engine.steps=10] ...
-       lora-comp decode FILE.lcz PICTURE.png [adapter=PATH] [weights=PATH] [max_pixels=268435456]
-       lora-comp info FILE.lcz
-       lora-comp zoo [fetch NAME]
-       lora-comp import CHECKPOINT --system tic_svdlora [quality=1] [into=FOLDER]"""
+from lora_comp.program import RESUMES, STOPPED, report_errors
 
 
-def encode(source: str, file: str, words: Sequence[str]) -> None:
-    from rich.progress import Progress
+class Command(NamedTuple):
+    """A function of one argument, a dataclass of settings, as "module:function". stopped: what Ctrl-C prints."""
 
-    from lora_comp import api
-    from lora_comp.codecs import load_codec
-    from lora_comp.config import load_config, start_engine
-    from lora_comp.data import read_image
-    from lora_comp.files import write_file
-    from lora_comp.methods import load_method
-    from lora_comp.roi import region
-    from lora_comp.tasks import load_task
-
-    config = load_config("encode", words)
-    image = read_image(source)
-    device, engine = start_engine(config.engine), config.engine
-    codec = load_codec(config.codec.name, config.quality, config.codec.weights).to(device)
-    task = load_task(**config.task).to(device)
-    method = load_method(codec=codec, task=task.key, **config.method)
-    with Progress(transient=True, disable=method is None) as progress:
-        bar = progress.add_task("adapting", total=engine.steps)
-        coded = api.encode(
-            image,
-            codec,
-            task,
-            method,
-            steps=engine.steps,
-            lr=engine.lr,
-            seed=engine.seed,
-            on_step=lambda step, _: progress.update(bar, completed=step),
-            recipe=engine.recipe,
-            roi=None if config.roi is None else region(config.roi, image, task),
-            tile=engine.tile,
-        )
-    write_file(file, coded.data)
-    print(
-        f"{file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
-        f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here"
-    )
+    function: str
+    help: str
+    stopped: str = STOPPED
 
 
-def decode(file: str, image: str, words: Sequence[str]) -> None:
-    from lora_comp import api, bitstream
-    from lora_comp.codecs import load_codec
-    from lora_comp.data import write_image
-
-    options = dict(word.partition("=")[::2] for word in words)
-    if unknown := set(options) - {"adapter", "weights", "max_pixels"}:
-        raise LoraCompError(f"decode takes adapter=PATH, weights=PATH and max_pixels=NUMBER, not {min(unknown)}")
-    limit = options.get("max_pixels", str(bitstream.MAX_PIXELS))
-    if not limit.isdecimal() or len(limit) > 20:
-        raise LoraCompError(f"max_pixels must be a whole number, not {limit!r}")
-    data, max_pixels = read(file), int(limit)
-    codec = None
-    if "weights" in options:
-        header, _ = bitstream.read(data, max_pixels)
-        codec = load_codec(header.codec, header.quality, options["weights"])
-    write_image(image, api.decode(data, codec, adapter=options.get("adapter"), max_pixels=max_pixels))
-
-
-def info(file: str) -> None:
-    from lora_comp import bitstream
-
-    for name, value in bitstream.info(read(file)).items():
-        print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")
+COMMANDS = {
+    "encode": Command("encode:encode", "encode an image to a file, adapted to the image and to a task"),
+    "decode": Command("decode:decode", "decode a file to an image"),
+    "info": Command("info:info", "print what the header of a file says"),
+    "run": Command("run:run", "evaluate a method on a data set, beside the plain codec", RESUMES),
+    "train": Command("train:train", "train codecs, task adapters or task networks", RESUMES),
+    "report table": Command("report:table", "print the table of a run in Markdown"),
+    "report rates": Command("report:rates", "print the BD-rates of several runs in Markdown"),
+    "report bench": Command("report:bench", "print ours against named peers in Markdown"),
+    "report codecs": Command("report:codecs", "measure JPEG, WebP, AVIF, JPEG 2000 and ours on a folder of images"),
+    "report cards": Command("report:cards", "write the cards of the zoo from the metadata of its weights"),
+    "zoo": Command("zoo:zoo", "list the weights that ship, and published checkpoints"),
+    "zoo fetch": Command("zoo:fetch", "download a published checkpoint into the cache"),
+    "import": Command("import_:import_", "convert a published checkpoint to weights of this package"),
+}
+HELP = ("--help", "-h")
 
 
-def import_(checkpoint: str, words: Sequence[str]) -> None:
-    from lora_comp.import_checkpoint import import_checkpoint
-
-    rest = list(words)
-    if "--system" in rest[:-1]:
-        at = rest.index("--system")
-        rest[at : at + 2] = [f"system={rest[at + 1]}"]
-    options = {"quality": "1", "into": "."} | dict(word.removeprefix("--").partition("=")[::2] for word in rest)
-    if set(options) != {"system", "quality", "into"} or not all(options.values()):
-        raise LoraCompError("import takes --system NAME, quality=1 and into=FOLDER after the checkpoint")
-    if options["quality"] not in ("1", "2", "3", "4"):
-        raise LoraCompError(f"quality must be 1 to 4, not {options['quality']}")
-    for line in import_checkpoint(Path(checkpoint), options["system"], int(options["quality"]), Path(options["into"])):
-        print(line)
+def command(words: Sequence[str]) -> int:
+    """Run the command that the words name; its exit code."""
+    name = _name(words)
+    stopped = COMMANDS[name].stopped if name else STOPPED
+    return report_errors(partial(_run, name, words), stopped)
 
 
-def read(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise LoraCompError(f"cannot read {file}: {error.strerror}") from None
+def _name(words: Sequence[str]) -> str | None:
+    """The longest name of a command that the words begin with."""
+    return next((name for n in (2, 1) if (name := " ".join(words[:n])) in COMMANDS), None)
 
 
-@functools.partial(report_errors, stopped="stopped; nothing was written")
-def command(words: Sequence[str]) -> None:
-    match list(words):
-        case ["encode", image, file, *rest]:
-            encode(image, file, rest)
-        case ["decode", file, image, *rest]:
-            decode(file, image, rest)
-        case ["info", file]:
-            info(file)
-        case ["zoo", *rest]:
-            from lora_comp.zoo.__main__ import command as zoo
+def _run(name: str | None, words: Sequence[str]) -> None:
+    if name is None:
+        _without_command(words)
+        return
+    rest = words[len(name.split()) :]
+    module, function = COMMANDS[name].function.split(":")
+    run = getattr(import_module(f"lora_comp.commands.{module}"), function)
+    [schema] = [hint for key, hint in typing.get_type_hints(run).items() if key != "return"]
+    words_before_paths = rest[: rest.index("--")] if "--" in rest else rest
+    if set(words_before_paths) & set(HELP):
+        from lora_comp.usage import usage
 
-            zoo(rest)
-        case ["import", checkpoint, *rest]:
-            import_(checkpoint, rest)
-        case ["--help"] | ["-h"]:
-            print(USAGE)
-        case _:
-            raise LoraCompError("the words do not fit a command: lora-comp --help shows them")
+        print(usage(name, schema, run.__doc__ or ""))
+    else:
+        from lora_comp.config import compose
+
+        run(compose(schema, rest, name))
+
+
+def _without_command(words: Sequence[str]) -> None:
+    """Help for all commands, or for those that begin with a word; LoraCompError for other words."""
+    asked = [word for word in words if word not in HELP]
+    below = [name for name in COMMANDS if asked and name.split()[0] == asked[0]]
+    if len(asked) < len(words) and (below or not asked):
+        lines = [f"  lora-comp {name:15} {COMMANDS[name].help}" for name in below or COMMANDS]
+        print("\n".join(["usage: lora-comp COMMAND [PATH ...] [SETTING=VALUE ...]", "", *lines, ""]))
+        print("lora-comp COMMAND --help lists the settings of a command.")
+        return
+    if not asked:
+        raise LoraCompError("a command is missing; lora-comp --help lists them")
+    if below and len(asked) == 1:
+        raise LoraCompError(f"{asked[0]} needs one of {', '.join(name.split()[1] for name in below)}; see --help")
+    from lora_comp.config import suggestion
+
+    wrong = " ".join(asked[:2] if below else asked[:1])
+    known = below or sorted({name.split()[0] for name in COMMANDS})
+    raise LoraCompError(f"there is no command {wrong!r}{suggestion(wrong, known) or '; lora-comp --help lists them'}")
 
 
 def main() -> None:

@@ -35,11 +35,11 @@ def region(roi: str, image: Tensor, task) -> Tensor:
                 "the image's size"
             )
         return mask
-    if not hasattr(task, "found"):
-        raise LoraCompError(f"roi=boxes needs a task that finds objects, as task=det or task=[{task.name},det]")
+    if not hasattr(task, "detections"):
+        raise LoraCompError(f"roi=boxes needs a task with a detector, as task=det or task=[{task.name},det]")
     weights = torch.zeros(height, width)
-    for one in task.found(image):
-        if one["score"] >= task.sure:
+    for one in task.detections(image):
+        if one["score"] >= task.score_threshold:
             x, y, w, h = one["bbox"]
             weights[max(round(y), 0) : max(round(y + h), 0), max(round(x), 0) : max(round(x + w), 0)] = 1
     return weights if weights.any() else torch.ones(height, width)

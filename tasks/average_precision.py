@@ -1,4 +1,4 @@
-"""Average precision by COCO's own rules, and annotations in COCO's form."""
+"""Average precision by COCO's own rules, and annotations in COCO's format."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lora_comp.data.sample import Sample
 
-# COCOeval's first six figures, means over classes and over IoU 0.5 to 0.95 where the name tells no other.
+# COCOeval's first six figures: means over classes, and over IoU 0.5 to 0.95 unless the name gives another IoU.
 FIGURES = ("mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
@@ -23,7 +23,7 @@ def objects(
     scores: Tensor | None = None,
     crowd: Tensor | None = None,
 ) -> list[dict]:
-    """Annotations in COCO's form, as plain numbers and text: of what is there, or with `scores` of what was found.
+    """Annotations in COCO's format, as plain numbers and text: ground truth, or with `scores` detections.
 
     boxes: (n, 4), x1 y1 x2 y2. labels: (n,). masks: bool (n, H, W). scores: (n,). crowd: bool (n,).
     """
@@ -49,30 +49,30 @@ def truth_of(sample: Sample) -> list[dict]:
 
 
 def average_precision(images: Sequence[dict], kind: str = "bbox") -> dict[str, float]:
-    """COCO's figures over images, each {"truth": annotations, "found": annotations with scores}.
+    """COCO's figures over images, each {"truth": annotations, "detections": annotations with scores}.
 
-    kind: "bbox", or "segm" for masks. A figure that the truth says nothing of (no small object, say) is left out. Where
-    there is no object at all, COCO has no figure; here all are 1 if nothing was found either, else 0, and 1 where there
-    are but crowds.
+    kind: "bbox", or "segm" for masks. A figure without ground truth (no small object, say) is left out. COCO defines
+    none for images without any object: here all are 1 if nothing was detected either, else 0, and 1 where the only
+    objects are crowds.
     """
     truth = [one | {"image_id": i} for i, image in enumerate(images) for one in image["truth"]]
-    found = [one | {"image_id": i} for i, image in enumerate(images) for one in image["found"]]
-    if kind == "segm":  # a box beside the mask would tell COCO the object's area
-        found = [{name: value for name, value in one.items() if name != "bbox"} for one in found]
+    detections = [one | {"image_id": i} for i, image in enumerate(images) for one in image["detections"]]
+    if kind == "segm":  # COCO would take the area from a box beside the mask
+        detections = [{name: value for name, value in one.items() if name != "bbox"} for one in detections]
     if all(one["iscrowd"] for one in truth):
-        return dict.fromkeys(FIGURES[:3], float(bool(truth) or not found))
-    if not found:
+        return dict.fromkeys(FIGURES[:3], float(bool(truth) or not detections))
+    if not detections:
         return dict.fromkeys(FIGURES[:3], 0.0)
     known = COCO()
     known.dataset = {
-        "images": [{"id": i, "height": 0, "width": 0} for i in range(len(images))],  # masks tell their own
+        "images": [{"id": i, "height": 0, "width": 0} for i in range(len(images))],  # masks hold their own
         "annotations": [one | {"id": n + 1} for n, one in enumerate(truth)],
-        "categories": [{"id": i} for i in sorted({one["category_id"] for one in truth + found})],
+        "categories": [{"id": i} for i in sorted({one["category_id"] for one in truth + detections})],
         "info": {},
     }
     with contextlib.redirect_stdout(io.StringIO()):
         known.createIndex()
-        judge = COCOeval(known, known.loadRes(found), kind)
+        judge = COCOeval(known, known.loadRes(detections), kind)
         judge.evaluate()
         judge.accumulate()
         judge.summarize()

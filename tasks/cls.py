@@ -2,16 +2,18 @@
 
 After LoRA_comp (CVPR 2025): the mean over the network's stages of the squared error between features, weighted by
 1000 lambda against bits per pixel. Other networks than the published one have features of other magnitudes: their
-errors are in units of the stages' variances (`features.py`).
+errors are divided by the variances of the stages (`features.py`).
 """
 
 import os
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lora_comp.data.sample import Sample
 from lora_comp.networks import load_network
+from lora_comp.settings import setting
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
@@ -19,14 +21,22 @@ LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006)
 PUBLISHED, STAGES = "torchvision/resnet50", 4  # the network for which the lambdas were published
 
 
+@dataclass(frozen=True)
+class ClassificationOptions:
+    network: str = setting("scenes", "scenes, flowers, timm/NAME, torchvision/NAME, or a checkpoint", path=True)
+    weights: str | None = setting(
+        "default", "those that the network comes with; a file; null: seeded random", path=True
+    )
+
+
 class Classification:
     """Distortion is the feature distance; the score is top-1 where a label is known, else agreement with the network's
-    own answer on the original.
+    answer on the original.
 
     network, weights: as for `lora_comp.networks.load_network`. Labels count only if they index the network's classes.
     """
 
-    name = "cls"
+    name, options = "cls", ClassificationOptions
     lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "agreement", "feature_distance")
 
@@ -48,7 +58,7 @@ class Classification:
 
     @torch.no_grad()
     def answer(self, image: Tensor) -> str:
-        """What the network sees in an image (3, H, W): the name of its first class, or its number."""
+        """The network's first class on an image (3, H, W): its name, or its number."""
         index = int(self.network(image[None].to(self.device)).argmax())
         return self.network.classes[index] if self.network.classes else f"class {index}"
 
@@ -58,8 +68,8 @@ class Classification:
     @torch.no_grad()
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
         pair = torch.stack([decoded.clamp(0, 1).cpu(), sample.image]).to(self.device)
-        stages, logits = self.network.stages_and_logits(pair)
-        answer, answer_on_original = logits.argmax(dim=1).tolist()
+        stages = self.network.stages(pair)
+        answer, answer_on_original = self.network(pair).argmax(dim=1).tolist()
         distance = self.features.between([stage[:1] for stage in stages], [stage[1:] for stage in stages])
         measured = {} if sample.label is None else {"top1": float(answer == sample.label)}
         measured |= {"agreement": float(answer == answer_on_original), "feature_distance": float(distance)}

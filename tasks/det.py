@@ -1,40 +1,52 @@
-"""For a detector: distance between its pyramids' features of the decoded and the original image.
+"""For a detector: distance between the features of its pyramid on the decoded and on the original image.
 
-After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on an image is features + lambda x bpp, where for the
-networks they name the features' part is a scale times the sum over the pyramid of the mean squared error.
+After TransTIC (ICCV 2023) and LoRA_comp (CVPR 2025): the loss on an image is feature distance + lambda x bpp. For the
+networks of these papers, the feature distance is a scale times the sum over the pyramid of the mean squared errors.
 """
 
 import os
 import zlib
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lora_comp.data.sample import Sample
-from lora_comp.detectors import load_detector
 from lora_comp.errors import LoraCompError
+from lora_comp.networks import load_detector
+from lora_comp.settings import setting
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
 
-LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # of bpp against the features
+LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # weight of bpp against the feature distance
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    network: str = setting(
+        "scenes", "scenes, torchvision/NAME, detectron2/CONFIG, transformers/NAME (boxes), or a checkpoint", path=True
+    )
+    weights: str | None = setting(
+        "default", "those that the network comes with; a file; null: seeded random", path=True
+    )
 
 
 class Detection:
     """Distortion is the feature distance; the score is mAP by COCO's rules over all images of a run where objects are
-    annotated, else the same figure against the network's own answers on the originals, called agreement.
+    annotated, else the same figure against the network's detections on the originals, called agreement.
 
-    network, weights: as for `lora_comp.detectors.load_detector`. A label is an index of the network's classes.
+    network, weights: as for `lora_comp.networks.load_detector`. A label is an index of the network's classes.
     """
 
     name, masks, kind = "det", False, "bbox"
+    options = DetectionOptions
     lr = 4e-2  # docs/finetuning.md
-    sure = 0.5  # the score from which an answer on the original counts as the truth where nobody has annotated it
+    score_threshold = 0.5  # from which a detection on an original without annotations counts as ground truth
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
 
     def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
-        self.network: Any = load_detector(network, weights, self.masks)
+        self.network = load_detector(network, weights, self.masks)
         self.key = f"{self.name}-{network}" + ("" if weights == "default" else f"-{weights}")
         self.features = FeatureDistance(self.network, self.network.published_scale)
         self.targets, self.distortion = self.features.targets, self.features.distortion
@@ -52,16 +64,16 @@ class Detection:
     def weight(self, quality: int) -> float:
         return 1 / rate_lambda(LAMBDAS, quality)
 
-    def found(self, image: Tensor) -> list[dict]:
-        """What the network finds in (3, H, W), in COCO's form."""
+    def detections(self, image: Tensor) -> list[dict]:
+        """The network's detections in an image (3, H, W), in COCO's format."""
         [seen] = self.network.detect(image[None].clamp(0, 1).to(self.device))
         seen = {name: value.cpu() for name, value in seen.items()}
         return objects(seen["boxes"], seen["labels"], seen["masks"] if self.masks else None, seen["scores"])
 
     def answer(self, image: Tensor) -> str:
-        """The classes of the objects found in (3, H, W), the surest first."""
-        sure = [one["category_id"] for one in self.found(image) if one["score"] >= self.sure]
-        names = [self.network.classes[i] if self.network.classes else f"class {i}" for i in sure]
+        """The classes of the objects detected in an image (3, H, W), the highest score first."""
+        labels = [one["category_id"] for one in self.detections(image) if one["score"] >= self.score_threshold]
+        names = [self.network.classes[i] if self.network.classes else f"class {i}" for i in labels]
         counts = {name: names.count(name) for name in names}
         return ", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()) or "nothing"
 
@@ -71,15 +83,15 @@ class Detection:
             if known and most >= known:
                 raise LoraCompError(
                     f"{sample.name} has objects of class {most}, but the network {self.network.name} "
-                    f"knows classes 0 to {known - 1}: score it on data of its own classes"
+                    f"has classes 0 to {known - 1}: score it on data of its own classes"
                 )
             if self.masks and len(sample.masks) < len(sample.boxes):
                 raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")
             return truth_of(sample)
         key = sample.name, zlib.crc32(sample.image.numpy().tobytes())
         if key not in self._answers:  # the same at every rate point
-            sure = [one for one in self.found(sample.image) if one.pop("score") >= self.sure]
-            self._answers[key] = [one | {"iscrowd": 0} for one in sure]
+            counted = [one for one in self.detections(sample.image) if one.pop("score") >= self.score_threshold]
+            self._answers[key] = [one | {"iscrowd": 0} for one in counted]
         return self._answers[key]
 
     @torch.no_grad()
@@ -87,11 +99,11 @@ class Detection:
         pair = torch.stack([decoded.clamp(0, 1).cpu(), sample.image]).to(self.device)
         stages = self.network.stages(pair)
         distance = self.features.between([stage[:1] for stage in stages], [stage[1:] for stage in stages])
-        seen = {"truth": self._truth(sample), "found": self.found(decoded), "annotated": sample.annotated}
+        seen = {"truth": self._truth(sample), "detections": self.detections(decoded), "annotated": sample.annotated}
         return {**self.pool([seen]), "feature_distance": float(distance), "objects": seen}
 
     def pool(self, images: list[dict]) -> dict[str, float]:
-        """The figures of several images together, of the "objects" that `measure` gave of each."""
+        """The metrics of a data set, from the "objects" that `measure` returned of each image."""
         figures = average_precision(images, self.kind)
         value = figures.pop("mAP")
         return {"score": value, "mAP" if images[0]["annotated"] else "agreement": value, **figures}

@@ -1,4 +1,4 @@
-"""The distance between what a frozen network makes of the decoded image and of the original."""
+"""The distance between a frozen network's features of the decoded image and of the original."""
 
 import copy
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_comp.networks import fold_batch_norms
+from lora_comp.networks.external import ExternalNetwork
+from lora_comp.networks.fold import fold_batch_norms
 
-# Errors divided by the variances of their stages are multiplied by this. At 1 a file of tic-s adapted to the classifier
-# `scenes` has half the feature distance of the plain one but some percent more bytes; at a half it has less of both.
+# Errors divided by the variances of their stages are multiplied by this. At 1, a tic-s file adapted to the classifier
+# `scenes` has half the feature distance of the plain file, but is some percent larger; at 0.5 it is smaller in both.
 SCALE = 0.5
 
 
@@ -18,16 +19,16 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 class FeatureDistance:
-    """The mean over a network's stages of the squared error, each in units of its variance, times SCALE; or, where
-    `published_scale` is given, that times the sum over the stages of the squared error as it is.
+    """The mean over a network's stages of the squared error divided by the stage's variance, times SCALE; or, with
+    `published_scale`, that times the sum over the stages of the mean squared error.
 
-    network: frozen; stages(x) gives a list of tensors (B, ...) for (B, 3, H, W) in [0, 1], and stage_variance the
-    variance of each one's numbers on natural images, or None: then that of the original's own.
+    network: a `lora_comp.networks.TaskNetwork`. Where its stage_variance is None, the variance of the original's own
+    features is used.
     """
 
     def __init__(self, network, published_scale: float | None = None):
         self.network, self.published_scale = network, published_scale
-        self.half: Any = None  # the network with weights of bfloat16, once it was wanted
+        self.half: Any = None  # the network with bfloat16 weights, once it was needed
 
     def to(self, device: torch.device) -> "FeatureDistance":
         self.network.to(device)
@@ -61,10 +62,13 @@ class FeatureDistance:
         return total
 
     def _in_half(self):
-        """The network for autocast, which would convert its weights anew in every step; its batch norms folded."""
+        """The network for autocast, its batch norms folded; autocast alone would convert its weights in every step."""
         if self.half is None:
             self.half = copy.deepcopy(self.network).to(memory_format=torch.channels_last)
-            fold_batch_norms(self.half)
+            if isinstance(self.half, ExternalNetwork):
+                fold_batch_norms(self.half.model, self.half.stage_modules)
+            else:
+                fold_batch_norms(self.half)
             for module in self.half.modules():
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     module.to(torch.bfloat16)

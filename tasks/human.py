@@ -1,4 +1,4 @@
-"""For a person's eyes: squared error, told as PSNR and MS-SSIM."""
+"""For human viewers: mean squared error, reported as PSNR and MS-SSIM."""
 
 import torch
 from pytorch_msssim import ms_ssim
@@ -8,19 +8,19 @@ from lora_comp.data.sample import Sample
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # CompressAI's for MSE in 8-bit units
-MS_SSIM_SIDE = 161  # the least that its five scales with a window of 11 can measure
+MS_SSIM_SIDE = 161  # the least side for its five scales with a window of 11
 
 
 def psnr(decoded: Tensor, original: Tensor) -> float:
-    """In dB, of images (3, H, W) in [0, 1]; 100 where they are the same to within 1e-5."""
+    """In dB, of images (3, H, W) in [0, 1]; 100 where the mean squared error is 1e-10 or less."""
     return float(-10 * torch.log10((decoded - original).square().mean().clamp_min(1e-10)))
 
 
 def multi_scale_ssim(decoded: Tensor, original: Tensor) -> float:
     """MS-SSIM of images (3, H, W) in [0, 1].
 
-    Where a side is below 161, pixels are repeated along it, as often as the five scales need; such values tell smaller
-    images apart, but do not compare with those of larger ones.
+    Along a side below 161, pixels are repeated as often as the five scales need: such values can be compared with each
+    other, but not with those of larger images.
     """
     rows, columns = (-(-MS_SSIM_SIDE // side) for side in original.shape[1:])
     pair = torch.stack([decoded, original]).repeat_interleave(rows, 2).repeat_interleave(columns, 3)
@@ -50,7 +50,7 @@ class Human:
         return 255**2 * rate_lambda(LAMBDAS, quality)
 
     def answer(self, image: Tensor) -> None:
-        """A person is not asked."""
+        """There is no network that answers."""
 
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:
         decoded = decoded.detach().clamp(0, 1)

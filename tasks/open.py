@@ -1,20 +1,24 @@
-"""For any network at all, with no training and no code: the distance between what it makes of the decoded image and
-of the original, in layers that are picked by themselves.
+"""For any network, without training and without code: the distance between its features of the decoded and of the
+original image, in layers that are found automatically.
 
-Each layer's error is in units of its own variance, and the mean over layers is weighed against bits as `cls` weighs its
-stages (`features.py`) times `WEIGHT`, so no weight is set by hand.
+Each layer's error is divided by the layer's variance, and the mean over layers is weighed against bits as `cls` weighs
+its stages (`features.py`), times `WEIGHT`: no weight is set by hand.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError
-from lora_comp.foreign import load_foreign, photos
-from lora_comp.foreign.taps import tensors_in
+from lora_comp.networks import load_external
+from lora_comp.networks.external import photos
+from lora_comp.networks.taps import tensors_in
+from lora_comp.settings import REQUIRED, setting
 from lora_comp.tasks.cls import LAMBDAS
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.rate import rate_lambda
@@ -23,16 +27,37 @@ WEIGHT = 0.4  # docs/open.md
 NEGLIGIBLE = 1e-3  # a feature distance that bfloat16 may cost
 
 
+@dataclass(frozen=True)
+class InputOptions:
+    """How the network wants images; null: as its own library says, else as described here."""
+
+    size: list[int] | None = setting(None, "[height,width] to resize to; as it is", low=1)
+    channels: str | None = setting(None, "order of channels; rgb", choices=("rgb", "bgr"))
+    range: float | None = setting(None, "value of white, 1 or 255; 1", above=0)
+    mean: list[float] | None = setting(None, "subtracted from each channel, in units of the range; [0,0,0]")
+    std: list[float] | None = setting(None, "each channel is divided by it, in units of the range; [1,1,1]", above=0)
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    network: str = setting(
+        REQUIRED, "an ONNX, TorchScript or torch.export file, timm/NAME, torchvision/NAME or module:function", path=True
+    )
+    weights: str | None = setting("default", "of timm and torchvision; a file; null: seeded random", path=True)
+    layers: list[str] | None = setting(None, "names of those to match, as [layer3,layer4]; null picks them")
+    input: Any = setting(InputOptions(), "a YAML file with the settings below", path=True)
+
+
 class Open:
-    """Distortion is the feature distance; the score is feature fidelity: how much of the variance of each layer the
-    decoded image keeps, from 0 to 1, the mean over layers. Of a network that gives one vector of logits, agreement
+    """Distortion is the feature distance; the score is feature fidelity: the share of each layer's variance that the
+    decoded image keeps, from 0 to 1, the mean over layers. For a network that returns one vector of logits, agreement
     says whether its first class is that on the original.
 
-    network, weights, layers, input: as network, weights, layers, settings of `lora_comp.foreign.load_foreign`.
-    TorchScript files and module:function run code of their author's choice.
+    network, weights, layers, input: as name, weights, layers, settings of `lora_comp.networks.load_external`.
+    TorchScript files and MODULE:FUNCTION run code of their author's choice.
     """
 
-    name = "open"
+    name, options = "open", OpenOptions
     lr = 4e-2  # docs/finetuning.md
     metrics = ("score", "feature_fidelity", "feature_distance")
 
@@ -44,13 +69,13 @@ class Open:
         input: Mapping | str | os.PathLike | None = None,
     ):
         if not network:
-            raise LoraCompError("the task open needs a network: network=FILE.onnx, or another that docs/open.md names")
-        self.network = load_foreign(network, weights, layers, input)
+            raise LoraCompError("the task open needs a network: network=FILE.onnx, or another of those in docs/open.md")
+        self.network = load_external(network, weights, layers, input)
         self.key = f"open-{self.network.identity}"
         self.features = FeatureDistance(self.network)
         self.targets = self.features.targets
         self.device = torch.device("cpu")
-        self.half_fits: bool | None = None  # whether the network computes the same in bfloat16, once it was asked
+        self.half_fits: bool | None = None  # whether bfloat16 leaves its features as they are, once it was measured
 
     def to(self, device: torch.device) -> "Open":
         self.device, self.half_fits = device, None
@@ -85,10 +110,11 @@ class Open:
 
     @torch.no_grad()
     def answer(self, image: Tensor) -> str | None:
-        """The first class that the network sees in an image (3, H, W), if it gives one vector of logits."""
-        found = tensors_in(self.network(image[None].to(self.device)))
-        logits = next(iter(found.values()))
-        return f"class {int(logits.argmax())}" if len(found) == 1 and logits.ndim == 2 and logits.numel() > 1 else None
+        """The network's first class on an image (3, H, W), if it returns one vector of logits."""
+        outputs = tensors_in(self.network(image[None].to(self.device)))
+        logits = next(iter(outputs.values()))
+        one_vector = len(outputs) == 1 and logits.ndim == 2 and logits.numel() > 1
+        return f"class {int(logits.argmax())}" if one_vector else None
 
     @torch.no_grad()
     def measure(self, decoded: Tensor, sample: Sample) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from PIL import Image
 
 import lora_comp as lc
 from lora_comp import api, cli, run
-from lora_comp.config import load_config
 from lora_comp.data import read_image, write_image
 
 
@@ -136,16 +136,19 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["quality=9"], "quality must be 1, 2, 3 or 4, not 9"),
         (["quality=two"], "quality must be"),
         (["quality=[1,2]"], "quality must be"),
-        (["task=hearing"], "task/hearing"),
-        (["method=prompts"], "method/prompts"),
-        (["engine.stepz=3"], "engine.stepz"),
+        (["task=hearing"], "task must be cls, det, human, open, own or seg, not 'hearing'"),
+        (["method=prompts"], "method must be lora, none or svd_lora, not 'prompts'"),
+        (["engine.stepz=3"], "engine=default has no setting 'engine.stepz'; did you mean engine.steps?"),
+        (["qualty=3"], "did you mean quality?"),
+        (["quality=1,2"], "quality must be"),
+        (["method=none", "method.rank=4"], "method=none has no setting 'method.rank'"),
         (["engine.steps=abc"], "engine.steps must be"),
         (["engine.steps=-1"], "engine.steps must be"),
         (["engine.steps=1.5"], "engine.steps must be"),
         (["engine.lr=0"], "engine.lr must be"),
         (["engine.lr=fast"], "engine.lr must be"),
-        (["engine.recipe=all"], "engine.recipe must be latents, adapter or published"),
-        (["engine.tile=300"], "engine.tile must be a whole number from 128 on, in steps of 128"),
+        (["method=lora", "engine.recipe=all"], "recipe must be one of latents, adapter, published, not 'all'"),
+        (["engine.tile=300"], "engine.tile must be an integer >= 128, a multiple of 128, not 300"),
         (["engine.batch=0"], "engine.batch must be"),
         (["engine.batch=all"], "engine.batch must be"),
         (["engine.threads=0"], "engine.threads must be"),
@@ -156,16 +159,20 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
         (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"),
         (["codec.weights=/nowhere"], "/nowhere"),
-        (["codec.name=jpeg"], "unknown codec 'jpeg'"),
-        (["codec.name=7"], "codec.name must be text"),
+        (["codec=jpeg"], "codec must be tic or tic-s, not 'jpeg'"),
+        (["codec.name=tic"], "codec=tic-s has no setting 'codec.name'"),
         (["task=cls", "task.network=nothing"], "nothing"),
-        (["task=cls", "task.network=null"], "task.network must be text"),
+        (["task=cls", "task.network=null"], "task.network must be a path, not null"),
         (["data.limit=3"], "data"),
-        (["+more=1"], "+more=1"),
-        (["engine=3"], ""),
-        (["words"], "words"),
-        (["quality=="], ""),
-        (["out=${nowhere}"], ""),
+        (["+more=1"], "+more=1 adds or removes a setting"),
+        (["~task"], "~task adds or removes a setting"),
+        (["engine=3"], "engine must be default or published, not '3'"),
+        (["words"], "encode takes no word 'words'"),
+        (["quality=="], "quality must be"),
+        (["engine.lr=${nowhere}"], "nowhere"),
+        (["engine.lr=${"], "engine.lr must be"),
+        (["method.adapter=${"], ""),
+        (["--quality"], "--quality needs a value"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(cat, lcz, plain, refused, words, says):
@@ -175,22 +182,56 @@ def test_a_setting_that_cannot_be_is_named(cat, lcz, plain, refused, words, says
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["encode"], ["encode", "a.png"], ["decode", "a.lcz"], ["info"], ["info", "a", "b"], ["transcode", "a", "b"]],
+    [
+        [],
+        ["encode"],
+        ["encode", "a.png"],
+        ["decode", "a.lcz"],
+        ["info"],
+        ["play", "a", "b"],
+        ["report"],
+        ["zoo", "fetch"],
+    ],
 )
 def test_words_that_are_no_command(refused, words):
     assert "--help" in refused(cli.command, *words)
 
 
-def test_help(capsys):
+def test_words_that_are_too_many_or_nearly_a_command(refused):
+    assert "info takes no word 'b'" in refused(cli.command, "info", "a", "b")
+    assert "did you mean decode or encode?" in refused(cli.command, "ecode")
+    assert "no command 'report tabel'; did you mean report table, report rates or report bench?" in refused(
+        cli.command, "report", "tabel", "a"
+    )
+
+
+def test_help_names_every_command_and_each_has_two_examples(capsys):
     assert cli.command(["--help"]) == 0
-    assert "lora-comp encode PICTURE FILE.lcz" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"lora-comp {name} " in listed
+        assert cli.command([*name.split(), "--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: lora-comp {name}") and "Examples:" in out
+        assert len(re.findall(rf"(lora-comp|lora_comp\.report|checkpoints lora-comp) {name}|cards$", out, re.M)) >= 3
+
+
+def test_help_lists_what_can_be_set(capsys):
+    assert cli.command(["encode", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "usage: lora-comp encode IMAGE FILE [SETTING=VALUE ...]" in out
+    assert "quality=2 rate point, 1 for the fewest bits (a number >= 0)" in out
+    assert "method.rank=4 rank of a seeded adapter (an integer from 1 to 255)" in out
+    assert "method=lora has method.exponent=8" in out
+    assert "engine=published has engine.steps=40 engine.lr=0.005 engine.recipe=published" in out
 
 
 def test_the_zoo_is_listed_and_asked_for_a_checkpoint(capsys, refused):
     assert cli.command(["zoo"]) == 0
     assert "tic-s-q4" in capsys.readouterr().out
     assert "no published checkpoint 'jpeg'" in refused(cli.command, "zoo", "fetch", "jpeg")
-    assert "fetch NAME" in refused(cli.command, "zoo", "fetch")
+    assert "zoo fetch needs NAME" in refused(cli.command, "zoo", "fetch")
+    assert "zoo takes no word 'list'" in refused(cli.command, "zoo", "list")
 
 
 @pytest.fixture
@@ -302,15 +343,16 @@ def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
     "words, says",
     [
         (["data.path=/nowhere"], "/nowhere is not a folder"),
-        (["data.path=null"], "needs the path"),
+        (["data.path=null"], "data.path must be a path, not null"),
         (["data.limit=0"], "data.limit must be"),
         (["data=scenes", "data.size=8"], "size of scenes"),
         (["data=scenes", "data.size=big"], "size of scenes"),
         (["data.split=7"], "data.split must be text"),
         (["quality=[]"], "quality must be"),
         (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
-        (["task=nothing"], "task/nothing"),
-        (["out=null"], "out must be text"),
+        (["task=nothing"], "task must be cls"),
+        (["quality=1,2"], "a list is written quality=[1,2]"),
+        (["out=null"], "out must be a path, not null"),
     ],
 )
 def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refused, words, says):
@@ -351,10 +393,16 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_fol
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 2
 
 
+def test_several_methods_stand_in_one_table(tmp_path, over_folder):
+    assert run.main([*over_folder, "method=[svd_lora,lora]"]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in found["summary"]] == ["none", "svd_lora", "lora"]
+
+
 def test_help_of_a_run_lists_what_can_be_set(capsys):
     assert run.main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert "usage: python -m lora_comp.run" in told and "steps: 10" in told
+    out = capsys.readouterr().out
+    assert "usage: lora-comp run" in out and "engine.steps=10" in out
 
 
 # as programs
@@ -375,11 +423,6 @@ def test_info_waits_neither_for_torch_nor_for_compressai(cat, lcz, plain):
     assert cli.command(["encode", cat, lcz, *plain]) == 0
     program = (
         "import sys; from lora_comp import cli; code = cli.command(['info', sys.argv[1]]);"
-        "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy')))"
+        "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy', 'hydra')))"
     )
     assert subprocess.run([sys.executable, "-c", program, lcz], capture_output=True).returncode == 0
-
-
-def test_one_word_sets_what_is_published():
-    engine = load_config("encode", ["engine=published"]).engine
-    assert (engine.recipe, engine.steps, engine.lr) == ("published", 40, 0.005)

@@ -1,9 +1,18 @@
 """The examples in docs/ run."""
 
+import doctest
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from lora_comp import rans, tasks
+from lora_comp.commands.run import RunConfig
+from lora_comp.config import compose
+from lora_comp.errors import LoraCompError
+from lora_comp.tasks import load_task
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -20,3 +29,21 @@ def test_the_custom_task_of_the_docs_runs(tmp_path):
     done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "edges" in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_the_example_of_the_entropy_coder_runs():
+    done = doctest.testmod(rans)
+    assert done.attempted and not done.failed
+
+
+def test_settings_of_ones_own_are_words():
+    [code] = blocks("settings.md", "python")
+    try:
+        exec(code, {"__name__": "bright"})
+        config = compose(RunConfig, ["task=bright", "task.power=1"], "run")
+        task = load_task(**config.task.given())
+        assert (task.name, task.power, task.channel) == ("bright", 1, None)
+        with pytest.raises(LoraCompError, match=r"task\.channel must be an integer from 0 to 2 or null, not 3"):
+            compose(RunConfig, ["task=bright", "task.channel=3"], "run")
+    finally:
+        tasks.TASKS.pop("bright", None)

@@ -107,10 +107,10 @@ def test_other_files_raise_a_one_line_error(tmp_path, capsys, write, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "import takes --system NAME"),
-        (["--system"], "import takes"),
-        (["--system", "tic", "size=3"], "import takes"),
-        (["--system", "tic", "quality=5"], "quality must be 1 to 4"),
+        ([], "system must be given"),
+        (["--system"], "--system needs a value"),
+        (["--system", "tic", "size=3"], "import has no setting 'size'"),
+        (["--system", "tic", "quality=5"], "quality must be an integer from 1 to 4, not 5"),
         (["--system", "jpeg"], "available are tic"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from rich.progress import Progress
 
 import lora_comp as lc
+from lora_comp import cli
 from lora_comp.codecs import CODECS
 from lora_comp.data import Sample
 from lora_comp.evaluate import Point, evaluate
@@ -97,3 +98,17 @@ def test_a_region_of_interest_with_a_feature_codec_raises(make_image):
     made = lc.load_codec("blocks", 2, weights=None)
     with pytest.raises(lc.LoraCompError, match="roi= needs a codec that decodes to an image"):
         lc.encode(make_image(), made, lc.load_task("colours"), method="none", roi=torch.ones(64, 64))
+
+
+def test_their_options_are_words_of_the_command_line(tmp_path, capsys):
+    words = ["codec=blocks", "codec.weights=null", "method=sharpen", "method.amount=0.5", "task=colours"]
+    rest = ["data.limit=1", "quality=2", f"out={tmp_path}"]
+    assert cli.command(["run", *words, *rest]) == 0
+    records = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert [(r["codec"], r["method"], r["task"]) for r in records] == [
+        ("blocks", "none", "colours"),
+        ("blocks", "sharpen", "colours"),
+    ]
+    capsys.readouterr()
+    assert cli.command(["run", *words, "method.amount=much"]) == 2
+    assert capsys.readouterr().err == "error: method.amount must be a number, not 'much'\n"

@@ -128,7 +128,9 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
     [
         (["what=codec", "minutes=1"], "a codec needs images"),
         (["what=codec", "steps=1", "minutes=1"], "give a budget"),
-        (["what=car"], "known are codec, adapter, network"),
+        (["what=car"], "what must be codec, adapter or network, not 'car'"),
+        (["what=codec", "steps=0"], "steps must be an integer >= 1 or null, not 0"),
+        (["what=adapter", "steps=1", "method=none"], "method=none has no adapter to train; known are svd_lora, lora"),
         (["what=codec", "steps=1", "images=[/nowhere]"], "at least two images of 128x128"),
     ],
 )

@@ -12,6 +12,7 @@ from lora_comp import zoo
 from lora_comp.codecs.codec import Codec, Latents, Output, Rate
 from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import setting
 from lora_comp.weights import read_weights
 
 __all__ = ["CODECS", "Codec", "Latents", "Output", "Rate", "Spec", "build", "load_codec", "weights_hash"]
@@ -35,6 +36,18 @@ CODECS: dict[str, Spec] = {
     "tic": Spec(lambda quality: TIC()),
     "tic-s": Spec(lambda quality: TIC(N=64, M=96, depths=(0, 2, 4, 2), heads=(4, 4, 4, 6), hyper_heads=4)),
 }
+
+
+@dataclass(frozen=True)
+class CodecOptions:
+    weights: str | None = setting(
+        "default", "default: those of the package; a safetensors file; null: seeded random ones", path=True
+    )
+
+
+def choices() -> dict[str, type]:
+    """What can be set of each codec."""
+    return dict.fromkeys(CODECS, CodecOptions)
 
 
 def spec(name: str, quality: float) -> Spec:

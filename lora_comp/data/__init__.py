@@ -1,8 +1,9 @@
 """Data sets: generated scenes, bundled photographs, folders of images, and the layouts of annotated data sets."""
 
+import inspect
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from lora_comp.data.annotated import Cityscapes, Coco, Voc
 from lora_comp.data.folders import Folder, ImageNet, Photos
@@ -10,6 +11,7 @@ from lora_comp.data.images import read_image, write_image
 from lora_comp.data.sample import Sample
 from lora_comp.data.scenes import Scenes
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import NoOptions
 
 __all__ = [
     "Cityscapes",
@@ -38,7 +40,7 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-_DATASETS: dict[str, Callable[..., Dataset]] = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "scenes": Scenes,
     "photos": Photos,
     "folder": Folder,
@@ -47,6 +49,11 @@ _DATASETS: dict[str, Callable[..., Dataset]] = {
     "voc": Voc,
     "cityscapes": Cityscapes,
 }
+
+
+def choices() -> dict[str, Any]:
+    """The options of each data set: the attribute `options` of its class, if it has one."""
+    return {name: getattr(data, "options", NoOptions) for name, data in DATASETS.items()}
 
 
 def load_data(
@@ -64,21 +71,17 @@ def load_data(
     Raises:
         LoraCompError: unknown name or option, or a missing or empty folder.
     """
-    if name not in _DATASETS:
-        raise LoraCompError(f"unknown data set {name!r}; available are {', '.join(_DATASETS)}")
+    if name not in DATASETS:
+        raise LoraCompError(f"unknown data set {name!r}; available are {', '.join(DATASETS)}")
     if limit is not None and limit < 1:
         raise LoraCompError(f"limit must be at least 1, not {limit}")
-    if options and name != "scenes":
-        raise LoraCompError(f"the data set {name!r} takes no {', '.join(options)}")
-    if name not in ("scenes", "photos"):
-        if path is None:
-            raise LoraCompError(f"the data set {name!r} needs the path of its folder (data.path=FOLDER)")
-        return _DATASETS[name](path, split=split, limit=limit)
-    if path is not None:
-        raise LoraCompError(f"the data set {name!r} takes no path; use 'folder' to read a folder")
-    if name == "photos":
-        return Photos(limit=limit)
-    unknown = sorted(set(options) - {"size", "seed"})
-    if unknown:
-        raise LoraCompError(f"the data set 'scenes' takes size and seed, not {', '.join(unknown)}")
-    return Scenes(split=split, **({} if limit is None else {"count": limit}), **options)
+    takes = inspect.signature(DATASETS[name]).parameters
+    amount = "limit" if "limit" in takes else "count"
+    given = options | {"split": split} if "split" in takes else options
+    given |= {key: value for key, value in (("path", path), (amount, limit)) if value is not None}
+    if unknown := sorted(set(given) - set(takes)):
+        accepted = " and ".join(key for key in takes if key not in ("split", amount))
+        raise LoraCompError(f"the data set {name!r} takes {accepted or 'no options'}, not {', '.join(unknown)}")
+    if "path" in takes and path is None:
+        raise LoraCompError(f"the data set {name!r} needs the path of its folder (data.path=FOLDER)")
+    return DATASETS[name](**given)

@@ -6,6 +6,7 @@ Label i is class i of `classes`. A missing image that the annotations name raise
 import contextlib
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from lora_comp.data.folders import spread
+from lora_comp.data.folders import FolderOptions, spread
 from lora_comp.data.images import read_image
 from lora_comp.data.sample import Sample
 from lora_comp.errors import ImageError, LoraCompError
+from lora_comp.settings import REQUIRED, setting
 
 VOC_CLASSES = (
     "aeroplane",
@@ -58,6 +60,13 @@ def _boxes_of(masks: Tensor) -> Tensor:
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
+@dataclass(frozen=True)
+class CocoOptions(FolderOptions):
+    path: str = setting(
+        REQUIRED, "folder that holds annotations/ and val2017/, or instances.json and images/", path=True
+    )
+
+
 class Coco:
     """COCO's layout: ROOT/annotations/instances_val2017.json with ROOT/val2017/, or ROOT/instances.json with
     ROOT/images/.
@@ -65,6 +74,8 @@ class Coco:
     Labels number the categories by rising id. Images without objects are included.
     Raises LoraCompError if the annotations or the images cannot be found.
     """
+
+    options = CocoOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root, self.name = Path(path), Path(path).name
@@ -125,11 +136,18 @@ def _read_annotations(path: Path) -> COCO:
     return coco
 
 
+@dataclass(frozen=True)
+class VocOptions(FolderOptions):
+    path: str = setting(REQUIRED, "folder that holds VOCdevkit/", path=True)
+
+
 class Voc:
     """Pascal VOC through torchvision: ROOT/VOCdevkit/VOC2012/, or the latest year present. Boxes without masks.
 
     Objects marked difficult are `crowd`: ignored by the score.
     """
+
+    options = VocOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import VOCDetection
@@ -164,11 +182,18 @@ class Voc:
         )
 
 
+@dataclass(frozen=True)
+class CityscapesOptions(FolderOptions):
+    path: str = setting(REQUIRED, "folder that holds leftImg8bit/ and gtFine/", path=True)
+
+
 class Cityscapes:
     """Cityscapes' fine annotations through torchvision: ROOT/leftImg8bit/ and ROOT/gtFine/.
 
     The objects of the eight classes with instances; groups of objects are `crowd`.
     """
+
+    options = CityscapesOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         from torchvision.datasets import Cityscapes as Reader

@@ -1,6 +1,7 @@
 """Folders of images, ImageNet, and the photographs that scikit-image ships."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lora_comp.data.images import read_image
 from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import REQUIRED, setting
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 
@@ -51,6 +53,13 @@ def _images_under(folder: Path) -> list[Path]:
     )
 
 
+@dataclass(frozen=True)
+class FolderOptions:
+    path: str = setting(REQUIRED, "folder with images, or with a folder of images for each class", path=True)
+    split: str = setting("val", "sub-folder to read, if present")
+    limit: int | None = setting(None, "maximal number of images, sampled evenly over the set", low=1)
+
+
 class Folder:
     """A folder of images.
 
@@ -58,6 +67,8 @@ class Folder:
     without any, labels are None. A sub-folder named like the split is read in place of `path`.
     Raises LoraCompError if the folder is missing or holds no images.
     """
+
+    options: type[FolderOptions] = FolderOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root = Path(path)
@@ -90,8 +101,15 @@ class Folder:
         return Sample(path.relative_to(self.root).as_posix(), read_image(path), label)
 
 
+@dataclass(frozen=True)
+class ImageNetOptions(FolderOptions):
+    path: str = setting(REQUIRED, "folder that holds val/ and train/", path=True)
+
+
 class ImageNet(Folder):
     """ILSVRC 2012 as ROOT/val/<wnid>/*.JPEG; labels number the wnids in sorted order, as in torchvision."""
+
+    options = ImageNetOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         if not (Path(path) / split).is_dir():
@@ -102,8 +120,15 @@ class ImageNet(Folder):
             raise LoraCompError(f"{self.root} has no class folders; sort its images into {self.root}/<wnid>/")
 
 
+@dataclass(frozen=True)
+class PhotosOptions:
+    limit: int | None = setting(None, "maximal number of images", low=1)
+
+
 class Photos:
     """scikit-image's bundled photographs at their original size, without labels."""
+
+    options = PhotosOptions
 
     def __init__(self, limit: int | None = None):
         self.name = "photos"

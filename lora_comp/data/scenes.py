@@ -9,6 +9,7 @@ first to be lost under heavy compression.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from lora_comp.data.folders import photograph
 from lora_comp.data.sample import Sample
 from lora_comp.data.shapes import KINDS, OUTLINES, coverage
 from lora_comp.errors import LoraCompError
+from lora_comp.settings import setting
 
 # PNGs only: the pixels of a JPEG depend on the decoder.
 TEXTURES = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "stereo_motorcycle")
@@ -140,6 +142,14 @@ def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
     return np.clip(image + noise * np.float32(rng.uniform(0, 6) / 104), 0, 255).round().astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class ScenesOptions:
+    split: str = setting("val", "train, val or test, whose scenes differ")
+    size: Any = setting(256, "side, [height,width], or odd: sides from 161 to 351")
+    seed: int = setting(0, "of the generator", low=0, high=2**32 - 1)
+    limit: int | None = setting(8, "how many scenes", low=1)
+
+
 class Scenes:
     """Generated scenes. Scene i depends only on seed, split and i, and is identical on every machine.
 
@@ -151,6 +161,8 @@ class Scenes:
     `label` of a sample is the dominant object's kind. `boxes`, `labels` and `masks` are of all objects, the dominant
     one last; masks are visible pixels, and boxes enclose them.
     """
+
+    options = ScenesOptions
 
     def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 256, seed: int = 0):
         if split not in SPLITS:

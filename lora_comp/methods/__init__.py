@@ -3,21 +3,39 @@
 A new method takes one file and one line of `METHODS`. "none" is the plain codec, represented by None.
 """
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import svd_lora
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
+from lora_comp.settings import NoOptions
 
 __all__ = ["METHODS", "NONE", "STEPS", "Adapted", "FitSettings", "Method", "Spec", "load_method", "method_of_file"]
 
 NONE = "none"
 METHODS: dict[str, Spec] = {
-    "svd_lora": svd_lora.spec("svd_lora"),
-    "lora": svd_lora.spec("lora"),
+    "svd_lora": svd_lora.spec("svd_lora", svd_lora.LowRankOptions()),
+    "lora": svd_lora.spec("lora", svd_lora.LowRankOptions(exponent=8)),
 }
+
+
+def choices() -> dict[str, Any]:
+    """What can be set of each method: a dataclass, or an instance with its defaults."""
+    return {NONE: NoOptions, **{name: spec.options for name, spec in METHODS.items()}}
+
+
+@dataclass(frozen=True)
+class Several:
+    """What can be set of several methods that are evaluated side by side: the options of each, by its name."""
+
+    parts: dict[str, Any]
+
+
+def combine(parts: Mapping[str, Any]) -> Several:
+    return Several(dict(parts))
 
 
 def load_method(name: str, codec: Any, task: str | None = None, **options: Any) -> Method | None:

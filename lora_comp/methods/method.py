@@ -10,26 +10,24 @@ from torch import Tensor, nn
 from lora_comp import objective
 from lora_comp.finetune import OnStep
 from lora_comp.objective import TILE, Objective
+from lora_comp.settings import setting
 
 STEPS = 10  # chosen in docs/finetuning.md
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings of test-time fine-tuning.
+    """Settings of test-time fine-tuning."""
 
-    steps: number of optimiser steps.
-    lr: initial learning rate; None for the task's default.
-    seed: of random numbers.
-    recipe: what the encoder trains besides the transmitted updates; the names are the method's.
-    tile: maximal side of a tile in pixels, a multiple of 128.
-    """
-
-    steps: int = STEPS
-    lr: float | None = None
-    seed: int = 0
-    recipe: str = "latents"
-    tile: int = TILE
+    steps: int = setting(STEPS, "optimiser steps of test-time fine-tuning", low=0)
+    lr: float | None = setting(None, "initial learning rate; null: the task's default", above=0)
+    seed: int = setting(0, "seed of random numbers", low=0, high=2**63 - 1)
+    recipe: str = setting(
+        "latents",
+        "what the encoder optimises, by the method's names; for svd_lora and lora: latents (of the image), adapter, or "
+        "published (the adapter with the optimiser of the paper)",
+    )
+    tile: int = setting(TILE, "maximal side of a tile of a large image in pixels", low=128, step=128)
 
 
 class Adapted(objective.Adapted, Protocol):
@@ -90,13 +88,13 @@ class Spec:
     load: called with the codec, the task's key or None, and the fields of `options` as keywords.
     from_file: called with the codec, the identity in the file, and the path of an adapter or None; returns the method
         that decodes the file, or raises BitstreamError.
-    options: a dataclass of the method's options.
+    options: a dataclass of the method's options (`lora_comp.settings`), or an instance with the method's own defaults.
     pretrain: called with the codec and `options`, see `training.adapter`; None for a method without pre-training.
     """
 
     load: Callable[..., Method]
     from_file: Callable[[Any, bytes | None, str | Path | None], Method]
-    options: type
+    options: Any
     pretrain: Callable[[Any, Any], "Pretraining"] | None = None
 
 

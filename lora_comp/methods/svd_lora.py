@@ -38,6 +38,7 @@ from lora_comp.methods.low_rank import (
 from lora_comp.methods.method import FitSettings, Spec
 from lora_comp.methods.refine import ATTEMPTS, refine
 from lora_comp.objective import Objective
+from lora_comp.settings import setting
 
 RECIPES = ("latents", "adapter", "published")
 # Learning rates of the encoder's parameters relative to that of the transmitted updates: docs/finetuning.md
@@ -68,24 +69,26 @@ VARIANTS = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class LowRankOptions:
-    """Options of SVD-LoRA and LoRA.
+    """Options of SVD-LoRA and LoRA."""
 
-    adapter: "auto" for the one pre-trained for the task, or else a seeded one; a path; the key of another task; or None
-        for a seeded one.
-    rank, alpha: of a seeded adapter, 1 to 255.
-    mlp: whether a seeded adapter includes fc1 and fc2.
-    seed: of a seeded adapter, 0 to 127.
-    exponent: transmitted updates are fitted in steps of 2^-exponent, 0 to 24; `refine` may halve or double the step.
-    """
-
-    adapter: str | None = "auto"
-    rank: int = 4
-    alpha: int = 8
-    mlp: bool = False
-    seed: int = 0
-    exponent: int = 5
+    adapter: str | None = setting(
+        "auto",
+        "auto: the one pre-trained for the task, else a seeded one; a file; the key of another task, such as "
+        "cls-scenes; null: a seeded one",
+        path=True,
+    )
+    rank: int = setting(4, "rank of a seeded adapter", low=1, high=255)
+    alpha: int = setting(8, "alpha of a seeded adapter, whose updates are scaled by alpha / rank", low=1, high=255)
+    mlp: bool = setting(False, "include fc1 and fc2 in a seeded adapter")
+    seed: int = setting(0, "seed of a seeded adapter", low=0, high=127)
+    exponent: int = setting(
+        5,
+        "transmitted updates are fitted in steps of 2^-exponent; half and twice that are tried afterwards",
+        low=0,
+        high=24,
+    )
 
 
 def published_factor(step: int, steps: int) -> float:
@@ -309,5 +312,5 @@ class Pretraining:
         return {n: p.detach() for n, p in self.parts.items()}
 
 
-def spec(name: str) -> Spec:
-    return Spec(partial(load, name), partial(from_file, name), LowRankOptions, partial(Pretraining, name))
+def spec(name: str, options: LowRankOptions) -> Spec:
+    return Spec(partial(load, name), partial(from_file, name), options, partial(Pretraining, name))

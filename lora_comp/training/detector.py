@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from lora_comp.data import Sample, Scenes
 from lora_comp.data.shapes import KINDS
-from lora_comp.detectors import small
-from lora_comp.detectors.small import SmallRCNN
-from lora_comp.networks import load_network, save_network
+from lora_comp.networks import rcnn, resnet
+from lora_comp.networks.rcnn import SmallRCNN
+from lora_comp.networks.saved import save_network
 from lora_comp.objective import use_bf16
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.training.loop import cosine, fit
@@ -78,8 +78,8 @@ def scores(network: SmallRCNN, data) -> dict[str, float]:
     for i in range(len(data)):
         sample: Sample = data[i]
         [seen] = network.detect(sample.image[None])
-        found = objects(seen["boxes"], seen["labels"], seen.get("masks"), seen["scores"])
-        images.append({"truth": truth_of(sample), "found": found})
+        detections = objects(seen["boxes"], seen["labels"], seen.get("masks"), seen["scores"])
+        images.append({"truth": truth_of(sample), "detections": detections})
     network.train()
     kinds = {"": "bbox", "mask ": "segm"} if network.has_masks else {"": "bbox"}
     return {
@@ -158,10 +158,10 @@ def train_scenes_detector(masks: bool, out: Path, work: str | os.PathLike, steps
     network = SmallRCNN(list(KINDS), "scenes", masks)
     detector = out.with_name("scenes-det.safetensors")
     if masks and detector.exists():
-        begin_from(network, small.load(detector).state_dict())
+        begin_from(network, rcnn.load(str(detector)).state_dict())
         start = "the detector of scenes"
     else:
-        begin_from(network, {f"pyramid.body.{k}": w for k, w in load_network("scenes").state_dict().items()})
+        begin_from(network, {f"pyramid.body.{k}": w for k, w in resnet.load("scenes").state_dict().items()})
         start = "the classifier of scenes"
     unseen = {"": Scenes("val", 500), " test": Scenes("test", 300), " test odd sizes": Scenes("test", 300, "odd")}
     return train_detector(

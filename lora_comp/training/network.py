@@ -16,8 +16,9 @@ from torchvision.transforms import v2
 from lora_comp.data import Folder, Sample, Scenes, load_data
 from lora_comp.data.folders import spread
 from lora_comp.data.shapes import KINDS
-from lora_comp.detectors.small import SmallRCNN
-from lora_comp.networks import SmallResNet, save_network
+from lora_comp.networks.rcnn import SmallRCNN
+from lora_comp.networks.resnet import SmallResNet
+from lora_comp.networks.saved import save_network
 from lora_comp.objective import use_bf16
 from lora_comp.training.loop import cosine, fit
 

@@ -89,8 +89,8 @@ def test_unsuitable_folders_raise_a_one_line_error(tmp_path, name, files, messag
     [
         (dict(name="cifar"), "unknown data set 'cifar'; available are scenes, photos, folder, imagenet"),
         (dict(name="folder"), "needs the path"),
-        (dict(name="photos", path="here"), "takes no path"),
-        (dict(name="photos", size=64), "takes no size"),
+        (dict(name="photos", path="here"), "takes no options, not path"),
+        (dict(name="photos", size=64), "takes no options, not size"),
         (dict(name="scenes", colour="red"), "takes size and seed, not colour"),
         (dict(name="scenes", limit=0), "at least 1"),
     ],

@@ -42,11 +42,11 @@ def test_pickles_that_run_code_raise_a_one_line_error(load, tmp_path):
 
 
 def test_only_tensors_are_unpickled():
-    # detectron2's files are pickles; our reader admits numpy arrays only (tests/detectors).
+    # detectron2's files are pickles; our reader admits numpy arrays only (tests/networks).
     nodes = [
         node
         for source in SOURCES
-        if source != PACKAGE / "detectors" / "detectron2.py"
+        if source != PACKAGE / "networks" / "detectron2.py"
         for node in ast.walk(ast.parse(source.read_text()))
     ]
     loads = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]

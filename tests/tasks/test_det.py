@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import lora_comp as lc
 from lora_comp.data import Sample
-from lora_comp.evaluate import Settings, evaluate
+from lora_comp.evaluate import Point, evaluate
+from lora_comp.methods import FitSettings
 from lora_comp.tasks import det
 from lora_comp.tasks.average_precision import average_precision, objects
 
@@ -73,7 +74,7 @@ def test_what_is_decoded_as_it_was_scores_one_and_what_is_not_scores_less(task):
 def test_the_score_of_images_together_is_cocos_and_not_the_mean(task):
     """A class counts once, however many images show it."""
     shown = [task.measure(s.image, s)["objects"] for s in (square("a"), square("b"), square("c", red=True))]
-    shown[2]["found"] = []
+    shown[2]["detections"] = []
     assert task.pool(shown)["mAP"] == pytest.approx(0.5)
     assert json.loads(json.dumps(shown)) == shown
 
@@ -89,7 +90,7 @@ def test_a_crowd_is_neither_found_nor_missed(task):
     crowd = square("a", crowd=torch.tensor([True]))
     shown = [task.measure(s.image, s)["objects"] for s in (square("b"), crowd)]
     assert task.pool(shown)["mAP"] == ONE
-    shown[1]["found"] = []
+    shown[1]["detections"] = []
     assert task.pool(shown)["mAP"] == ONE
 
 
@@ -99,7 +100,7 @@ def test_the_answer_names_the_classes(task):
 
 
 def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
-    with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares knows classes 0 to 1"):
+    with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares has classes 0 to 1"):
         task.measure(square("a").image, square("a", labels=torch.tensor([7])))
     if task.name == "seg":
         with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):
@@ -108,8 +109,8 @@ def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
 
 def test_an_empty_image_is_rightly_seen_as_empty():
     found = objects(torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0]), scores=torch.tensor([0.8]))
-    assert average_precision([{"truth": [], "found": []}])["mAP"] == 1
-    assert average_precision([{"truth": [], "found": found}])["mAP"] == 0
+    assert average_precision([{"truth": [], "detections": []}])["mAP"] == 1
+    assert average_precision([{"truth": [], "detections": found}])["mAP"] == 0
 
 
 def test_a_run_pools_its_images_and_goes_on_where_it_was(task, codec, tmp_path):
@@ -120,7 +121,7 @@ def test_a_run_pools_its_images_and_goes_on_where_it_was(task, codec, tmp_path):
 
     def start(images):
         with Progress(disable=True) as progress:
-            return evaluate(Data(images), {2: codec}, task, {}, Settings(0, 0.01, 0), tmp_path, progress)
+            return evaluate(Data(images), [Point(codec, [None])], task, FitSettings(0, 0.01), tmp_path, progress)
 
     start(data[:2])
     records = start(data)

@@ -1,4 +1,4 @@
-"""open: any network as a task. How networks are read and their layers found is tested in tests/foreign."""
+"""open: any network as a task. How networks are read and their layers found is tested in tests/networks."""
 
 import pytest
 import torch

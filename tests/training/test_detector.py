@@ -7,9 +7,8 @@ import torch
 
 from lora_comp.data import Scenes
 from lora_comp.data.shapes import KINDS
-from lora_comp.detectors import load_detector
-from lora_comp.detectors.small import SmallRCNN
-from lora_comp.networks import load_network, save_network
+from lora_comp.networks import load_detector, load_network, save_network
+from lora_comp.networks.rcnn import SmallRCNN
 from lora_comp.training import detector
 from lora_comp.training.detector import ObjectBatches, begin_from, train_detector
 

@@ -6,11 +6,11 @@ import io
 import pytest
 from rich.console import Console
 
-from lora_comp import zoo
+from lora_comp import cli, zoo
+from lora_comp.commands.zoo import show
 from lora_comp.errors import LoraCompError
 from lora_comp.reference import SYSTEMS
 from lora_comp.weights import write_weights
-from lora_comp.zoo import __main__ as command
 from lora_comp.zoo import registry
 
 
@@ -48,7 +48,7 @@ def test_scores_of_earlier_weights_are_not_shown(tmp_path, monkeypatch):
 
 def test_zoo_lists_shipped_and_published_weights():
     out = io.StringIO()
-    command.show(Console(file=out, width=80))
+    show(Console(file=out, width=80))
     for name in ("tic-s-q1", "scenes", "transtic-tic-1..4", "lora_comp-cls", "tic_svdlora"):
         assert name in out.getvalue()
 
@@ -96,7 +96,7 @@ def test_a_wrong_checksum_raises(serve):
 
 def test_without_a_network_the_error_names_the_cache_path(serve, capsys):
     cache = serve(url="http://127.0.0.1:9/a.pth.tar")
-    assert command.report_errors(command.command)(["fetch", "a"]) == 2
+    assert cli.command(["zoo", "fetch", "a"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot download http://127.0.0.1:9/a.pth.tar" in line and str(cache / "a.pth.tar") in line
     assert list(cache.iterdir()) == []

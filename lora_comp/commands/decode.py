@@ -1,0 +1,30 @@
+from dataclasses import dataclass
+
+from lora_comp import api, bitstream
+from lora_comp.codecs import load_codec
+from lora_comp.data import write_image
+from lora_comp.program import read_file
+from lora_comp.settings import argument, setting
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    file: str = argument("a file that `lora-comp encode` wrote")
+    image: str = argument("the image to write, as cat.png")
+    adapter: str | None = setting(None, "the adapter that the file was encoded with, where it does not ship", path=True)
+    weights: str | None = setting(None, "the codec's weights, where they do not ship", path=True)
+    max_pixels: int = setting(bitstream.MAX_PIXELS, "a larger image is refused", low=1, high=2**63 - 1)
+
+
+def decode(config: DecodeConfig) -> None:
+    """Decode a file to an image.
+
+    Examples:
+      lora-comp decode cat.lcz cat.png
+      lora-comp decode cat.lcz cat.png weights=tic.safetensors adapter=tic-adapter.safetensors
+    """
+    data, codec = read_file(config.file), None
+    if config.weights is not None:
+        header, _ = bitstream.read(data, config.max_pixels)
+        codec = load_codec(header.codec, header.quality, config.weights)
+    write_image(config.image, api.decode(data, codec, adapter=config.adapter, max_pixels=config.max_pixels))

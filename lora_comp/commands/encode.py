@@ -1,0 +1,64 @@
+from dataclasses import dataclass
+
+from rich.progress import Progress
+
+from lora_comp import api
+from lora_comp.codecs import load_codec
+from lora_comp.data import read_image
+from lora_comp.engine import start_engine
+from lora_comp.files import write_file
+from lora_comp.methods import load_method
+from lora_comp.roi import region
+from lora_comp.settings import Choice, argument, group, setting
+from lora_comp.tasks import load_task
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    image: str = argument("the image: PNG, JPEG, WebP, TIFF, ...")
+    file: str = argument("the file to write, as cat.lcz")
+    quality: float = setting(2, "rate point, 1 for the fewest bits", low=0)
+    roi: str | None = setting(
+        None,
+        "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
+        path=True,
+    )
+    codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
+    method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted")
+    task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
+    engine: Choice = group("lora_comp.engine", "default", "test-time fine-tuning")
+
+
+def encode(config: EncodeConfig) -> None:
+    """Encode an image to a file, adapted to the image and to a task.
+
+    Examples:
+      lora-comp encode cat.png cat.lcz task=cls quality=2
+      lora-comp encode street.png street.lcz task=open task.network=detector.onnx engine.steps=40
+    """
+    engine = config.engine.options
+    image = read_image(config.image)
+    device = start_engine(engine)
+    codec = load_codec(quality=config.quality, **config.codec.given()).to(device)
+    task = load_task(**config.task.given()).to(device)
+    method = load_method(codec=codec, task=task.key, **config.method.given())
+    with Progress(transient=True, disable=method is None) as progress:
+        bar = progress.add_task("adapting", total=engine.steps)
+        coded = api.encode(
+            image,
+            codec,
+            task,
+            method,
+            steps=engine.steps,
+            lr=engine.lr,
+            seed=engine.seed,
+            on_step=lambda step, _: progress.update(bar, completed=step),
+            recipe=engine.recipe,
+            roi=None if config.roi is None else region(config.roi, image, task),
+            tile=engine.tile,
+        )
+    write_file(config.file, coded.data)
+    print(
+        f"{config.file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
+        f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here"
+    )

@@ -1,0 +1,25 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_comp.import_checkpoint import import_checkpoint
+from lora_comp.reference import SYSTEMS
+from lora_comp.settings import REQUIRED, argument, setting
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    checkpoint: str = argument("what torch saved: tensors by name, or these under 'state_dict'")
+    system: str = setting(REQUIRED, f"whose checkpoint it is: {', '.join(SYSTEMS)}")
+    quality: int = setting(1, "rate point that the codec goes by", low=1, high=4)
+    into: str = setting(".", "folder for the weights", path=True)
+
+
+def import_(config: ImportConfig) -> None:
+    """Convert a published checkpoint to weights of a codec and, where it has one, of an adapter.
+
+    Examples:
+      lora-comp import base_codec_2.pth.tar --system tic quality=2
+      lora-comp import cls.pth.tar --system tic_svdlora into=weights
+    """
+    for line in import_checkpoint(Path(config.checkpoint), config.system, config.quality, Path(config.into)):
+        print(line)

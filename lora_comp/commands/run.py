@@ -1,0 +1,126 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lora_comp import api
+from lora_comp.codecs import load_codec
+from lora_comp.data import load_data
+from lora_comp.engine import start_engine
+from lora_comp.errors import LoraCompError
+from lora_comp.evaluate import Point, evaluate, samples
+from lora_comp.methods import FitSettings, Method, load_method
+from lora_comp.report.plots import caption, score_plot, side_by_side
+from lora_comp.report.summary import table
+from lora_comp.settings import Choice, group, setting
+from lora_comp.tasks import load_task
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    quality: list[float] = setting([1, 2, 3, 4], "rate points, 1 for the fewest bits", low=0, filled=True)
+    roi: str | None = setting(
+        None,
+        "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
+        path=True,
+    )
+    out: str = setting("results/${task.name}-${data.name}-${method.name}", "folder for files and results", path=True)
+    codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
+    method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted; several as [svd_lora,lora]")
+    task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
+    data: Choice = group("lora_comp.data", "scenes", "the images")
+    engine: Choice = group("lora_comp.engine", "default", "test-time fine-tuning")
+
+
+def run(config: RunConfig) -> None:
+    """Code every image of a data set with the plain and the adapted codec, decode every file, and score the images.
+
+    The folder `out` gets files/*.lcz, results.json, score.png and pictures.png. The same command resumes after a stop.
+
+    Examples:
+      lora-comp run task=cls data.limit=3
+      lora-comp run task=det data=coco data.path=COCO quality=[2,4] engine=published
+    """
+    console, engine = Console(), config.engine.options
+    device = start_engine(engine)
+    data = load_data(**config.data.given())
+    task = load_task(**config.task.given()).to(device)
+    codecs = {q: load_codec(quality=q, **config.codec.given()).to(device) for q in config.quality}
+    chosen = config.method.given()
+    methods = {q: load_methods(chosen, codec, task.key) for q, codec in codecs.items()}
+    points = [Point(codec, [None, *methods[q].values()]) for q, codec in codecs.items()]
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    out = Path(config.out)
+    with Progress(*columns, console=console) as progress:
+        settings = FitSettings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, engine.tile)
+        records = evaluate(data, points, task, settings, out, progress, engine.batch, config.roi)
+    if not records.requested:
+        raise LoraCompError("none of the images could be read")
+    results = records.results()
+    show(results, console)
+    draw(results, data, codecs, methods, task, out)
+    made = [name for name in ("results.json", "score.png", "pictures.png") if (out / name).exists()]
+    console.print(f"\n{len(records.requested)} files and {', '.join(made)} in {out}", soft_wrap=True)
+
+
+def load_methods(chosen: dict, codec, task: str) -> dict[str, Method]:
+    """The methods to evaluate beside the plain codec, by name."""
+    found = [load_method(codec=codec, task=task, **given) for given in chosen.get("parts", {"": chosen}).values()]
+    return {method.name: method for method in found if method is not None}
+
+
+def show(results: dict, console: Console) -> None:
+    """The table of every image, and of the means."""
+    names = ("quality", "image", "method", "bytes", "bpp", "psnr", "score")
+    images = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in names:
+        images.add_column(name, justify="left" if name in ("image", "method") else "right")
+    digits = {"bpp": ".3f", "psnr": ".2f", "score": ".3f", "bytes": ",d"}
+    for record in sorted(results["records"], key=lambda r: r["quality"]):
+        cells = (f"{record[n]:{digits.get(n, '')}}" if n in record else "-" for n in names)  # features have no psnr
+        images.add_row(*map(escape, cells))
+    console.print(images)
+    console.print(table(results["summary"]))
+    if results["skipped"]:
+        console.print(f"{len(results['skipped'])} unreadable images were skipped:")
+        for reason in results["skipped"]:
+            console.print(f"  {reason}", soft_wrap=True, markup=False)
+
+
+def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> None:
+    """score.png, and pictures.png: original, plain and adapted of the image that adapting helped most."""
+    score_plot(results["summary"], out / "score.png")
+    records = results["records"]
+    adapted = [r for r in records if r["adapted"] and r["loss_before"] is not None and "psnr" in r]
+    if not adapted:
+        return
+    best = max(adapted, key=lambda r: (r["loss_before"] - r["loss_after"]) / r["loss_before"])
+    plain = next(r for r in records if r["method"] == "none" and all(r[k] == best[k] for k in ("image", "quality")))
+    quality = best["quality"]
+    sample = next(sample for sample in samples(data) if sample.name == best["image"])
+    answer = task.answer(sample.image)
+    captions = [f"answer: {answer}" if answer else best["image"]]
+    before, after = (
+        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods[quality].get(r["method"])).cpu()
+        for r in (plain, best)
+    )
+    for record, decoded in ((plain, before), (best, after)):
+        captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
+    boxes = (
+        [
+            [one["bbox"] for one in task.detections(image) if one["score"] >= task.score_threshold]
+            for image in (sample.image, before, after)
+        ]
+        if hasattr(task, "detections")
+        else ((), (), ())
+    )
+    side_by_side(sample.image, before, after, captions, out / "pictures.png", boxes)

@@ -1,0 +1,119 @@
+"""The input of a network: how images are resized, ordered in channels, scaled and normalised for it."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_comp.errors import LoraCompError, first_line
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+@dataclass(frozen=True)
+class Input:
+    """The input that a network expects, made from an RGB image in [0, 1] in this order.
+
+    size: (H, W) to resize to, without keeping the aspect ratio; None: the image's own size.
+    channels: "rgb" or "bgr".
+    range: the value of white, 1 or 255.
+    mean, std: what each channel, in the network's order, is shifted and divided by, in units of `range`.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: str = "rgb"
+    range: float = 1.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+def read_input(given: Mapping | str | os.PathLike | None, own: Input) -> Input:
+    """`own`, changed by the settings given: by name, or in a YAML file. None leaves a setting as it is.
+
+    Raises LoraCompError for a file that cannot be read, an unknown setting and a value that does not fit.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        given = _read_yaml(Path(given))
+    known = [field.name for field in fields(Input)]
+    if unknown := sorted(set(map(str, given or {})) - set(known)):
+        raise LoraCompError(f"the settings of a network's input are {', '.join(known)}, not {', '.join(unknown)}")
+    changed: dict[str, Any] = {
+        str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None
+    }
+    return replace(own, **changed)
+
+
+def _read_yaml(path: Path) -> Mapping:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoraCompError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+    except yaml.YAMLError as error:
+        raise LoraCompError(f"{path} is not YAML: {first_line(error)}") from None
+    if not isinstance(settings, Mapping):
+        raise LoraCompError(f"{path} must hold lines such as 'size: [352, 352]' and 'channels: bgr'")
+    return settings
+
+
+def _fitting(name: str, value) -> object:
+    """The value of a setting, converted to the type that `Input` has."""
+    if name == "size":
+        sides = [value, value] if isinstance(value, int) else list(value) if _is_list(value) else []
+        if len(sides) == 2 and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+            return sides[0], sides[1]
+        raise LoraCompError(f"the size of a network's input must be a side or [height, width], not {value!r}")
+    if name == "channels":
+        if str(value).lower() in ("rgb", "bgr"):
+            return str(value).lower()
+        raise LoraCompError(f"the channels of a network's input must be rgb or bgr, not {value!r}")
+    if name == "range":
+        if _is_number(value) and value > 0:
+            return float(value)
+        raise LoraCompError(f"the range of a network's input must be a number above 0, as 1 or 255, not {value!r}")
+    numbers = list(value) if _is_list(value) else []
+    if len(numbers) == 3 and all(map(_is_number, numbers)) and (name == "mean" or min(numbers) > 0):
+        return tuple(map(float, numbers))
+    above = "" if name == "mean" else " above 0"
+    raise LoraCompError(f"the {name} of a network's input must be three numbers{above}, not {value!r}")
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Preparation(nn.Module):
+    """Turns images (B, 3, H, W) in [0, 1] into a network's input.
+
+    channels_last: into (B, H, W, 3). least_side: the shorter side of smaller images is enlarged to so many pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, wanted: Input, channels_last: bool = False, least_side: int = 1):
+        super().__init__()
+        self.wanted, self.channels_last, self.least_side = wanted, channels_last, least_side
+        self.register_buffer("mean", torch.tensor(wanted.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(wanted.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.wanted.size and x.shape[2:] != self.wanted.size:
+            x = F.interpolate(x, self.wanted.size, mode="bilinear", antialias=True)
+        elif not self.wanted.size and (short := min(x.shape[2:])) < self.least_side:
+            size = [round(side * self.least_side / short) for side in x.shape[2:]]
+            x = F.interpolate(x, size, mode="bilinear")
+        if self.wanted.channels == "bgr":
+            x = x.flip(1)
+        x = (x * self.wanted.range - self.mean) / self.std
+        return x.permute(0, 2, 3, 1) if self.channels_last else x

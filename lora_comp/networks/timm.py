@@ -1,0 +1,47 @@
+"""timm's classifiers by name, and the stages that timm itself lists for each."""
+
+import math
+import os
+
+from torch import nn
+
+from lora_comp.errors import LoraCompError
+from lora_comp.networks.checkpoints import load_checkpoint, no_weights
+from lora_comp.networks.external import LEAST_SIDE, Source
+from lora_comp.networks.input import Input
+from lora_comp.networks.taps import Modules
+
+STAGES = 4
+
+
+def read(name: str, weights: str | os.PathLike | None) -> Source:
+    import timm
+
+    kind = name.partition("/")[2]
+    published = weights == "default"
+    if not timm.is_model(kind.split(".")[0]):
+        raise LoraCompError(f"timm has no model {kind!r}; timm.list_models() names those it has")
+    try:
+        model = timm.create_model(kind, pretrained=published)
+    except (OSError, RuntimeError) as error:
+        raise no_weights(name, error) from error
+    if weights is not None and not published:
+        load_checkpoint(model, weights)
+    facts: dict = model.pretrained_cfg  # type: ignore[assignment]
+    height, width = facts["input_size"][1:]
+    own = Input((height, width) if facts["fixed_input_size"] else None, mean=facts["mean"], std=facts["std"])
+    return Source(Modules(model), own, stages=stages(model), classifier=True, least_side=LEAST_SIDE)
+
+
+def stages(model: nn.Module) -> list[str]:
+    """Names of the modules at whose ends timm takes features (`feature_info`), at most four, from stride 4 on: the last
+    of each stride, or evenly spaced ones of a network of one stride, such as a ViT."""
+    info = getattr(model, "feature_info", None) or []
+    listed = [one for one in getattr(info, "info", info) if one.get("module") and one["reduction"] >= 4]
+    every = [one["module"].replace("block.", "blocks.") for one in listed]  # timm's own slip of the pen, of twins
+    last = list({one["reduction"]: name for one, name in zip(listed, every, strict=True)}.values())
+    if len(every) <= STAGES:
+        return every
+    if len(last) >= STAGES - 1:
+        return last[-STAGES:]
+    return [every[math.ceil(len(every) * quarter / STAGES) - 1] for quarter in range(1, STAGES + 1)]

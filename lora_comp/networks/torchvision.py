@@ -1,0 +1,31 @@
+"""torchvision's networks by name: its classifiers, and for task=open its segmenters, detectors and others too."""
+
+import os
+
+import torchvision
+
+from lora_comp.errors import LoraCompError
+from lora_comp.networks.checkpoints import load_checkpoint, no_weights
+from lora_comp.networks.external import LEAST_SIDE, Source
+from lora_comp.networks.input import MEAN, STD, Input
+from lora_comp.networks.taps import Modules
+
+
+def read(name: str, weights: str | os.PathLike | None) -> Source:
+    kind = name.partition("/")[2]
+    published = weights == "default"
+    if kind not in torchvision.models.list_models():
+        raise LoraCompError(f"torchvision has no model {kind!r}; torchvision.models.list_models() names those it has")
+    classifier = kind in torchvision.models.list_models(torchvision.models)
+    options: dict = {"init_weights": True} if kind in ("googlenet", "inception_v3") else {}
+    if not classifier and not published:
+        options = {"weights_backbone": None}  # or it would be downloaded
+    try:
+        model = torchvision.models.get_model(kind, weights="DEFAULT" if published else None, **options)
+    except (OSError, RuntimeError) as error:
+        raise no_weights(name, error) from error
+    if weights is not None and not published:
+        load_checkpoint(model, weights)
+    side = getattr(model, "image_size", None)  # of a ViT, which takes no other
+    own = Input((side, side) if side else None, mean=MEAN, std=STD)
+    return Source(Modules(model), own, classifier=classifier, least_side=LEAST_SIDE if classifier else 1)

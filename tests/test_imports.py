@@ -1,0 +1,27 @@
+"""The layers of the package hold, with tasks/ where an install puts it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_no_module_imports_one_above_it_and_none_in_a_circle(tmp_path):
+    pytest.importorskip("importlinter")
+    shutil.copytree(ROOT / "lora_comp", tmp_path / "lora_comp", ignore=shutil.ignore_patterns("*.so", "*.safetensors"))
+    shutil.copytree(ROOT / "tasks", tmp_path / "lora_comp" / "tasks")
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    checked = subprocess.run(
+        [sys.executable, "-c", program, "--config", str(ROOT / "pyproject.toml"), "--no-cache"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert "2 kept, 0 broken" in checked.stdout
