@@ -217,7 +217,7 @@ def test_a_choice_is_one_entry_of_a_registry(monkeypatch):
 
 def test_every_default_fits_and_every_dataclass_is_a_structured_config():
     found = [o for module in (codecs, data, engine, methods, tasks) for o in module.choices().values()]
-    for options in [*found, tasks.several.MultiTaskOptions({})]:
+    for options in [*found, tasks.multi.MultiTaskOptions({})]:
         OmegaConf.structured(options)
         made = options() if isinstance(options, type) else options
         for name, (value, hint, about) in leaves(made).items():

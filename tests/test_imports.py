@@ -1,6 +1,7 @@
 """The layers of the package hold, with tasks/ where an install puts it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from lora_comp.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
+
+
+def test_codecs_and_descent_know_no_method():
+    names = [*METHODS, "svdlora", "transtic", "alice", "duic"]
+    for path in [*(ROOT / "lora_comp" / "codecs").glob("*.py"), ROOT / "lora_comp" / "finetune.py"]:
+        text = re.sub(r"lora.comp\b|LoraComp", "", path.read_text())
+        assert not re.search(rf"\b({'|'.join(names)})\b", text, re.IGNORECASE), path
+        assert "methods" not in re.findall(r"^from lora_comp\.(\w+)", path.read_text(), re.MULTILINE), path
 
 
 def test_no_module_imports_one_above_it_and_none_in_a_circle(tmp_path):

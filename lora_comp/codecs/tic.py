@@ -1,7 +1,7 @@
-"""TIC with a mean-scale hyperprior: the base codec of TransTIC and of LoRA_comp.
+"""TIC with a mean-scale hyperprior, as it is used in image coding for machines.
 
 Lu et al., "Transformer-based Image Compression", DCC 2022; the variant without a context model is that of Chen et al.,
-"TransTIC: Transferring Transformer-based Image Compression from Human Perception to Machine Perception", ICCV 2023.
+"Transferring Transformer-based Image Compression from Human Perception to Machine Perception", ICCV 2023.
 
     x (B, 3, H, W) --g_a--> y (B, M, H/16, W/16) --h_a--> z (B, N, H/64, W/64)
     z_hat = round(z) --h_s--> scales, means          y_hat = round(y - means) + means --g_s--> x_hat (B, 3, H, W)
