@@ -1,7 +1,5 @@
 #include "block.hpp"
 
-#include <stdexcept>
-
 #include "../processor.hpp"
 #include "run.hpp"
 #include "tiles.hpp"
@@ -13,9 +11,6 @@ namespace {
 constexpr size_t kMostHead = 16, kMostRank = 256;
 
 void check(const SwinBlock& a, bool half) {
-  const auto demand = [](bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-  };
   demand(a.windows.window == 8 && a.windows.shift < 8, "windows of 8, shifted by less");
   demand(a.dim % 32 == 0 && a.fc1.out % 32 == 0, "channels in multiples of 32");
   demand(a.heads > 0 && a.heads % 2 == 0 && a.dim % a.heads == 0 && a.dim / a.heads <= kMostHead,

@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "../attention/window.hpp"
+#include "../tensor.hpp"
 
 namespace lora_comp {
 
@@ -49,5 +50,23 @@ bool swin_block_half_available();
 void swin_block_forward(const SwinBlock&, const float* x, float* y, float* kept, bool half, unsigned threads);
 void swin_block_backward(const SwinBlock&, const float* x, const float* grad_y, float* grad_x, float* kept,
                          const SwinBlockGrad&, bool half, unsigned threads);
+
+// The entries: the same of tensors, whose types and shapes are compared first. u, s and v of a layer are given together
+// or left out; of gradients any may be left out.
+struct SwinLayerTensors {
+  Tensor weight, bias, u, s, v;
+};
+struct SwinBlockTensors {
+  Tensor norm1_weight, norm1_bias, norm2_weight, norm2_bias, position;
+  SwinLayerTensors qkv, proj, fc1, fc2;
+};
+struct SwinBlockCall {
+  Tensor x, kept;  // kept may be left out
+  size_t window, shift;
+  bool half;
+};
+void swin_block_forward(const SwinBlockTensors&, const SwinBlockCall&, const Tensor& y, unsigned threads);
+void swin_block_backward(const SwinBlockTensors&, const SwinBlockCall&, const Tensor& grad_y, const Tensor& grad_x,
+                         const SwinBlockTensors& grads, unsigned threads);
 
 }  // namespace lora_comp

@@ -22,28 +22,20 @@ if ! echo 'int main() {}' | $CXX -x c++ -fsanitize="$SANITIZE" - -o "$out/probe"
     echo "skipped: $CXX builds nothing with -fsanitize=$SANITIZE here: $(tail -n 1 "$out/said")"
     exit 0
 fi
-for source in csrc/{rans,attention,swin,gdn}/*.cpp csrc/svd_lora/cpu.cpp csrc/*/*.cu tests/{csrc,fuzz}/*.cpp; do
+for source in csrc/{rans,attention,swin,gdn,svd_lora}/*.cpp csrc/*/*.cu tests/{csrc,fuzz}/*.cpp; do
     echo "$source $out/$(object "$source")"
 done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
-rans=()
-for source in csrc/rans/*.cpp; do rans+=("$out/$(object "$source")"); done
 link() { $CXX -fsanitize="$SANITIZE" "$@" -pthread; }
-link "$out/tests-csrc-test_rans.cpp.o" "${rans[@]}" -o "$out/test_rans"
-link "$out/tests-csrc-test_latents.cpp.o" "${rans[@]}" -o "$out/test_latents"
-link "$out/tests-csrc-test_svd_lora.cpp.o" "$out/csrc-svd_lora-cpu.cpp.o" -o "$out/test_svd_lora"
-attention=()
-for source in csrc/attention/*.cpp; do attention+=("$out/$(object "$source")"); done
-link "$out/tests-csrc-test_window_attention.cpp.o" "${attention[@]}" -o "$out/test_window_attention"
-swin=()
-for source in csrc/swin/*.cpp; do swin+=("$out/$(object "$source")"); done
-link "$out/tests-csrc-test_swin_block.cpp.o" "${swin[@]}" -o "$out/test_swin_block"
-gdn=("$out/csrc-swin-tiles.cpp.o")
-for source in csrc/gdn/*.cpp; do gdn+=("$out/$(object "$source")"); done
-link "$out/tests-csrc-test_gdn.cpp.o" "${gdn[@]}" -o "$out/test_gdn"
-link "$out/tests-csrc-test_cuda.cpp.o" "$out"/csrc-*.cu.o "${attention[@]}" "$out/csrc-svd_lora-cpu.cpp.o" \
-    -o "$out/test_cuda"
-for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block test_gdn test_cuda; do
+rans=("$out"/csrc-rans-*.o)
+ops=("$out"/csrc-{attention,swin,gdn,svd_lora}-*.o)  # the kernels for a GPU too: on tests/csrc/emulated
+for name in test_rans test_latents; do
+    link "$out/tests-csrc-$name.cpp.o" "${rans[@]}" -o "$out/$name"
+done
+for name in test_window_attention test_svd_lora test_swin_block test_gdn test_cuda test_entries; do
+    link "$out/tests-csrc-$name.cpp.o" "${ops[@]}" -o "$out/$name"
+done
+for name in test_rans test_latents test_window_attention test_svd_lora test_swin_block test_gdn test_cuda test_entries; do
     "$out/$name"
     echo "$name: passed"
 done
