@@ -1,13 +1,24 @@
-// All windows of a Swin block. A file that includes this between BEGIN_TARGET and END_TARGET is a kernel for that
-// instruction set: everything in these headers has internal linkage, so that each kernel has its own.
-#pragma once
+// All windows of a Swin block.
+#if defined(LORA_COMP_SWIN_KERNEL) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_KERNEL
+#undef LORA_COMP_SWIN_KERNEL
+#else
+#define LORA_COMP_SWIN_KERNEL
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
 
 #include "../parallel.hpp"
 #include "run.hpp"
 #include "window.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 // Rows of windows, counted through all pictures.
 struct Share {
@@ -87,4 +98,6 @@ void run_block(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

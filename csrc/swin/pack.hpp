@@ -1,39 +1,30 @@
 // The weights of a Swin block as its products want them.
-#pragma once
+#if defined(LORA_COMP_SWIN_PACK) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_PACK
+#undef LORA_COMP_SWIN_PACK
+#else
+#define LORA_COMP_SWIN_PACK
+#endif
 
-#include <cstring>
-#include <memory>
-#include <new>
+#include <cstddef>
 #include <vector>
 
+#include "../simd/buffer.hpp"
+#include "../simd/product.hpp"
 #include "block.hpp"
-#include "product.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
 
-constexpr size_t kHead = 16;  // channels of a head, padded with zeros
+using namespace simd::SIMD_TARGET;
+
+using simd::Buffer;
+
+constexpr size_t kTokens = 64;  // of a window of 8x8
+constexpr size_t kHead = 16;    // channels of a head, padded with zeros
 
 inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-
-// Zeros at an address that is a multiple of 64.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(size_t size = 0)
-      : size_(size), data_(static_cast<T*>(::operator new[](size * sizeof(T) + 1, std::align_val_t(64)))) {
-    std::memset(static_cast<void*>(data_.get()), 0, size * sizeof(T));
-  }
-  T* get() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  size_t size_;
-  std::unique_ptr<T[], Delete> data_;
-};
 
 // A matrix whose last columns hold what multiplies the low-rank values: [W U] or, for the way back, [W^T V].
 template <class N>
@@ -131,4 +122,6 @@ struct Packed {
 };
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

@@ -1,10 +1,21 @@
 // The gradients of a block's parameters: sums over the windows of a share.
-#pragma once
+#if defined(LORA_COMP_SWIN_SUMS) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_SUMS
+#undef LORA_COMP_SWIN_SUMS
+#else
+#define LORA_COMP_SWIN_SUMS
+#endif
+
+#include <cstddef>
+#include <vector>
 
 #include "layers.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 // Those of one layer, in its padded channels; empty where none is wanted.
 struct LayerSums {
@@ -123,4 +134,6 @@ inline void unpack_dense(const LayerSums& sums, const SwinLayer& layer, const Pl
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMPILERS = {
     "g++": ["g++"],
-    "clang++ and libstdc++": ["clang++"],
-    "clang++ and libc++": ["clang++", "-stdlib=libc++"],
+    "clang++ and libstdc++": ["clang++", "-Werror=ignored-attributes"],
+    "clang++ and libc++": ["clang++", "-Werror=ignored-attributes", "-stdlib=libc++"],
 }
 FLAGS = ["-std=c++17", "-fsyntax-only", "-Wno-psabi", "-Icsrc", "-x", "c++"]
 EMULATED = ["-Itests/csrc", "-Itests/csrc/emulated"]  # in place of CUDA's own headers
