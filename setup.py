@@ -22,6 +22,8 @@ BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept, so tha
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # Of an editable install the package's own folder, so that `ninja -C build/cmake-*` is enough from then on.
+        output = ROOT / "lora_comp" if self.editable_mode else BUILD
         cuda = os.environ.get("LORA_COMP_CUDA", "AUTO").upper()
         if cuda not in ("ON", "OFF", "AUTO"):
             raise SystemExit(f"LORA_COMP_CUDA={cuda}: use ON, OFF or AUTO")
@@ -36,7 +38,7 @@ class CMakeBuild(build_ext):
         settings = {
             **tools,
             "CMAKE_BUILD_TYPE": "Release",
-            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": target.parent,
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output,
             "LORA_COMP_CUDA": cuda,
             "LORA_COMP_CUDA_ARCHS": os.environ.get("LORA_COMP_CUDA_ARCHS", ""),
         }
@@ -48,6 +50,8 @@ class CMakeBuild(build_ext):
             subprocess.run([cmake, "--build", str(BUILD)], check=True)
         except subprocess.CalledProcessError:
             raise SystemExit("lora_comp._C could not be built; what CMake says about it stands above") from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(output / target.name, target)
 
 
 def outdated(tools: dict[str, str]) -> bool:
