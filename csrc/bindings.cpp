@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -17,6 +16,47 @@
 
 namespace py = pybind11;
 using namespace lora_comp;
+
+// A tensor of torch, or None, by its own attributes: nothing of torch is compiled in.
+template <>
+struct pybind11::detail::type_caster<Tensor> {
+  PYBIND11_TYPE_CASTER(Tensor, const_name("Tensor"));
+
+  bool load(handle source, bool) {
+    if (source.is_none()) return true;
+    static const Names& names = *new Names;
+    value.given = true;
+    value.data = PyLong_AsVoidPtr(call(source, names.data_ptr).ptr());
+    value.contiguous = call(source, names.is_contiguous).ptr() == Py_True;
+    value.gpu = get(source, names.is_cuda).ptr() == Py_True;
+    const object type = get(source, names.dtype), shape = get(source, names.shape);
+    value.type = type.is(names.float32) ? Type::kFloat32 : type.is(names.bfloat16) ? Type::kBfloat16 : Type::kOther;
+    if (!PyTuple_Check(shape.ptr())) throw type_error("a tensor's shape is a tuple");
+    const auto dimensions = static_cast<size_t>(PyTuple_GET_SIZE(shape.ptr()));
+    if (dimensions > Shape::kMost) throw value_error("a tensor has more dimensions than any argument");
+    value.shape.dimensions = dimensions;
+    for (size_t i = 0; i < dimensions; ++i)
+      value.shape.sizes[i] = PyLong_AsSize_t(PyTuple_GET_ITEM(shape.ptr(), static_cast<Py_ssize_t>(i)));
+    if (PyErr_Occurred()) throw error_already_set();
+    return true;
+  }
+
+ private:
+  struct Names {
+    object data_ptr = intern("data_ptr"), is_contiguous = intern("is_contiguous"), is_cuda = intern("is_cuda");
+    object dtype = intern("dtype"), shape = intern("shape");
+    object float32 = module_::import("torch").attr("float32"), bfloat16 = module_::import("torch").attr("bfloat16");
+    static object intern(const char* name) { return reinterpret_steal<object>(PyUnicode_InternFromString(name)); }
+  };
+  static object owned(PyObject* p) {
+    if (!p) throw error_already_set();
+    return reinterpret_steal<object>(p);
+  }
+  static object get(handle source, const object& name) { return owned(PyObject_GetAttr(source.ptr(), name.ptr())); }
+  static object call(handle source, const object& name) {
+    return owned(PyObject_CallMethodNoArgs(source.ptr(), name.ptr()));
+  }
+};
 
 namespace {
 
@@ -107,177 +147,6 @@ void decode_latents(const py::bytes& data, const Doubles& means, const Doubles& 
                        {threads, {}});
 }
 
-using LinearSizes = std::array<size_t, 5>;
-using Addresses = std::array<uintptr_t, 6>;
-
-LowRankLinear make_linear(const Addresses& inputs, const LinearSizes& sizes, float scale, bool bfloat16) {
-  const auto [batch, n, in, out, rank] = sizes;
-  if (rank == 0) throw std::invalid_argument("a rank is at least 1");
-  const auto input = [&](size_t i) { return reinterpret_cast<const float*>(inputs[i]); };
-  return {input(0), input(1), input(2), input(3), input(4), input(5), batch, n, in, out, rank, scale, bfloat16};
-}
-
-[[maybe_unused]] void refuse_cuda() {
-  throw std::runtime_error("lora_comp was built without CUDA: reinstall it with nvcc on PATH");
-}
-
-// space: what a GPU needs for itself. stream: a CUDA stream's handle, or none for the CPU.
-void linear_forward(const Addresses& inputs, uintptr_t y, uintptr_t t, const LinearSizes& sizes, float scale,
-                    bool bfloat16, unsigned threads, std::optional<uintptr_t> stream) {
-  const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
-  float* const projected = reinterpret_cast<float*>(t);
-  const py::gil_scoped_release release;
-  if (!stream) return low_rank_linear_forward(linear, reinterpret_cast<void*>(y), projected, threads);
-#ifdef LORA_COMP_CUDA
-  low_rank_linear_forward_cuda(linear, reinterpret_cast<void*>(y), projected, *stream);
-#else
-  refuse_cuda();
-#endif
-}
-
-void linear_backward(const Addresses& inputs, uintptr_t grad_y, uintptr_t t, uintptr_t space,
-                     const std::array<uintptr_t, 4>& grads, const LinearSizes& sizes, float scale, bool bfloat16,
-                     unsigned threads, std::optional<uintptr_t> stream) {
-  const LowRankLinear linear = make_linear(inputs, sizes, scale, bfloat16);
-  const auto output = [&](size_t i) { return reinterpret_cast<float*>(grads[i]); };
-  const LowRankGradients to{output(0), output(1), output(2), output(3)};
-  const void* const from = reinterpret_cast<const void*>(grad_y);
-  const float* const projected = reinterpret_cast<const float*>(t);
-  const py::gil_scoped_release release;
-  if (!stream) return low_rank_linear_backward(linear, from, projected, to, threads);
-#ifdef LORA_COMP_CUDA
-  low_rank_linear_backward_cuda(linear, from, projected, reinterpret_cast<float*>(space), to, *stream);
-#else
-  static_cast<void>(space);
-  refuse_cuda();
-#endif
-}
-
-size_t low_rank_space_of(const LinearSizes& sizes) {
-  const auto [batch, n, in, out, rank] = sizes;
-  return low_rank_space(batch, n, in, out, rank);
-}
-
-using AttentionSizes = std::array<size_t, 7>;
-
-WindowAttention make_attention(uintptr_t qkv, uintptr_t bias, const AttentionSizes& sizes) {
-  const auto [batch, height, width, heads, dim, window, shift] = sizes;
-  return {reinterpret_cast<const void*>(qkv),
-          reinterpret_cast<const float*>(bias),
-          batch,
-          height,
-          width,
-          heads,
-          dim,
-          window,
-          shift};
-}
-
-// bfloat16: of qkv and out, on a GPU alone. stream: as above.
-void attention_forward(uintptr_t qkv, uintptr_t bias, uintptr_t out, const AttentionSizes& sizes,
-                       [[maybe_unused]] bool bfloat16, unsigned threads, std::optional<uintptr_t> stream) {
-  const WindowAttention attention = make_attention(qkv, bias, sizes);
-  const py::gil_scoped_release release;
-  if (!stream) return window_attention_forward(attention, reinterpret_cast<float*>(out), threads);
-#ifdef LORA_COMP_CUDA
-  window_attention_forward_cuda(attention, reinterpret_cast<void*>(out), bfloat16, *stream);
-#else
-  refuse_cuda();
-#endif
-}
-
-void attention_backward(uintptr_t qkv, uintptr_t bias, uintptr_t grad_out, uintptr_t grad_qkv, uintptr_t grad_bias,
-                        const AttentionSizes& sizes, [[maybe_unused]] bool bfloat16, unsigned threads,
-                        std::optional<uintptr_t> stream) {
-  const WindowAttention attention = make_attention(qkv, bias, sizes);
-  float* const of_bias = reinterpret_cast<float*>(grad_bias);
-  const py::gil_scoped_release release;
-  if (!stream)
-    return window_attention_backward(attention, reinterpret_cast<const float*>(grad_out),
-                                     reinterpret_cast<float*>(grad_qkv), of_bias, threads);
-#ifdef LORA_COMP_CUDA
-  window_attention_backward_cuda(attention, reinterpret_cast<const void*>(grad_out), reinterpret_cast<void*>(grad_qkv),
-                                 of_bias, bfloat16, *stream);
-#else
-  refuse_cuda();
-#endif
-}
-
-// The tensors of `swin_block.py`, in its order.
-using Tensors = std::vector<uintptr_t>;
-
-SwinBlock make_swin_block(const Tensors& dense, const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
-                          const std::array<size_t, 8>& sizes) {
-  if (dense.size() != 13 || low_rank.size() != 12) throw std::invalid_argument("13 and 12 tensors");
-  const auto [batch, height, width, window, shift, dim, heads, hidden] = sizes;
-  const auto tensor = [](uintptr_t address) { return reinterpret_cast<const float*>(address); };
-  SwinBlock block{};
-  block.batch = batch, block.windows = {height, width, window, shift}, block.dim = dim, block.heads = heads;
-  block.norm1_weight = tensor(dense[0]), block.norm1_bias = tensor(dense[1]);
-  block.norm2_weight = tensor(dense[2]), block.norm2_bias = tensor(dense[3]);
-  block.position = tensor(dense[4]), block.own = own;
-  SwinLayer* const layers[] = {&block.qkv, &block.proj, &block.fc1, &block.fc2};
-  const size_t in[] = {dim, dim, dim, hidden}, out[] = {3 * dim, dim, hidden, dim};
-  for (size_t i = 0; i < 4; ++i)
-    *layers[i] = {tensor(dense[5 + 2 * i]),
-                  tensor(dense[6 + 2 * i]),
-                  tensor(low_rank[3 * i]),
-                  tensor(low_rank[3 * i + 1]),
-                  tensor(low_rank[3 * i + 2]),
-                  in[i],
-                  out[i],
-                  ranks[i]};
-  return block;
-}
-
-void forward_swin_block(uintptr_t x, uintptr_t y, uintptr_t kept, const Tensors& dense, const Tensors& low_rank,
-                        const std::array<size_t, 4>& ranks, bool own, const std::array<size_t, 8>& sizes, bool half,
-                        unsigned threads) {
-  const py::gil_scoped_release release;
-  swin_block_forward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
-                     reinterpret_cast<float*>(y), reinterpret_cast<float*>(kept), half, threads);
-}
-
-void backward_swin_block(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, uintptr_t kept, const Tensors& dense,
-                         const Tensors& low_rank, const std::array<size_t, 4>& ranks, bool own,
-                         const std::array<size_t, 8>& sizes, const Tensors& dense_grads, const Tensors& low_rank_grads,
-                         bool half, unsigned threads) {
-  if (dense_grads.size() != 13 || low_rank_grads.size() != 12) throw std::invalid_argument("13 and 12 gradients");
-  const auto at = [](const Tensors& grads, size_t i) { return reinterpret_cast<float*>(grads[i]); };
-  const auto layer = [&](size_t i) {
-    return SwinLayerGrad{at(low_rank_grads, 3 * i), at(low_rank_grads, 3 * i + 1), at(low_rank_grads, 3 * i + 2),
-                         at(dense_grads, 5 + 2 * i), at(dense_grads, 6 + 2 * i)};
-  };
-  const SwinBlockGrad grad{layer(0),           layer(1),           layer(2),
-                           layer(3),           at(dense_grads, 0), at(dense_grads, 1),
-                           at(dense_grads, 2), at(dense_grads, 3), at(dense_grads, 4)};
-  const py::gil_scoped_release release;
-  swin_block_backward(make_swin_block(dense, low_rank, ranks, own, sizes), reinterpret_cast<const float*>(x),
-                      reinterpret_cast<const float*>(grad_y), reinterpret_cast<float*>(grad_x),
-                      reinterpret_cast<float*>(kept), grad, half, threads);
-}
-
-Gdn make_gdn(uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes, bool inverse, bool bfloat16) {
-  return {sizes[0], sizes[1], reinterpret_cast<const float*>(beta), reinterpret_cast<const float*>(gamma),
-          inverse,  bfloat16};
-}
-
-void forward_gdn(uintptr_t x, uintptr_t y, uintptr_t beta, uintptr_t gamma, const std::array<size_t, 2>& sizes,
-                 bool inverse, bool bfloat16, unsigned threads) {
-  const py::gil_scoped_release release;
-  gdn_forward(make_gdn(beta, gamma, sizes, inverse, bfloat16), reinterpret_cast<const void*>(x),
-              reinterpret_cast<void*>(y), threads);
-}
-
-void backward_gdn(uintptr_t x, uintptr_t grad_y, uintptr_t grad_x, uintptr_t beta, uintptr_t gamma,
-                  const std::array<uintptr_t, 2>& grads, const std::array<size_t, 2>& sizes, bool inverse,
-                  bool bfloat16, unsigned threads) {
-  const py::gil_scoped_release release;
-  gdn_backward(make_gdn(beta, gamma, sizes, inverse, bfloat16), reinterpret_cast<const void*>(x),
-               reinterpret_cast<const void*>(grad_y), reinterpret_cast<void*>(grad_x),
-               reinterpret_cast<float*>(grads[0]), reinterpret_cast<float*>(grads[1]), threads);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -315,37 +184,84 @@ PYBIND11_MODULE(_C, m) {
         arg("bounds").noconvert(), arg("cdfs").noconvert(), arg("sizes").noconvert(), arg("offsets").noconvert(),
         arg("hints"), arg("symbols").noconvert(), arg("y").noconvert(), arg("threads") = 1,
         "Writes the decoded symbols into `symbols` and means + symbols into `y`.");
-  m.def("window_attention_forward", &attention_forward, arg("qkv"), arg("bias"), arg("out"), arg("sizes"),
-        arg("bfloat16"), arg("threads"), arg("stream"),
-        "Addresses of contiguous float32, on a GPU with `bfloat16` of that for qkv and out; sizes: batch, height, "
-        "width,\n"
-        "heads, dim, window, shift; stream: a CUDA stream's handle, or None for the CPU.");
-  m.def("window_attention_backward", &attention_backward, arg("qkv"), arg("bias"), arg("grad_out"), arg("grad_qkv"),
-        arg("grad_bias"), arg("sizes"), arg("bfloat16"), arg("threads"), arg("stream"),
-        "Writes grad_qkv and adds to grad_bias, unless that is 0.");
-  m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
-  m.def("swin_block_forward", &forward_swin_block, arg("x"), arg("y"), arg("kept"), arg("dense"), arg("low_rank"),
-        arg("ranks"), arg("own"), arg("sizes"), arg("half"), arg("threads"),
-        "Addresses of contiguous float32; kept: 0, or of (windows, 48 heads + channels + hidden, 64) for the backward\n"
-        "pass; sizes: batch, height, width, window, shift, channels, heads, hidden.");
-  m.def("swin_block_backward", &backward_swin_block, arg("x"), arg("grad_y"), arg("grad_x"), arg("kept"), arg("dense"),
-        arg("low_rank"), arg("ranks"), arg("own"), arg("sizes"), arg("dense_grads"), arg("low_rank_grads"), arg("half"),
-        arg("threads"),
-        "Writes grad_x, unless that is 0, and adds to the gradients whose address is not 0: all of the dense ones, or "
-        "none.");
-  m.def("gdn_forward", &forward_gdn, arg("x"), arg("y"), arg("beta"), arg("gamma"), arg("sizes"), arg("inverse"),
-        arg("bfloat16"), arg("threads"),
-        "Addresses of contiguous float32, or with `bfloat16` of that for x and y; sizes: pixels, channels.");
-  m.def("gdn_backward", &backward_gdn, arg("x"), arg("grad_y"), arg("grad_x"), arg("beta"), arg("gamma"), arg("grads"),
-        arg("sizes"), arg("inverse"), arg("bfloat16"), arg("threads"),
-        "Writes grad_x and adds to grads, those of beta and gamma, unless both are 0.");
-  m.def("low_rank_linear_forward", &linear_forward, arg("inputs"), arg("y"), arg("t"), arg("sizes"), arg("scale"),
-        arg("bfloat16"), arg("threads"), arg("stream"),
-        "Addresses as in svd_lora.hpp; inputs: x, weight, bias, u, s, v; sizes: batch, n, in, out, rank; stream: a\n"
-        "CUDA stream's handle, or None for the CPU.");
+  // The ops: lora_comp/ops says what they compute, each header what the arguments are. A tensor is one of torch.
+  using Release = py::call_guard<py::gil_scoped_release>;
+  using Stream = std::optional<uintptr_t>;
+
   m.def(
-      "low_rank_linear_backward", &linear_backward, arg("inputs"), arg("grad_y"), arg("t"), arg("space"), arg("grads"),
-      arg("sizes"), arg("scale"), arg("bfloat16"), arg("threads"), arg("stream"),
-      "grads: of x, u, s, v, 0 where not wanted; space: `low_rank_linear_space` numbers of float32 for a GPU, else 0.");
-  m.def("low_rank_linear_space", &low_rank_space_of, arg("sizes"));
+      "gdn_forward",
+      [](Tensor x, Tensor beta, Tensor gamma, bool inverse, Tensor y, unsigned threads) {
+        gdn_forward({x, beta, gamma, inverse}, y, threads);
+      },
+      py::kw_only(), arg("x"), arg("beta"), arg("gamma"), arg("inverse"), arg("y"), arg("threads"), Release());
+  m.def(
+      "gdn_backward",
+      [](Tensor x, Tensor beta, Tensor gamma, bool inverse, Tensor grad_y, Tensor grad_x, Tensor grad_beta,
+         Tensor grad_gamma,
+         unsigned threads) { gdn_backward({x, beta, gamma, inverse}, grad_y, grad_x, grad_beta, grad_gamma, threads); },
+      py::kw_only(), arg("x"), arg("beta"), arg("gamma"), arg("inverse"), arg("grad_y"), arg("grad_x"),
+      arg("grad_beta"), arg("grad_gamma"), arg("threads"), Release(),
+      "Writes grad_x and adds to the others, unless they are None.");
+
+  m.def(
+      "window_attention_forward",
+      [](Tensor qkv, Tensor bias, size_t window, size_t shift, Tensor out, unsigned threads, Stream stream) {
+        window_attention_forward({qkv, bias, window, shift}, out, threads, stream);
+      },
+      py::kw_only(), arg("qkv"), arg("bias"), arg("window"), arg("shift"), arg("out"), arg("threads"), arg("stream"),
+      Release(), "stream: a CUDA stream's handle, or None for the CPU.");
+  m.def(
+      "window_attention_backward",
+      [](Tensor qkv, Tensor bias, size_t window, size_t shift, Tensor grad_out, Tensor grad_qkv, Tensor grad_bias,
+         unsigned threads, Stream stream) {
+        window_attention_backward({qkv, bias, window, shift}, grad_out, grad_qkv, grad_bias, threads, stream);
+      },
+      py::kw_only(), arg("qkv"), arg("bias"), arg("window"), arg("shift"), arg("grad_out"), arg("grad_qkv"),
+      arg("grad_bias"), arg("threads"), arg("stream"), Release(),
+      "Writes grad_qkv and adds to grad_bias, unless that is None.");
+
+  m.def(
+      "low_rank_linear_forward",
+      [](Tensor x, Tensor weight, Tensor bias, Tensor u, Tensor s, Tensor v, float scale, Tensor y, Tensor t,
+         unsigned threads,
+         Stream stream) { low_rank_linear_forward({x, weight, bias, u, s, v, scale}, y, t, threads, stream); },
+      py::kw_only(), arg("x"), arg("weight"), arg("bias"), arg("u"), arg("s"), arg("v"), arg("scale"), arg("y"),
+      arg("t"), arg("threads"), arg("stream"), Release());
+  m.def(
+      "low_rank_linear_backward",
+      [](Tensor x, Tensor weight, Tensor u, Tensor s, Tensor v, float scale, Tensor grad_y, Tensor t, Tensor space,
+         Tensor grad_x, Tensor grad_u, Tensor grad_s, Tensor grad_v, unsigned threads, Stream stream) {
+        low_rank_linear_backward({x, weight, {}, u, s, v, scale}, grad_y, t, space, {grad_x, grad_u, grad_s, grad_v},
+                                 threads, stream);
+      },
+      py::kw_only(), arg("x"), arg("weight"), arg("u"), arg("s"), arg("v"), arg("scale"), arg("grad_y"), arg("t"),
+      arg("space"), arg("grad_x"), arg("grad_u"), arg("grad_s"), arg("grad_v"), arg("threads"), arg("stream"),
+      Release(), "space: `low_rank_linear_space` numbers of float32 for a GPU, or None.");
+  m.def("low_rank_linear_space", &low_rank_space, arg("batch"), arg("n"), arg("inputs"), arg("outputs"), arg("rank"));
+
+  py::class_<SwinLayerTensors>(m, "SwinLayer")
+      .def(py::init<Tensor, Tensor, Tensor, Tensor, Tensor>(), py::kw_only(), arg("weight"), arg("bias"), arg("u"),
+           arg("s"), arg("v"));
+  py::class_<SwinBlockTensors>(m, "SwinBlock")
+      .def(py::init<Tensor, Tensor, Tensor, Tensor, Tensor, SwinLayerTensors, SwinLayerTensors, SwinLayerTensors,
+                    SwinLayerTensors>(),
+           py::kw_only(), arg("norm1_weight"), arg("norm1_bias"), arg("norm2_weight"), arg("norm2_bias"),
+           arg("position"), arg("qkv"), arg("proj"), arg("fc1"), arg("fc2"));
+  m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
+  m.def(
+      "swin_block_forward",
+      [](const SwinBlockTensors& block, Tensor x, Tensor kept, size_t window, size_t shift, bool half, Tensor y,
+         unsigned threads) { swin_block_forward(block, {x, kept, window, shift, half}, y, threads); },
+      py::kw_only(), arg("block"), arg("x"), arg("kept"), arg("window"), arg("shift"), arg("half"), arg("y"),
+      arg("threads"), Release(),
+      "kept: None, or (B, rows, columns, 48 heads + channels + hidden, 64) for the backward pass, for each window.");
+  m.def(
+      "swin_block_backward",
+      [](const SwinBlockTensors& block, Tensor x, Tensor kept, size_t window, size_t shift, bool half, Tensor grad_y,
+         Tensor grad_x, const SwinBlockTensors& grads, unsigned threads) {
+        swin_block_backward(block, {x, kept, window, shift, half}, grad_y, grad_x, grads, threads);
+      },
+      py::kw_only(), arg("block"), arg("x"), arg("kept"), arg("window"), arg("shift"), arg("half"), arg("grad_y"),
+      arg("grad_x"), arg("grads"), arg("threads"), Release(),
+      "Writes grad_x and adds to grads, unless they are None; of the dense ones all are given, or none.");
 }

@@ -1,5 +1,6 @@
 from numpy import float32, float64, int32
 from numpy.typing import NDArray
+from torch import Tensor
 
 has_cuda: bool
 
@@ -48,83 +49,110 @@ def decode_latents(
     y: NDArray[float32],
     threads: int = 1,
 ) -> None: ...
+def gdn_forward(*, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool, y: Tensor, threads: int) -> None: ...
+def gdn_backward(
+    *,
+    x: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    inverse: bool,
+    grad_y: Tensor,
+    grad_x: Tensor,
+    grad_beta: Tensor | None,
+    grad_gamma: Tensor | None,
+    threads: int,
+) -> None: ...
 def window_attention_forward(
-    qkv: int, bias: int, out: int, sizes: tuple[int, ...], bfloat16: bool, threads: int, stream: int | None
+    *, qkv: Tensor, bias: Tensor, window: int, shift: int, out: Tensor, threads: int, stream: int | None
 ) -> None: ...
 def window_attention_backward(
-    qkv: int,
-    bias: int,
-    grad_out: int,
-    grad_qkv: int,
-    grad_bias: int,
-    sizes: tuple[int, ...],
-    bfloat16: bool,
+    *,
+    qkv: Tensor,
+    bias: Tensor,
+    window: int,
+    shift: int,
+    grad_out: Tensor,
+    grad_qkv: Tensor,
+    grad_bias: Tensor | None,
     threads: int,
     stream: int | None,
 ) -> None: ...
-def swin_block_half() -> bool: ...
-def swin_block_forward(
-    x: int,
-    y: int,
-    kept: int,
-    dense: list[int],
-    low_rank: list[int],
-    ranks: list[int],
-    own: bool,
-    sizes: tuple[int, ...],
-    half: bool,
-    threads: int,
-) -> None: ...
-def swin_block_backward(
-    x: int,
-    grad_y: int,
-    grad_x: int,
-    kept: int,
-    dense: list[int],
-    low_rank: list[int],
-    ranks: list[int],
-    own: bool,
-    sizes: tuple[int, ...],
-    dense_grads: list[int],
-    low_rank_grads: list[int],
-    half: bool,
-    threads: int,
-) -> None: ...
-def gdn_forward(
-    x: int, y: int, beta: int, gamma: int, sizes: tuple[int, int], inverse: bool, bfloat16: bool, threads: int
-) -> None: ...
-def gdn_backward(
-    x: int,
-    grad_y: int,
-    grad_x: int,
-    beta: int,
-    gamma: int,
-    grads: tuple[int, int],
-    sizes: tuple[int, int],
-    inverse: bool,
-    bfloat16: bool,
-    threads: int,
-) -> None: ...
 def low_rank_linear_forward(
-    inputs: tuple[int, ...],
-    y: int,
-    t: int,
-    sizes: tuple[int, ...],
+    *,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
     scale: float,
-    bfloat16: bool,
+    y: Tensor,
+    t: Tensor,
     threads: int,
     stream: int | None,
 ) -> None: ...
 def low_rank_linear_backward(
-    inputs: tuple[int, ...],
-    grad_y: int,
-    t: int,
-    space: int,
-    grads: tuple[int, ...],
-    sizes: tuple[int, ...],
+    *,
+    x: Tensor,
+    weight: Tensor | None,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
     scale: float,
-    bfloat16: bool,
+    grad_y: Tensor,
+    t: Tensor,
+    space: Tensor | None,
+    grad_x: Tensor | None,
+    grad_u: Tensor | None,
+    grad_s: Tensor | None,
+    grad_v: Tensor | None,
     threads: int,
     stream: int | None,
 ) -> None: ...
-def low_rank_linear_space(sizes: tuple[int, ...]) -> int: ...
+def low_rank_linear_space(batch: int, n: int, inputs: int, outputs: int, rank: int) -> int: ...
+def swin_block_half() -> bool: ...
+
+class SwinLayer:
+    def __init__(
+        self, *, weight: Tensor | None, bias: Tensor | None, u: Tensor | None, s: Tensor | None, v: Tensor | None
+    ) -> None: ...
+
+class SwinBlock:
+    def __init__(
+        self,
+        *,
+        norm1_weight: Tensor | None,
+        norm1_bias: Tensor | None,
+        norm2_weight: Tensor | None,
+        norm2_bias: Tensor | None,
+        position: Tensor | None,
+        qkv: SwinLayer,
+        proj: SwinLayer,
+        fc1: SwinLayer,
+        fc2: SwinLayer,
+    ) -> None: ...
+
+def swin_block_forward(
+    *,
+    block: SwinBlock,
+    x: Tensor,
+    kept: Tensor | None,
+    window: int,
+    shift: int,
+    half: bool,
+    y: Tensor,
+    threads: int,
+) -> None: ...
+def swin_block_backward(
+    *,
+    block: SwinBlock,
+    x: Tensor,
+    kept: Tensor | None,
+    window: int,
+    shift: int,
+    half: bool,
+    grad_y: Tensor,
+    grad_x: Tensor | None,
+    grads: SwinBlock,
+    threads: int,
+) -> None: ...

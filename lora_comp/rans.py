@@ -30,8 +30,10 @@ try:
     from lora_comp import _C
 except ImportError as error:
     raise ImportError(f"lora_comp's compiled part is missing ({error}): run `pip install .` in the checkout") from None
+from lora_comp.shapes import Shapes
 
 KERNELS: tuple[str, ...] = tuple(_C.rans_kernels())  # those that this machine runs, fastest first
+SHAPES = Shapes({"symbols": "...", "indexes": "...", "cdfs": "tables entries", "sizes": "tables", "offsets": "tables"})
 _INT32 = np.iinfo(np.int32)
 _Ints: TypeAlias = npt.NDArray[np.int32]
 
@@ -60,10 +62,9 @@ def encode(
     Raises:
         ValueError: tables, shapes, dtypes or ranges are not as said, or the kernel does not run here.
     """
-    symbols, indexes = _int32("symbols", symbols), _int32("indexes", indexes)
-    if symbols.shape != indexes.shape:
-        raise ValueError(f"symbols have shape {symbols.shape}, indexes {indexes.shape}: they must be the same")
-    return _C.rans_encode(symbols, indexes, *_tables(cdfs, sizes, offsets), _threads(threads), kernel)
+    symbols, indexes, cdfs, sizes, offsets = _int32s(symbols, indexes, cdfs, sizes, offsets)
+    SHAPES.check(symbols, indexes, cdfs, sizes, offsets)
+    return _C.rans_encode(symbols, indexes, cdfs, sizes, offsets, _threads(threads), kernel)
 
 
 def decode(
@@ -87,20 +88,17 @@ def decode(
         BitstreamError: `data` is cut, too long or damaged. Damage may also pass and give other symbols.
         ValueError: tables, shapes, dtypes or ranges are not as said.
     """
-    indexes = _int32("indexes", indexes)
+    indexes, cdfs, sizes, offsets = _int32s(indexes, cdfs, sizes, offsets)
+    SHAPES.check(None, indexes, cdfs, sizes, offsets)
     symbols = np.empty(indexes.shape, np.int32)
-    _C.rans_decode(data, indexes, *_tables(cdfs, sizes, offsets), symbols, _threads(threads), kernel)
+    _C.rans_decode(data, indexes, cdfs, sizes, offsets, symbols, _threads(threads), kernel)
     return symbols
 
 
-def _tables(cdfs: npt.ArrayLike, sizes: npt.ArrayLike, offsets: npt.ArrayLike) -> tuple[_Ints, _Ints, _Ints]:
-    cdfs, sizes, offsets = _int32("cdfs", cdfs), _int32("sizes", sizes), _int32("offsets", offsets)
-    if cdfs.ndim != 2 or sizes.shape != cdfs.shape[:1] or offsets.shape != cdfs.shape[:1]:
-        raise ValueError(
-            "cdfs must have shape (tables, entries), sizes and offsets (tables,); "
-            f"they have {cdfs.shape}, {sizes.shape} and {offsets.shape}"
-        )
-    return cdfs, sizes, offsets
+def _int32s(*arguments: npt.ArrayLike) -> list[_Ints]:
+    """The last arguments of the table."""
+    names = list(SHAPES.arguments)[-len(arguments) :]
+    return [_int32(name, argument) for name, argument in zip(names, arguments, strict=True)]
 
 
 def _threads(threads: int) -> int:

@@ -262,7 +262,7 @@ def edited(tables, which, at, value):
         (edited(ONE_TABLE, 1, 0, -1), "table 0: sizes"),
         (edited(ONE_TABLE, 2, 0, INT32.max), "table 0: offset"),
         ((ONE_TABLE[0][0], *ONE_TABLE[1:]), "cdfs must have shape"),
-        ((*ONE_TABLE[:2], np.int32([0, 0])), "cdfs must have shape"),
+        ((*ONE_TABLE[:2], np.int32([0, 0])), "offsets must have shape"),
         ((ONE_TABLE[0].astype(float), *ONE_TABLE[1:]), "cdfs must be integers"),
         ((np.zeros((0, 4), np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32)), r"\[0, 0\)"),
     ],
@@ -286,8 +286,8 @@ def test_an_index_without_a_table_raises(index):
         rans.decode(data, [index], *ONE_TABLE)
 
 
-def test_symbols_of_wrong_shape_or_dtype_raise():
-    with pytest.raises(ValueError, match=r"shape \(3,\), indexes \(4,\)"):
+def test_symbols_of_a_wrong_kind_are_named():
+    with pytest.raises(ValueError, match=r"^indexes must have shape \(3,\), not \(4,\)"):
         rans.encode(np.zeros(3, int), np.zeros(4, int), *ONE_TABLE)
     with pytest.raises(ValueError, match="symbols must be integers, not float32"):
         rans.encode(np.zeros(3, np.float32), np.zeros(3, int), *ONE_TABLE)

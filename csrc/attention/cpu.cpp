@@ -1,33 +1,40 @@
+// Window attention on the CPU, compiled for each instruction set.
+#undef SIMD_FILE
+#define SIMD_FILE "attention/cpu.cpp"
+#include "../simd/foreach_target.hpp"
+
+#include "kernel.hpp"
+
+SIMD_BEGIN
+namespace lora_comp::attention::SIMD_TARGET {
+
+// All windows of a row of them, of those of all maps.
+void run(const Job& job, size_t row) { run_any(job, row); }
+
+}  // namespace lora_comp::attention::SIMD_TARGET
+SIMD_END
+
+#ifdef SIMD_ONCE
 #include <algorithm>
-#include <stdexcept>
 #include <vector>
 
 #include "../parallel.hpp"
-#include "../processor.hpp"
-#include "run.hpp"
-#include "window.hpp"
 
-namespace lora_comp {
-namespace attention {
+namespace lora_comp::attention {
 namespace {
 
-auto fastest() {
-#ifdef __x86_64__
-  if (has_avx512()) return run_avx512;
-  if (has_avx2()) return run_avx2;
-#endif
-  return run_plain;
-}
+auto best() { return SIMD_BEST(run); }
 
 }  // namespace
-}  // namespace attention
+}  // namespace lora_comp::attention
 
+namespace lora_comp {
 namespace {
 
 size_t window_rows(const WindowAttention& a) { return a.batch * Windows{a.height, a.width, a.window, a.shift}.rows(); }
 
 void check(const WindowAttention& a) {
-  if (!window_attention_fits(a)) throw std::invalid_argument("windows of 4 or 8 and heads of up to 32, no others");
+  demand(window_attention_fits(a), "windows of 4 or 8 and heads of up to 32, no others");
 }
 
 }  // namespace
@@ -38,14 +45,14 @@ bool window_attention_fits(const WindowAttention& a) {
 
 void window_attention_forward(const WindowAttention& a, float* out, unsigned threads) {
   check(a);
-  const auto run = attention::fastest();
+  const auto run = attention::best();
   parallel(window_rows(a), threads, [&](size_t row) { run({a, nullptr, out, nullptr}, row); });
 }
 
 void window_attention_backward(const WindowAttention& a, const float* grad_out, float* grad_qkv, float* grad_bias,
                                unsigned threads) {
   check(a);
-  const auto run = attention::fastest();
+  const auto run = attention::best();
   if (!grad_bias) {
     parallel(window_rows(a), threads, [&](size_t row) { run({a, grad_out, grad_qkv, nullptr}, row); });
     return;
@@ -63,3 +70,4 @@ void window_attention_backward(const WindowAttention& a, const float* grad_out, 
 }
 
 }  // namespace lora_comp
+#endif

@@ -2,6 +2,10 @@
 // projection takes, in shared memory. In bfloat16 the five products of the two passes run on tensor cores; sums and the
 // softmax are float32. Logits lie with a key in each row, as the bias does, so that neighbouring threads, which have
 // neighbouring queries, read neighbouring numbers.
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+
 #include "../cuda/kernel.cuh"
 #include "window.hpp"
 #include "window_attention.hpp"
@@ -75,7 +79,7 @@ __device__ float over_halves(float (*reduced)[kTokens], float own, Combine combi
 
 template <class T, int kTokens, int kDim>
 __device__ void softmax(Memory<T, kTokens, kDim>& m, const float* bias) {
-  constexpr int kLogits = m.kLogits;
+  constexpr int kLogits = Memory<T, kTokens, kDim>::kLogits;
   const int query = threadIdx.x % kTokens, half = threadIdx.x / kTokens;
   float most = -INFINITY;
   for (int key = half; key < kTokens; key += kHalves) {

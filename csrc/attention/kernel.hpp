@@ -1,18 +1,26 @@
 // One window and one head at a time, all of it in the first cache: nothing of the size of the attention map is ever
-// written to memory, and the backward pass computes the map again. A file that includes this between BEGIN_TARGET and
-// END_TARGET is a kernel for that instruction set: everything here has internal linkage, so that each has its own.
-#pragma once
+// written to memory, and the backward pass computes the map again.
+#if defined(LORA_COMP_ATTENTION_KERNEL) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_ATTENTION_KERNEL
+#undef LORA_COMP_ATTENTION_KERNEL
+#else
+#define LORA_COMP_ATTENTION_KERNEL
+#endif
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#include "../simd.hpp"
+#include "../simd/product.hpp"
 #include "run.hpp"
 #include "window.hpp"
 
-namespace lora_comp::attention {
+SIMD_BEGIN
+namespace lora_comp::attention::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 // c (rows, kColumns) = a b, where a(r, k) = a[r * row + k * inner_step] and b is (inner, kColumns).
 template <size_t kColumns>
@@ -21,15 +29,9 @@ void multiply(const float* a, size_t row, size_t inner_step, const float* b, flo
   constexpr size_t kRows = 8 / kVectors;
   for (size_t r = 0; r < rows; r += kRows) {
     for (size_t column = 0; column < kColumns; column += kVectors * kWidth) {
-      Vector sum[kRows][kVectors] = {};
-      for (size_t k = 0; k < inner; ++k) {
-        const float* const right = b + k * kColumns + column;
-        const float* const left = a + r * row + k * inner_step;
-        for (size_t i = 0; i < kRows; ++i)
-          for (size_t v = 0; v < kVectors; ++v) sum[i][v] += left[i * row] * at(right + v * kWidth);
-      }
-      for (size_t i = 0; i < kRows; ++i)
-        for (size_t v = 0; v < kVectors; ++v) at(c + (r + i) * kColumns + column + v * kWidth) = sum[i][v];
+      Sums<kRows, kVectors> sum = {};
+      multiply_add<kRows, kVectors>(a + r * row, row, inner_step, b + column, kColumns, inner, sum);
+      write_sums<kRows, kVectors>(sum, c + r * kColumns + column, kColumns);
     }
   }
 }
@@ -169,4 +171,6 @@ inline void run_any(const Job& job, size_t row) {
 }
 
 }  // namespace
-}  // namespace lora_comp::attention
+}  // namespace lora_comp::attention::SIMD_TARGET
+SIMD_END
+#endif

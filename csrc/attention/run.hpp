@@ -12,9 +12,4 @@ struct Job {
   float* grad_bias;
 };
 
-// All windows of a row of them, of those of all maps.
-void run_plain(const Job&, size_t row);
-void run_avx2(const Job&, size_t row);
-void run_avx512(const Job&, size_t row);
-
 }  // namespace lora_comp::attention

@@ -22,8 +22,6 @@ struct Windows {
 #define LORA_COMP_ANYWHERE
 #endif
 
-namespace {  // lest a function compiled for one instruction set stand in for that of another
-
 struct Token {
   ptrdiff_t place;  // among those of all maps, or -1 outside
   int32_t region;
@@ -62,5 +60,4 @@ struct Window {
   }
 };
 
-}  // namespace
 }  // namespace lora_comp

@@ -5,6 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+
+#include "../tensor.hpp"
 
 namespace lora_comp {
 
@@ -30,5 +33,15 @@ void window_attention_backward(const WindowAttention&, const float* grad_out, fl
 void window_attention_forward_cuda(const WindowAttention&, void* out, bool bfloat16, uintptr_t stream);
 void window_attention_backward_cuda(const WindowAttention&, const void* grad_out, void* grad_qkv, float* grad_bias,
                                     bool bfloat16, uintptr_t stream);
+
+// The entries: the same of tensors, whose types and shapes are compared first. Without a stream on the CPU, in float32.
+struct WindowAttentionTensors {
+  Tensor qkv, bias;
+  size_t window, shift;
+};
+void window_attention_forward(const WindowAttentionTensors&, const Tensor& out, unsigned threads,
+                              std::optional<uintptr_t> stream);
+void window_attention_backward(const WindowAttentionTensors&, const Tensor& grad_out, const Tensor& grad_qkv,
+                               const Tensor& grad_bias, unsigned threads, std::optional<uintptr_t> stream);
 
 }  // namespace lora_comp

@@ -7,6 +7,7 @@
 #include <mma.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 

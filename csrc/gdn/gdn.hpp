@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "../tensor.hpp"
+
 namespace lora_comp {
 
 struct Gdn {
@@ -19,5 +21,14 @@ void gdn_forward(const Gdn&, const void* x, void* y, unsigned threads);
 // Writes grad_x, and adds to grad_beta and grad_gamma, unless both are null.
 void gdn_backward(const Gdn&, const void* x, const void* grad_y, void* grad_x, float* grad_beta, float* grad_gamma,
                   unsigned threads);
+
+// The entries: the same of tensors, whose types and shapes are compared first. x (..., channels), float32 or bfloat16.
+struct GdnTensors {
+  Tensor x, beta, gamma;
+  bool inverse;
+};
+void gdn_forward(const GdnTensors&, const Tensor& y, unsigned threads);
+void gdn_backward(const GdnTensors&, const Tensor& grad_y, const Tensor& grad_x, const Tensor& grad_beta,
+                  const Tensor& grad_gamma, unsigned threads);
 
 }  // namespace lora_comp

@@ -1,36 +1,33 @@
-// The layer on tiles of 64 pixels. A file that includes this between BEGIN_TARGET and END_TARGET is a kernel for that
-// instruction set: everything in these headers has internal linkage, so that each kernel has its own.
+// The layer on tiles of 64 pixels.
 //
 // A pixel's channels lie together, so x^2 is the left matrix of the product as it stands, and gamma transposed the
 // right one. The columns of a right matrix and of a product are in panels of 64 channels, the last one of 32 where that
 // is left: panel after panel, each (rows, width).
-#pragma once
+#if defined(LORA_COMP_GDN_KERNEL) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_GDN_KERNEL
+#undef LORA_COMP_GDN_KERNEL
+#else
+#define LORA_COMP_GDN_KERNEL
+#endif
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "../parallel.hpp"
-#include "../swin/layers.hpp"
+#include "../simd/buffer.hpp"
+#include "../simd/product.hpp"
 #include "run.hpp"
 
-namespace lora_comp::gdn {
+SIMD_BEGIN
+namespace lora_comp::gdn::SIMD_TARGET {
 namespace {
 
-using swin::Buffer, swin::Full, swin::Half, swin::kTokens;
+using namespace simd::SIMD_TARGET;
+using simd::Buffer;
 
-INLINE Vector load_number(const float* p) { return load(p); }
-INLINE Vector load_number(const uint16_t* p) {
-  Halves x;
-  std::memcpy(&x, p, sizeof x);
-  return same_bits<Vector>(__builtin_convertvector(x, Words) << 16);
-}
-
-INLINE void store_number(float* p, Vector x) { store(p, x); }
-INLINE void store_number(uint16_t* p, Vector x) {
-  alignas(2 * kWidth) uint16_t rounded[kWidth];
-  Half::put(rounded, x);
-  std::memcpy(p, rounded, sizeof rounded);
-}
+constexpr size_t kPixels = 64;  // pixels of a tile
 
 // 1 / sqrt(x) of a normal number above 0, to two units in the last place: Newton's iteration from a linear function of
 // the logarithm.
@@ -50,8 +47,8 @@ INLINE void panels(size_t channels, const F& f) {
 template <class F>
 INLINE void each(size_t channels, const F& f) {
   panels(channels, [&](size_t c, size_t width) {
-    for (size_t t = 0; t < kTokens; ++t)
-      for (size_t j = 0; j < width; j += kWidth) f(t * channels + c + j, kTokens * c + t * width + j, c + j);
+    for (size_t t = 0; t < kPixels; ++t)
+      for (size_t j = 0; j < width; j += kWidth) f(t * channels + c + j, kPixels * c + t * width + j, c + j);
   });
 }
 
@@ -107,33 +104,33 @@ struct Sums {
 
 template <class N, class T>
 struct Scratch {
-  Buffer<T> x, grad, out;  // a tile that the picture does not fill
+  Buffer<T> x, grad, out;  // a tile that the image does not fill
   Buffer<typename N::Left> squares, slopes;
   Buffer<float> norm, back;
   Buffer<typename N::Left> columns;  // the rest for gradients of beta and gamma alone
   Buffer<typename N::Right> pixels, turned;
 
   Scratch(size_t channels, bool back, bool sums)
-      : x(channels * kTokens),
-        grad(channels * kTokens),
-        out(channels * kTokens),
-        squares(channels * kTokens),
-        slopes(back ? channels * kTokens : 0),
-        norm(channels * kTokens),
-        back(back ? channels * kTokens : 0),
-        columns(sums ? channels * kTokens : 0),
-        pixels(sums ? channels * kTokens / N::kPack : 0),
-        turned(sums ? channels * kTokens / N::kPack : 0) {}
+      : x(channels * kPixels),
+        grad(channels * kPixels),
+        out(channels * kPixels),
+        squares(channels * kPixels),
+        slopes(back ? channels * kPixels : 0),
+        norm(channels * kPixels),
+        back(back ? channels * kPixels : 0),
+        columns(sums ? channels * kPixels : 0),
+        pixels(sums ? channels * kPixels / N::kPack : 0),
+        turned(sums ? channels * kPixels / N::kPack : 0) {}
 };
 
 // gamma x^2 of a tile: s.norm.
 template <class N, class T>
 void add_squares(const Packed<N>& p, const T* x, Scratch<N, T>& s) {
-  for (size_t i = 0; i < kTokens * p.channels; i += kWidth) {
-    const Vector value = load_number(x + i);
+  for (size_t i = 0; i < kPixels * p.channels; i += kWidth) {
+    const Vector value = load(x + i);
     N::put(s.squares.get() + i, value * value);
   }
-  multiply<N>(s.squares.get(), p.transposed.get(), p.channels, s.norm.get(), kTokens, p.channels);
+  multiply<N>(s.squares.get(), p.transposed.get(), p.channels, s.norm.get(), kPixels, p.channels);
 }
 
 template <class N, class T>
@@ -141,7 +138,7 @@ void forward_tile(const Packed<N>& p, const T* x, T* y, Scratch<N, T>& s) {
   add_squares(p, x, s);
   each(p.channels, [&](size_t i, size_t place, size_t c) {
     const Vector norm = at(s.norm.get() + place) + at(p.beta.get() + c), root = inverse_root(norm);
-    store_number(y + i, load_number(x + i) * (p.inverse ? norm * root : root));
+    store(y + i, load(x + i) * (p.inverse ? norm * root : root));
   });
 }
 
@@ -150,8 +147,8 @@ template <class N, class T>
 void find_slopes(const Packed<N>& p, const T* x, const T* grad_y, Scratch<N, T>& s, Sums* sums) {
   each(p.channels, [&](size_t i, size_t place, size_t c) {
     float* const norm = s.norm.get() + place;
-    const Vector all = at(norm) + at(p.beta.get() + c), root = inverse_root(all), grad = load_number(grad_y + i);
-    const Vector along = grad * load_number(x + i) * (p.inverse ? root : root * root * root);
+    const Vector all = at(norm) + at(p.beta.get() + c), root = inverse_root(all), grad = load(grad_y + i);
+    const Vector along = grad * load(x + i) * (p.inverse ? root : root * root * root);
     at(norm) = grad * (p.inverse ? all * root : root);
     N::put(s.slopes.get() + i, along);
     if (sums) at(sums->beta.get() + c) += along;
@@ -161,13 +158,13 @@ void find_slopes(const Packed<N>& p, const T* x, const T* grad_y, Scratch<N, T>&
 // sums.gamma += slopes^T x^2.
 template <class N, class T>
 void add_gamma(const Packed<N>& p, const T* x, Scratch<N, T>& s, Sums& sums) {
-  swin::transpose_words<N>(swin::words(s.slopes.get()), kTokens, p.channels / N::kPack, swin::words(s.turned.get()));
-  swin::to_left<N>(s.turned.get(), p.channels, s.columns.get());
-  to_right<N>(kTokens, p.channels, s.pixels.get(), [&](size_t t, size_t c) {
-    const Vector value = load_number(x + t * p.channels + c);
+  transpose_words<N>(words(s.slopes.get()), kPixels, p.channels / N::kPack, words(s.turned.get()));
+  to_left<N>(s.turned.get(), p.channels, kPixels, s.columns.get());
+  to_right<N>(kPixels, p.channels, s.pixels.get(), [&](size_t t, size_t c) {
+    const Vector value = load(x + t * p.channels + c);
     return value * value;
   });
-  multiply<N>(s.columns.get(), s.pixels.get(), kTokens, sums.gamma.get(), p.channels, p.channels, true);
+  multiply<N>(s.columns.get(), s.pixels.get(), kPixels, sums.gamma.get(), p.channels, p.channels, true);
 }
 
 template <class N, class T>
@@ -175,10 +172,10 @@ void backward_tile(const Packed<N>& p, const T* x, const T* grad_y, T* grad_x, S
   add_squares(p, x, s);
   find_slopes(p, x, grad_y, s, sums);
   if (sums) add_gamma(p, x, s, *sums);
-  multiply<N>(s.slopes.get(), p.gamma.get(), p.channels, s.back.get(), kTokens, p.channels);
+  multiply<N>(s.slopes.get(), p.gamma.get(), p.channels, s.back.get(), kPixels, p.channels);
   const float sign = p.inverse ? 1.0f : -1.0f;
   each(p.channels, [&](size_t i, size_t place, size_t) {
-    store_number(grad_x + i, at(s.norm.get() + place) + sign * load_number(x + i) * at(s.back.get() + place));
+    store(grad_x + i, at(s.norm.get() + place) + sign * load(x + i) * at(s.back.get() + place));
   });
 }
 
@@ -187,7 +184,7 @@ void run_tiles(const Packed<N>& p, const Job& job, size_t first, size_t last, Su
   [[maybe_unused]] const typename N::Session session{};
   Scratch<N, T> s(p.channels, job.grad_y != nullptr, sums != nullptr);
   for (size_t tile = first; tile < last; ++tile) {
-    const size_t start = tile * kTokens * p.channels, all = kTokens * p.channels;
+    const size_t start = tile * kPixels * p.channels, all = kPixels * p.channels;
     const size_t size = std::min(all, job.layer.pixels * p.channels - start);
     const T *x = static_cast<const T*>(job.x) + start, *grad = static_cast<const T*>(job.grad_y);
     T* const out = static_cast<T*>(job.out) + start;
@@ -212,10 +209,10 @@ void add_up(const Sums& sums, size_t channels, float factor, float* grad_beta, f
 }
 
 template <class N, class T>
-void run(const Job& job, unsigned threads) {
+void run_all(const Job& job, unsigned threads) {
   const Packed<N> packed(job.layer);
   // As many shares whatever the threads, and their sums added up in order: the same bits with any number of threads.
-  const size_t tiles = (job.layer.pixels + kTokens - 1) / kTokens, shares = std::min<size_t>(tiles, 16);
+  const size_t tiles = (job.layer.pixels + kPixels - 1) / kPixels, shares = std::min<size_t>(tiles, 16);
   std::vector<Sums> sums;
   for (size_t i = 0; job.grad_gamma && i < shares; ++i) sums.emplace_back(packed.channels);
   parallel(shares, threads, [&](size_t i) {
@@ -226,4 +223,6 @@ void run(const Job& job, unsigned threads) {
 }
 
 }  // namespace
-}  // namespace lora_comp::gdn
+}  // namespace lora_comp::gdn::SIMD_TARGET
+SIMD_END
+#endif

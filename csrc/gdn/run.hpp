@@ -12,9 +12,4 @@ struct Job {
   float *grad_beta, *grad_gamma;  // both or none
 };
 
-void run_plain(const Job&, unsigned threads);
-void run_avx2(const Job&, unsigned threads);
-void run_avx512(const Job&, unsigned threads);
-void run_half(const Job&, unsigned threads);  // bfloat16, on AMX
-
 }  // namespace lora_comp::gdn

@@ -2,11 +2,12 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 
+#include "../simd/targets.hpp"
 #include "kernels.hpp"
 #include "stream.hpp"
 
 // Attributes in place of compiler flags: no inline function of the standard library gets compiled for AVX2.
-#define TARGET __attribute__((target("avx2,popcnt")))
+#define TARGET __attribute__((target(SIMD_AVX2)))
 
 namespace lora_comp::rans {
 namespace {
@@ -244,11 +245,9 @@ size_t decode(const Flat& flat, const int32_t* indexes, size_t begin, size_t end
   }
 }
 
-bool runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"); }
-
 }  // namespace
 
-const Kernel avx2{"avx2", kWidth, runs_here, find, encode, decode};
+const Kernel avx2{"avx2", simd::Target::kAvx2, kWidth, find, encode, decode};
 
 }  // namespace lora_comp::rans
 #endif

@@ -2,12 +2,12 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 
-#include "../processor.hpp"
+#include "../simd/targets.hpp"
 #include "kernels.hpp"
 #include "stream.hpp"
 
 // Attributes in place of compiler flags: no inline function of the standard library gets compiled for AVX-512.
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi2,bmi2,popcnt")))
+#define TARGET __attribute__((target(SIMD_AVX512_BYTES)))
 
 namespace lora_comp::rans {
 namespace {
@@ -171,14 +171,9 @@ size_t decode(const Flat& flat, const int32_t* indexes, size_t begin, size_t end
                             : decode_groups<2>(flat, indexes, begin, end, in, symbols, escaped);
 }
 
-bool runs_here() {
-  return has_avx512() && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512vbmi2") &&
-         __builtin_cpu_supports("bmi2");
-}
-
 }  // namespace
 
-const Kernel avx512{"avx512", kWidth, runs_here, find, encode, decode};
+const Kernel avx512{"avx512", simd::Target::kAvx512Bytes, kWidth, find, encode, decode};
 
 }  // namespace lora_comp::rans
 #endif

@@ -7,7 +7,7 @@ std::vector<const Kernel*> running_here() {
   std::vector<const Kernel*> found;
 #ifdef __x86_64__
   for (const Kernel* kernel : {&avx512, &avx2})
-    if (kernel->runs_here()) found.push_back(kernel);
+    if (kernel->target <= simd::best()) found.push_back(kernel);
 #endif
   return found;
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../simd/targets.hpp"
 #include "rans.hpp"
 
 namespace lora_comp::rans {
@@ -68,8 +69,8 @@ void put_escape(std::string& escapes, int32_t symbol, const Flat::Table& table);
 
 struct Kernel {
   const char* name;
+  simd::Target target;
   size_t min_lanes;  // below, the plain loops do all
-  bool (*runs_here)();
   // Each returns how many symbols it did: the first ones, but encode the last ones of n, a multiple of the lanes.
   size_t (*find_bins)(const Flat&, const int32_t* symbols, const int32_t* indexes, size_t n, uint32_t* bins, Found&);
   size_t (*encode)(const uint32_t* bins, size_t n, Writer&);

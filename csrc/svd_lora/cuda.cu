@@ -1,6 +1,10 @@
 // A linear layer with a low-rank update on a GPU. In bfloat16, up to a rank of 16, one kernel on tensor cores makes the
 // product and the update, forward and for the gradient of x; otherwise torch multiplies by the weight, and `update`
 // adds to what is there. All sums are float32, and each is added up in an order that depends on the shapes alone.
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+
 #include "../cuda/kernel.cuh"
 #include "svd_lora.hpp"
 

@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+
+#include "../tensor.hpp"
 
 namespace lora_comp {
 
@@ -46,5 +49,21 @@ void low_rank_linear_backward(const LowRankLinear& a, const void* grad_y, const 
 void low_rank_linear_forward_cuda(const LowRankLinear& a, void* y, float* t, uintptr_t stream);
 void low_rank_linear_backward_cuda(const LowRankLinear& a, const void* grad_y, const float* t, float* space,
                                    const LowRankGradients& grads, uintptr_t stream);
+
+// The entries: the same of tensors, whose types and shapes are compared first. x (..., in) or, with an adapter for each
+// of the first dimension, (batch, ..., in); weight and bias may be left out, and the gradients. Without a stream on the
+// CPU.
+struct LowRankTensors {
+  Tensor x, weight, bias, u, s, v;
+  float scale;
+};
+void low_rank_linear_forward(const LowRankTensors&, const Tensor& y, const Tensor& t, unsigned threads,
+                             std::optional<uintptr_t> stream);
+
+struct LowRankGradientTensors {
+  Tensor x, u, s, v;
+};
+void low_rank_linear_backward(const LowRankTensors&, const Tensor& grad_y, const Tensor& t, const Tensor& space,
+                              const LowRankGradientTensors& grads, unsigned threads, std::optional<uintptr_t> stream);
 
 }  // namespace lora_comp

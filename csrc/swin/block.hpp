@@ -7,10 +7,11 @@
 #include <cstddef>
 
 #include "../attention/window.hpp"
+#include "../tensor.hpp"
 
 namespace lora_comp {
 
-// y = W x + U (s * (V^T x)) + b. u, s and v are those of the first picture; with `own` the others' follow.
+// y = W x + U (s * (V^T x)) + b. u, s and v are those of the first image; with `own` the others' follow.
 struct SwinLayer {
   const float *weight, *bias;  // (out, in), (out)
   const float *u, *s, *v;      // (out, rank), (rank), (in, rank)
@@ -24,12 +25,12 @@ struct SwinBlock {
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // (dim)
   const float* position;                                               // (heads, tokens, tokens): head, key, query
   SwinLayer qkv, proj, fc1, fc2;
-  bool own;  // every picture of the batch has its own u, s and v
+  bool own;  // every image of the batch has its own u, s and v
 };
 
 // Sums are added to what stands here; null for what is not wanted.
 struct SwinLayerGrad {
-  float *u, *s, *v;  // one array for each picture with `own`; those of u and v without their factor s
+  float *u, *s, *v;  // one array for each image with `own`; those of u and v without their factor s
   float *weight, *bias;
 };
 
@@ -49,5 +50,23 @@ bool swin_block_half_available();
 void swin_block_forward(const SwinBlock&, const float* x, float* y, float* kept, bool half, unsigned threads);
 void swin_block_backward(const SwinBlock&, const float* x, const float* grad_y, float* grad_x, float* kept,
                          const SwinBlockGrad&, bool half, unsigned threads);
+
+// The entries: the same of tensors, whose types and shapes are compared first. u, s and v of a layer are given together
+// or left out; of gradients any may be left out.
+struct SwinLayerTensors {
+  Tensor weight, bias, u, s, v;
+};
+struct SwinBlockTensors {
+  Tensor norm1_weight, norm1_bias, norm2_weight, norm2_bias, position;
+  SwinLayerTensors qkv, proj, fc1, fc2;
+};
+struct SwinBlockCall {
+  Tensor x, kept;  // kept may be left out
+  size_t window, shift;
+  bool half;
+};
+void swin_block_forward(const SwinBlockTensors&, const SwinBlockCall&, const Tensor& y, unsigned threads);
+void swin_block_backward(const SwinBlockTensors&, const SwinBlockCall&, const Tensor& grad_y, const Tensor& grad_x,
+                         const SwinBlockTensors& grads, unsigned threads);
 
 }  // namespace lora_comp

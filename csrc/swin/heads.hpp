@@ -1,10 +1,22 @@
 // The attention of the heads of one window. A map is held with a row for each key, so that a softmax is a sum of rows.
-#pragma once
+#if defined(LORA_COMP_SWIN_HEADS) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_HEADS
+#undef LORA_COMP_SWIN_HEADS
+#else
+#define LORA_COMP_SWIN_HEADS
+#endif
 
+#include <cstddef>
+#include <cstring>
+
+#include "../attention/window.hpp"
 #include "layers.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 // What one head needs. `deep` operands have the channels of a head padded to the inner size of a product.
 template <class N>
@@ -66,7 +78,7 @@ void attend(const float* q, const float* k, const float* v, const float* positio
   for (size_t j = 0; j < kTokens; ++j)
     for (size_t i = 0; i < kVectors; ++i) {
       Vector& x = at(map.weight + j * kTokens + i * kWidth);
-      x = N::exp(x - largest[i]);
+      x = exp<N>(x - largest[i]);
       sum[i] += x;
     }
   Vector inverse[kVectors];
@@ -109,4 +121,6 @@ void attend_back(const float* grad, float* q, float* k, float* v, Head<N>& h, co
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

@@ -1,15 +1,26 @@
-// All windows of a Swin block. A file that includes this between BEGIN_TARGET and END_TARGET is a kernel for that
-// instruction set: everything in these headers has internal linkage, so that each kernel has its own.
-#pragma once
+// All windows of a Swin block.
+#if defined(LORA_COMP_SWIN_KERNEL) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_KERNEL
+#undef LORA_COMP_SWIN_KERNEL
+#else
+#define LORA_COMP_SWIN_KERNEL
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
 
 #include "../parallel.hpp"
 #include "run.hpp"
 #include "window.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
 
-// Rows of windows, counted through all pictures.
+using namespace simd::SIMD_TARGET;
+
+// Rows of windows, counted through all images.
 struct Share {
   size_t first, last;
 };
@@ -18,14 +29,14 @@ struct Share {
 // share of gradients has room for all of them, so it should be worth that.
 inline std::vector<Share> make_shares(const SwinBlock& a, bool dense) {
   constexpr size_t kMost = 16, kMostDense = 8, kWindows = 8;
-  const size_t rows = a.windows.rows(), pictures = a.own ? a.batch : 1, each = a.own ? rows : rows * a.batch;
+  const size_t rows = a.windows.rows(), images = a.own ? a.batch : 1, each = a.own ? rows : rows * a.batch;
   const size_t windows = a.windows.columns() * each;
   const size_t most = dense ? std::min(kMostDense, windows / kWindows) : kMost;
-  const size_t parts = std::min(each, std::max<size_t>(1, most / pictures));
+  const size_t parts = std::min(each, std::max<size_t>(1, most / images));
   std::vector<Share> shares;
-  for (size_t picture = 0; picture < pictures; ++picture)
+  for (size_t image = 0; image < images; ++image)
     for (size_t part = 0; part < parts; ++part)
-      shares.push_back({picture * rows + each * part / parts, picture * rows + each * (part + 1) / parts});
+      shares.push_back({image * rows + each * part / parts, image * rows + each * (part + 1) / parts});
   return shares;
 }
 
@@ -76,7 +87,7 @@ template <class N>
 void run_block(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
   const SwinBlock& a = job.block;
   std::vector<Packed<N>> packed;
-  for (size_t picture = 0; picture < (a.own ? a.batch : 1); ++picture) packed.emplace_back(a, picture);
+  for (size_t image = 0; image < (a.own ? a.batch : 1); ++image) packed.emplace_back(a, image);
   const std::vector<Share> shares = make_shares(a, grad.dense());
   std::vector<BlockSums> sums;
   for (size_t i = 0; job.grad_y && i < shares.size(); ++i) sums.emplace_back(packed.front(), grad);
@@ -87,4 +98,6 @@ void run_block(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

@@ -1,13 +1,22 @@
 // The layers of a Swin block on the tokens of one window, forward and backward. Activations are float32, a row of
 // tokens for each channel.
-#pragma once
+#if defined(LORA_COMP_SWIN_LAYERS) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_LAYERS
+#undef LORA_COMP_SWIN_LAYERS
+#else
+#define LORA_COMP_SWIN_LAYERS
+#endif
 
 #include <cmath>
+#include <cstddef>
 
 #include "pack.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 constexpr size_t kVectors = kTokens / kWidth;
 constexpr float kEpsilon = 1e-5f;  // of the normalisation
@@ -40,16 +49,51 @@ const typename N::Left* as_left(const float* rows, size_t channels, typename N::
   return room;
 }
 
-// The first rows of a Right as a Left.
-template <class N>
-void to_left(const typename N::Right* from, size_t channels, typename N::Left* to) {
-  for (size_t c = 0; c < channels; c += 2)
-    for (size_t t = 0; t < kTokens; t += kWidth)
-      N::take(from, kTokens, c, t, to + c * kTokens + t, to + (c + 1) * kTokens + t);
-}
-
 inline void add(const float* from, size_t size, float* to) {
   for (size_t i = 0; i < size; i += kWidth) at(to + i) += at(from + i);
+}
+
+// exp of what is not above 0, as finely as N needs it.
+template <class N>
+INLINE Vector exp(Vector x) {
+  if constexpr (N::kPack == 1) return exp_of(x);
+  return rough_exp2(x * 1.44269504f);
+}
+
+// Phi(x), to 1.2e-7: 1/2 + x p(x^2), p fitted for x up to 5.2.
+INLINE Vector fine_normal_share(Vector x) {
+  constexpr float kMost = 5.2f;
+  x = x > kMost ? Vector{} + kMost : x;
+  x = x > -kMost ? x : Vector{} - kMost;
+  const Vector u = x * x * (2 / (kMost * kMost)) - 1.0f;
+  const Vector square = u * u;
+  Vector even = 2.0239360e-4f * square + 6.0074724e-4f, odd = -5.6229194e-4f * square - 9.7851106e-4f;
+  even = even * square + 2.6624587e-3f, odd = odd * square - 5.0673732e-3f;
+  even = even * square + 8.0100792e-3f, odd = odd * square - 1.2353357e-2f;
+  even = even * square + 1.8133925e-2f, odd = odd * square - 2.4763450e-2f;
+  even = even * square + 3.1962324e-2f, odd = odd * square - 3.9925396e-2f;
+  even = even * square + 5.0026111e-2f, odd = odd * square - 6.7743808e-2f;
+  even = even * square + 1.3594998e-1f;
+  return (odd * u + even) * x + 0.5f;
+}
+
+// Phi(x), to 5e-5 and its smallest values to 1 %: of -|x| it is 2 to the power of a polynomial.
+INLINE Vector rough_normal_share(Vector x) {
+  const auto negative = x < 0.0f;
+  Vector size = negative ? -x : x;
+  size = size > 6.0f ? Vector{} + 6.0f : size;
+  Vector p = size * -3.3977953e-4f + 6.2123225e-3f;
+  p = p * size - 5.0143778e-2f;
+  p = p * size - 4.6106901e-1f;
+  p = p * size - 1.150659f;
+  p = p * size - 1.0000153f;
+  const Vector tail = rough_exp2(p);
+  return negative ? tail : 1.0f - tail;
+}
+
+template <class N>
+INLINE Vector normal_share(Vector x) {
+  return N::kPack == 1 ? fine_normal_share(x) : rough_normal_share(x);
 }
 
 struct Moments {
@@ -145,13 +189,15 @@ void apply(const Side<N>& side, typename N::Right* x, float* low, float* y, cons
 // The GELU (Hendrycks and Gimpel, 2016) and, with Phi(x) as `share`, its slope.
 template <class N>
 INLINE Vector gelu(Vector x) {
-  return x * N::normal_share(x);
+  return x * normal_share<N>(x);
 }
 
 template <class N>
 INLINE Vector gelu_slope(Vector x, Vector share) {
-  return share + x * N::exp(-0.5f * x * x) * 0.39894228f;
+  return share + x * exp<N>(-0.5f * x * x) * 0.39894228f;
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

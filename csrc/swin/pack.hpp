@@ -1,39 +1,30 @@
 // The weights of a Swin block as its products want them.
-#pragma once
+#if defined(LORA_COMP_SWIN_PACK) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_PACK
+#undef LORA_COMP_SWIN_PACK
+#else
+#define LORA_COMP_SWIN_PACK
+#endif
 
-#include <cstring>
-#include <memory>
-#include <new>
+#include <cstddef>
 #include <vector>
 
+#include "../simd/buffer.hpp"
+#include "../simd/product.hpp"
 #include "block.hpp"
-#include "product.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
 
-constexpr size_t kHead = 16;  // channels of a head, padded with zeros
+using namespace simd::SIMD_TARGET;
+
+using simd::Buffer;
+
+constexpr size_t kTokens = 64;  // of a window of 8x8
+constexpr size_t kHead = 16;    // channels of a head, padded with zeros
 
 inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
-
-// Zeros at an address that is a multiple of 64.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(size_t size = 0)
-      : size_(size), data_(static_cast<T*>(::operator new[](size * sizeof(T) + 1, std::align_val_t(64)))) {
-    std::memset(static_cast<void*>(data_.get()), 0, size * sizeof(T));
-  }
-  T* get() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  size_t size_;
-  std::unique_ptr<T[], Delete> data_;
-};
 
 // A matrix whose last columns hold what multiplies the low-rank values: [W U] or, for the way back, [W^T V].
 template <class N>
@@ -62,16 +53,16 @@ struct Linear {
   size_t rank;
 
   // in_places, out_places: where among the padded channels the layer's own are.
-  Linear(const SwinLayer& a, size_t picture, const std::vector<size_t>& in_places,
-         const std::vector<size_t>& out_places, size_t in, size_t out)
+  Linear(const SwinLayer& a, size_t image, const std::vector<size_t>& in_places, const std::vector<size_t>& out_places,
+         size_t in, size_t out)
       : gain(round_up(a.rank, 32)),
         bias(out),
         forward(in, out, a.rank, gain.get()),
         backward(out, in, a.rank, gain.get()),
         rank(a.rank) {
-    const float* const u = a.u + picture * a.out * a.rank;
-    const float* const v = a.v + picture * a.in * a.rank;
-    for (size_t k = 0; k < rank; ++k) gain.get()[k] = a.s[picture * rank + k];
+    const float* const u = a.u + image * a.out * a.rank;
+    const float* const v = a.v + image * a.in * a.rank;
+    for (size_t k = 0; k < rank; ++k) gain.get()[k] = a.s[image * rank + k];
     const auto set = [](Buffer<typename N::Left>& to, size_t r, size_t k, size_t row, float x) {
       to.get()[r * row + k] = N::number(x);
     };
@@ -114,7 +105,7 @@ struct Packed {
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias, *position;
   Linear<N> qkv, proj, fc1, fc2;
 
-  Packed(const SwinBlock& a, size_t picture)
+  Packed(const SwinBlock& a, size_t image)
       : dim(a.dim),
         heads(a.heads),
         own_head(a.dim / a.heads),
@@ -124,11 +115,13 @@ struct Packed {
         norm2_weight(a.norm2_weight),
         norm2_bias(a.norm2_bias),
         position(a.position),
-        qkv(a.qkv, picture, counted(dim), in_heads(3 * dim, own_head), dim, 3 * heads * kHead),
-        proj(a.proj, picture, in_heads(dim, own_head), counted(dim), heads * kHead, dim),
-        fc1(a.fc1, picture, counted(dim), counted(hidden), dim, hidden),
-        fc2(a.fc2, picture, counted(hidden), counted(dim), hidden, dim) {}
+        qkv(a.qkv, image, counted(dim), in_heads(3 * dim, own_head), dim, 3 * heads * kHead),
+        proj(a.proj, image, in_heads(dim, own_head), counted(dim), heads * kHead, dim),
+        fc1(a.fc1, image, counted(dim), counted(hidden), dim, hidden),
+        fc2(a.fc2, image, counted(hidden), counted(dim), hidden, dim) {}
 };
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

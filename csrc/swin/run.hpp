@@ -11,9 +11,4 @@ struct Job {
   float *out, *kept;        // y or grad_x; see swin_block_forward
 };
 
-void run_plain(const Job&, const SwinBlockGrad&, unsigned threads);
-void run_avx2(const Job&, const SwinBlockGrad&, unsigned threads);
-void run_avx512(const Job&, const SwinBlockGrad&, unsigned threads);
-void run_half(const Job&, const SwinBlockGrad&, unsigned threads);  // bfloat16, on AMX
-
 }  // namespace lora_comp::swin

@@ -1,10 +1,21 @@
 // The gradients of a block's parameters: sums over the windows of a share.
-#pragma once
+#if defined(LORA_COMP_SWIN_SUMS) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_SUMS
+#undef LORA_COMP_SWIN_SUMS
+#else
+#define LORA_COMP_SWIN_SUMS
+#endif
+
+#include <cstddef>
+#include <vector>
 
 #include "layers.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 // Those of one layer, in its padded channels; empty where none is wanted.
 struct LayerSums {
@@ -101,17 +112,17 @@ struct Places {
   size_t all_in, all_out;
 };
 
-// Adds the low-rank sums of a picture's shares, taken out of their padding, to the gradients.
-inline void unpack_low_rank(const LayerSums& sums, const SwinLayer& layer, size_t picture, const Places& places,
+// Adds the low-rank sums of an image's shares, taken out of their padding, to the gradients.
+inline void unpack_low_rank(const LayerSums& sums, const SwinLayer& layer, size_t image, const Places& places,
                             const SwinLayerGrad& grad) {
   const auto unpack = [&](const float* from, const std::vector<size_t>& own, size_t all, float* to) {
     for (size_t i = 0; i < own.size(); ++i)
       for (size_t k = 0; k < layer.rank; ++k)
         to[i * layer.rank + k] += from[k / kWidth * kWidth * all + own[i] * kWidth + k % kWidth];
   };
-  for (size_t k = 0; grad.s && k < layer.rank; ++k) grad.s[picture * layer.rank + k] += sums.s.get()[k];
-  if (grad.u) unpack(sums.u.get(), places.out, places.all_out, grad.u + picture * layer.out * layer.rank);
-  if (grad.v) unpack(sums.v.get(), places.in, places.all_in, grad.v + picture * layer.in * layer.rank);
+  for (size_t k = 0; grad.s && k < layer.rank; ++k) grad.s[image * layer.rank + k] += sums.s.get()[k];
+  if (grad.u) unpack(sums.u.get(), places.out, places.all_out, grad.u + image * layer.out * layer.rank);
+  if (grad.v) unpack(sums.v.get(), places.in, places.all_in, grad.v + image * layer.in * layer.rank);
 }
 
 inline void unpack_dense(const LayerSums& sums, const SwinLayer& layer, const Places& places,
@@ -123,4 +134,6 @@ inline void unpack_dense(const LayerSums& sums, const SwinLayer& layer, const Pl
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

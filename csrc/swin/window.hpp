@@ -1,13 +1,22 @@
 // A Swin block on one window, forward and backward.
-#pragma once
+#if defined(LORA_COMP_SWIN_WINDOW) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SWIN_WINDOW
+#undef LORA_COMP_SWIN_WINDOW
+#else
+#define LORA_COMP_SWIN_WINDOW
+#endif
 
 #include <algorithm>
+#include <cstddef>
 
 #include "heads.hpp"
 #include "sums.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
 namespace {
+
+using namespace simd::SIMD_TARGET;
 
 // Everything that one window needs, forward and backward.
 template <class N>
@@ -65,7 +74,7 @@ void gather(const float* from, size_t channels, const Window<kTokens>& window, f
       for (size_t i = 0; i < kWidth; ++i)
         if (window.place[t + i] >= 0)
           block[i] = same_bits<Words>(load(from + static_cast<size_t>(window.place[t + i]) * channels + c));
-      transpose(block);
+      simd::transpose(block);
       for (size_t i = 0; i < kWidth; ++i) at(to + (c + i) * kTokens + t) = same_bits<Vector>(block[i]);
     }
 }
@@ -76,7 +85,7 @@ void scatter(const float* from, size_t channels, const Window<kTokens>& window, 
     for (size_t c = 0; c < channels; c += kWidth) {
       Words block[kWidth];
       for (size_t i = 0; i < kWidth; ++i) block[i] = same_bits<Words>(at(from + (c + i) * kTokens + t));
-      transpose(block);
+      simd::transpose(block);
       for (size_t i = 0; i < kWidth; ++i)
         if (window.place[t + i] >= 0)
           store(to + static_cast<size_t>(window.place[t + i]) * channels + c, same_bits<Vector>(block[i]));
@@ -148,7 +157,7 @@ void activate_with_slopes(float* hidden, size_t channels, typename N::Right* to)
   for (size_t c = 0; c < channels; c += 2)
     for (size_t t = 0; t < kTokens; t += kWidth) {
       Vector &even = at(hidden + c * kTokens + t), &odd = at(hidden + (c + 1) * kTokens + t);
-      const Vector even_share = N::normal_share(even), odd_share = N::normal_share(odd);
+      const Vector even_share = normal_share<N>(even), odd_share = normal_share<N>(odd);
       N::put(to, kTokens, c, t, even * even_share, odd * odd_share);
       even = gelu_slope<N>(even, even_share), odd = gelu_slope<N>(odd, odd_share);
     }
@@ -180,8 +189,8 @@ void back(const Linear<N>& layer, const typename N::Right* x, const float* low, 
   else
     apply_thin(side, s.grad_right.get(), s.grad_low.get());
   if (sums.factors() || sums.dense()) {
-    to_left<N>(x, side.outputs, s.rows.get());
-    to_left<N>(s.grad_right.get(), side.inputs, s.grad_rows.get());
+    to_left<N>(x, side.outputs, kTokens, s.rows.get());
+    to_left<N>(s.grad_right.get(), side.inputs, kTokens, s.grad_rows.get());
   }
   if (sums.low_rank()) low_rank_grads(layer, s.rows.get(), s.grad_rows.get(), low, s.grad_low.get(), sums);
   if (sums.dense()) dense_grads(layer, s.rows.get(), s.grad_rows.get(), grad_y, s.grad_right.get(), sums);
@@ -207,7 +216,7 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
   back(p.fc2, s.active.get(), s.low[3].get(), s.grad.get(), s, sums.layers[3], s.grad_wide.get());
   for (size_t i = 0; i < p.hidden * kTokens; i += kWidth) {
     const Vector x = at(s.hidden + i);
-    at(s.grad_wide.get() + i) *= active ? x : gelu_slope<N>(x, N::normal_share(x));
+    at(s.grad_wide.get() + i) *= active ? x : gelu_slope<N>(x, normal_share<N>(x));
   }
   back(p.fc1, s.normed2.get(), s.low[2].get(), s.grad_wide.get(), s, sums.layers[2], s.grad_narrow.get());
   if (sums.dense()) norm_grads(s.grad_narrow.get(), s.middle, second, p.dim, sums.norm2.get());
@@ -231,4 +240,6 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
 }
 
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+#endif

@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_comp import _C
+from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless
+from lora_comp.shapes import Shapes
 
+SHAPES = Shapes({"x": "B C H W", "beta": "C", "gamma": "C C"})
 FUSED_CHANNELS = 32  # the CPU kernel knows multiples of this
 
 
@@ -28,37 +31,38 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
         gamma: (C, C) for each output and input, not below 0.
     Returns:
         (B, C, H, W), of x's dtype, or of autocast's where that is on; in channels_last from the kernel.
+    Raises:
+        ValueError: shapes or devices that do not fit each other.
     """
+    check(SHAPES, x, beta, gamma)
     kind = x.device.type
     if x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))  # as a convolution would
     fused = (
         kind == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in KERNEL_TYPES
         and x.shape[1] % FUSED_CHANNELS == 0
         and beta.dtype == gamma.dtype == torch.float32
     )
     return _fused(x, beta, gamma, inverse) if fused else plain_gdn(x, beta, gamma, inverse)
 
 
-def _sizes(x: Tensor) -> tuple[int, int]:
-    b, channels, height, width = x.shape
-    return b * height * width, channels
+def _rows(t: Tensor) -> Tensor:
+    """(B, C, H, W) as the kernel reads and writes it: (B, H, W, C), contiguous for a tensor in channels_last."""
+    return t.permute(0, 2, 3, 1)
 
 
 @torch.library.custom_op("lora_comp::gdn", mutates_args=(), device_types="cpu")
 def _fused(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
-    x, beta, gamma = x.contiguous(memory_format=torch.channels_last), beta.contiguous(), gamma.contiguous()
+    x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x, memory_format=torch.channels_last)
     _C.gdn_forward(
-        x.data_ptr(),
-        y.data_ptr(),
-        beta.data_ptr(),
-        gamma.data_ptr(),
-        _sizes(x),
-        inverse,
-        x.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        x=_rows(x),
+        beta=beta.contiguous(),
+        gamma=gamma.contiguous(),
+        inverse=inverse,
+        y=_rows(y),
+        threads=torch.get_num_threads(),
     )
     return y
 
@@ -74,26 +78,24 @@ def _backward(x: Tensor, grad: Tensor, beta: Tensor, gamma: Tensor, inverse: boo
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     beta, gamma = beta.contiguous(), gamma.contiguous()
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-    grads = [torch.zeros_like(t) if trained else t.new_empty(0) for t in (beta, gamma)]
-    addresses = (grads[0].data_ptr(), grads[1].data_ptr()) if trained else (0, 0)
+    grads = [empty_unless(trained, t).zero_() for t in (beta, gamma)]
     _C.gdn_backward(
-        x.data_ptr(),
-        grad.data_ptr(),
-        grad_x.data_ptr(),
-        beta.data_ptr(),
-        gamma.data_ptr(),
-        addresses,
-        _sizes(x),
-        inverse,
-        x.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        x=_rows(x),
+        beta=beta,
+        gamma=gamma,
+        inverse=inverse,
+        grad_y=_rows(grad),
+        grad_x=_rows(grad_x),
+        grad_beta=grads[0] if trained else None,
+        grad_gamma=grads[1] if trained else None,
+        threads=torch.get_num_threads(),
     )
     return [grad_x, *grads]
 
 
 @_backward.register_fake
 def _(x: Tensor, grad: Tensor, beta: Tensor, gamma: Tensor, inverse: bool, trained: bool) -> list[Tensor]:
-    grads = [torch.empty_like(t) if trained else t.new_empty(0) for t in (beta, gamma)]
+    grads = [empty_unless(trained, t) for t in (beta, gamma)]
     return [torch.empty_like(x, memory_format=torch.channels_last), *grads]
 
 

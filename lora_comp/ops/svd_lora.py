@@ -1,15 +1,19 @@
 """The low-rank update of a linear layer: W + scale U diag(s) V^T (LoRA_comp, CVPR 2025, eq. 3)."""
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lora_comp import _C
+from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless, run
+from lora_comp.shapes import Shapes
 
-FUSED_TYPES = (torch.float32, torch.bfloat16)
+SHAPES = Shapes({"weight": "out in", "s": "r", "u": "out r", "v": "in r", "bias": "out", "x": "... in"})
+BATCH_SHAPES = Shapes(
+    {"weight": "out in", "s": "B r", "u": "B out r", "v": "B in r", "bias": "out", "x": "B ... in"}
+)  # an adapter for each entry of x
 TENSOR_CORE_RANK = 16  # up to which the CUDA kernel multiplies by W too
 
 
@@ -56,17 +60,17 @@ def svd_lora_linear(
     Returns:
         (..., out), of x's dtype.
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes or devices that do not fit each other.
     """
+    _check(x, weight, bias, u, s, v)
     kind = "cpu" if x.is_cpu else x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad)) or not torch.is_grad_enabled()
     known = kind == "cpu" or (kind == "cuda" and _C.has_cuda)
-    fused = frozen and known and x.dtype in FUSED_TYPES and x.dtype == weight.dtype and u.dtype in FUSED_TYPES
+    fused = frozen and known and x.dtype in KERNEL_TYPES and x.dtype == weight.dtype and u.dtype in KERNEL_TYPES
     if not (fused and (bias is None or bias.dtype == x.dtype)):
-        _sizes(x, weight, bias, u, s, v)
         return plain_svd_lora_linear(x, weight, bias, u, s, v, scale)
     if not u.dtype == s.dtype == v.dtype == torch.float32:
         u, s, v = u.float(), s.float(), v.float()
@@ -76,72 +80,35 @@ def svd_lora_linear(
 
 
 def merge(weight: Tensor, u: Tensor, s: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The updated weight itself, (out, in): what a decoder that runs at the plain codec's speed uses."""
+    """The updated weight itself, (out, in): what a decoder that runs at the plain codec's speed uses.
+
+    Args:
+        weight: (out, in).
+        u, s, v: (out, r), (r,), (in, r).
+    Raises:
+        ValueError: shapes or devices that do not fit each other.
+    """
+    check(SHAPES, weight, s, u, v)
     return weight + scale * (u * s) @ v.T
 
 
-def _sizes(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    u: Tensor,
-    s: Tensor,
-    v: Tensor,
-) -> tuple[int, int, int, int, int]:
-    """batch, n, in, out and rank, if the shapes fit each other."""
-    if weight.dim() != 2:
-        raise ValueError(f"weight must be (out, in), not {tuple(weight.shape)}")
-    out, inputs = weight.shape
-    *leading, width = x.shape or (None,)
-    if width != inputs:
-        raise ValueError(f"x must be (..., {inputs}) for a weight of {tuple(weight.shape)}, not {tuple(x.shape)}")
-    if bias is not None and bias.shape != (out,):
-        raise ValueError(f"bias must be ({out},), not {tuple(bias.shape)}")
-    *batch, rank = s.shape or (0,)
-    if len(batch) > 1 or rank == 0:
-        raise ValueError(f"s must be (r,) or (B, r) with a rank r of at least 1, not {tuple(s.shape)}")
-    if batch and leading[:1] != batch:
-        raise ValueError(f"x must be ({batch[0]}, ..., {inputs}), an entry an adapter, not {tuple(x.shape)}")
-    for name, value, rows in (("u", u, out), ("v", v, inputs)):
-        if value.shape != (*batch, rows, rank):
-            raise ValueError(f"{name} must be {(*batch, rows, rank)}, not {tuple(value.shape)}")
-    rows = math.prod(leading[1:]) if batch else math.prod(leading)
-    return batch[0] if batch else 1, rows, inputs, out, rank
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor) -> None:
+    if s.dim() and s.shape[-1] == 0:
+        raise ValueError(f"s must have shape (..., r) with a rank r of at least 1, not {tuple(s.shape)}")
+    check(BATCH_SHAPES if s.dim() == 2 else SHAPES, weight, s, u, v, bias, x)
 
 
-def _padded(rank: int) -> int:
-    return -(-rank // 4) * 4
+def _new_projections(x: Tensor, u: Tensor) -> Tensor:
+    """For x V, (batch, n, r): the kernels write a whole number of fours for each row."""
+    batch = u.shape[0] if u.dim() == 3 else 1
+    return u.new_empty(batch, math.prod(x.shape[u.dim() - 2 : -1]), -(-u.shape[-1] // 4) * 4)
 
 
-def run(kernel: Callable, x: Tensor, *arguments) -> None:
-    """A kernel of `_C` on x's device, in x's type; on a GPU on its current stream."""
-    if not x.is_cuda:
-        kernel(*arguments, x.dtype == torch.bfloat16, torch.get_num_threads(), None)
-        return
-    with torch.cuda.device(x.device):
-        kernel(*arguments, x.dtype == torch.bfloat16, 1, torch.cuda.current_stream().cuda_stream)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _inputs(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    u: Tensor,
-    s: Tensor,
-    v: Tensor,
-) -> tuple[tuple[int, ...], tuple[int, ...], bool, tuple]:
-    """Addresses of all six and the sizes, whether the kernel multiplies by the weight too, and what lies there."""
-    sizes = _sizes(x, weight, bias, u, s, v)
-    tensors = tuple([None if a is None else a.contiguous() for a in (x, weight, bias, u, s, v)])
-    addresses = [_address(a) for a in tensors]
-    whole = sizes[-1] <= TENSOR_CORE_RANK and x.dtype == torch.bfloat16 if x.is_cuda else x.dtype == torch.float32
-    if not whole:
-        addresses[1:3] = 0, 0
-    return tuple(addresses), sizes, whole, tensors
+def _whole(x: Tensor, u: Tensor) -> bool:
+    """Whether the kernel multiplies by the weight too."""
+    if x.is_cuda:
+        return x.dtype == torch.bfloat16 and u.shape[-1] <= TENSOR_CORE_RANK
+    return x.dtype == torch.float32
 
 
 def _forward(
@@ -154,12 +121,16 @@ def _forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """y, and t = x V for the gradients."""
-    addresses, sizes, whole, (x, weight, bias, u, _, _) = _inputs(x, weight, bias, u, s, v)
-    batch, n, _, out, rank = sizes
-    y = x.new_empty(*x.shape[:-1], out) if whole else F.linear(x, weight, bias)
-    t = u.new_empty(batch, n, _padded(rank))
-    if batch * n * out:
-        run(_C.low_rank_linear_forward, x, addresses, y.data_ptr(), t.data_ptr(), sizes, scale)
+    x, weight, u, s, v = [a.contiguous() for a in (x, weight, u, s, v)]
+    if whole := _whole(x, u):
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])
+        bias = bias if bias is None else bias.contiguous()
+    else:
+        y = F.linear(x, weight, bias)
+    t = _new_projections(x, u)
+    if y.numel():
+        own, bias = (weight, bias) if whole else (None, None)
+        run(_C.low_rank_linear_forward, x, x=x, weight=own, bias=bias, u=u, s=s, v=v, scale=scale, y=y, t=t)
     return y, t
 
 
@@ -175,16 +146,35 @@ def _backward(
     wanted: list[bool],
 ) -> list[Tensor | None]:
     """Gradients of x, u, s and v, or None where not wanted."""
-    grad = grad.contiguous()
-    addresses, sizes, whole, (x, weight, _, u, s, v) = _inputs(x, weight, None, u, s, v)
+    grad, x, weight, u, s, v = [a.contiguous() for a in (grad, x, weight, u, s, v)]
+    whole = _whole(x, u)
     grads = [torch.empty_like(a) if w else None for a, w in zip((x, u, s, v), wanted, strict=True)]
     if wanted[0] and not whole:
         grads[0] = (grad @ weight).contiguous()
     if grad.numel() == 0:
         return [None if g is None else g.zero_() for g in grads]
-    space = t.new_empty(_C.low_rank_linear_space(sizes)) if x.is_cuda else None
-    to = tuple([_address(g) for g in grads])
-    run(_C.low_rank_linear_backward, x, addresses, grad.data_ptr(), t.data_ptr(), _address(space), to, sizes, scale)
+    space = None
+    if x.is_cuda:
+        batch, n, _ = t.shape
+        outputs, inputs = weight.shape
+        space = t.new_empty(_C.low_rank_linear_space(batch, n, inputs, outputs, u.shape[-1]))
+    run(
+        _C.low_rank_linear_backward,
+        x,
+        x=x,
+        weight=weight if whole else None,
+        u=u,
+        s=s,
+        v=v,
+        scale=scale,
+        grad_y=grad,
+        t=t,
+        space=space,
+        grad_x=grads[0],
+        grad_u=grads[1],
+        grad_s=grads[2],
+        grad_v=grads[3],
+    )
     return grads
 
 
@@ -223,13 +213,12 @@ def _gradients(
 
 @_operator.register_fake
 def _(x, weight, bias, u, s, v, scale):
-    batch, n, _, out, rank = _sizes(x, weight, bias, u, s, v)
-    return x.new_empty(*x.shape[:-1], out), u.new_empty(batch, n, _padded(rank))
+    return x.new_empty(*x.shape[:-1], len(weight)), _new_projections(x, u)
 
 
 @_gradients.register_fake
 def _(grad, x, weight, u, s, v, t, scale, wanted):
-    return [a.new_empty(a.shape if w else 0) for a, w in zip((x, u, s, v), wanted, strict=True)]
+    return [empty_unless(w, a) for a, w in zip((x, u, s, v), wanted, strict=True)]
 
 
 def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

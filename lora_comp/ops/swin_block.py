@@ -1,19 +1,41 @@
 """A whole Swin block (Liu et al., "Swin Transformer", ICCV 2021, eq. 3), its linear layers with low-rank updates."""
 
+import itertools
 import math
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lora_comp import _C
+from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless
 from lora_comp.ops.svd_lora import svd_lora_linear
 from lora_comp.ops.window_attention import window_attention
+from lora_comp.shapes import Shapes
 
+LAYERS = {"qkv": ("C", "3C"), "proj": ("C", "C"), "fc1": ("C", "hidden"), "fc2": ("hidden", "C")}  # in and out
+
+
+def _shapes(own: tuple[bool, ...]) -> Shapes:
+    """Of a block's tensors under dotted names; own: whether each layer has low-rank tensors for each image."""
+    table = {"x": "B H W C", "position": "heads N N"}
+    table |= {f"{norm}.{name}": "C" for norm in ("norm1", "norm2") for name in ("weight", "bias")}
+    for (layer, (inputs, outputs)), each in zip(LAYERS.items(), own, strict=True):
+        batch, rank = "B " if each else "", f"rank_of_{layer}"
+        table |= {f"{layer}.weight": f"{outputs} {inputs}", f"{layer}.bias": outputs}
+        table |= {
+            f"{layer}.s": f"{batch}{rank}",
+            f"{layer}.u": f"{batch}{outputs} {rank}",
+            f"{layer}.v": f"{batch}{inputs} {rank}",
+        }
+    return Shapes(table)
+
+
+SHAPES = {own: _shapes(own) for own in itertools.product((False, True), repeat=len(LAYERS))}
 FUSED_WINDOW, FUSED_HEAD, FUSED_RANK = 8, 16, 256  # what the CPU kernel knows: its window, the largest head and rank
 MOST_KEPT = 64 * 2**20  # bytes of one block
-Arguments: TypeAlias = tuple[list[int], list[int], list[int], bool, tuple[int, ...]]  # as in _C.pyi
 HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 
 
@@ -85,7 +107,10 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
         x: (B, H, W, C).
     Returns:
         (B, H, W, C); float32 from the kernel.
+    Raises:
+        ValueError: shapes or devices that do not fit each other, or a shift that is not in [0, window).
     """
+    _check(x, parts, window, shift)
     if not _fits(x, parts, window):
         return plain_swin_block(x, parts, window, shift)
     half = HALF and torch.is_autocast_enabled("cpu")
@@ -99,33 +124,54 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     return _fused(*tensors, window, shift, half, keeps)[0]
 
 
+def _check(x: Tensor, parts: Parts, window: int, shift: int) -> None:
+    if not 0 <= shift < window:
+        raise ValueError(f"shift must be in [0, {window}), the window, not {shift}")
+    for name, layer in zip(LAYERS, parts.layers, strict=True):
+        if len({tensor is None for tensor in layer[2:]}) > 1:
+            raise ValueError(f"{name}.u, {name}.s and {name}.v must be given together")
+        if layer.s is not None and layer.s.numel() == 0:
+            raise ValueError(f"{name}.s must have a rank of at least 1, not shape {tuple(layer.s.shape)}")
+    own = tuple([layer.s is not None and layer.s.dim() == 2 for layer in parts.layers])
+    layers = [t for layer in parts.layers for t in (layer.weight, layer.bias, layer.s, layer.u, layer.v)]
+    sizes = check(SHAPES[own], x, parts.position, *parts.norm1, *parts.norm2, *layers, N=window * window)
+    if sizes["heads"] == 0 or sizes["C"] % sizes["heads"]:
+        raise ValueError(f"position must have heads that divide {sizes['C']} channels, not {sizes['heads']}")
+
+
 def _fits(x: Tensor, parts: Parts, window: int) -> bool:
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+    """Whether the kernel knows the block."""
+    if x.device.type != "cpu" or x.dtype not in KERNEL_TYPES or x.numel() == 0:
         return False
-    if parts.qkv.weight.dtype != torch.float32:
+    if any([t.dtype != torch.float32 for t in (*parts.dense(), *parts.low_rank())]):
         return False
     heads, channels, hidden = parts.position.shape[0], x.shape[3], parts.fc1.bias.shape[0]
     ranks = [layer.s.shape[-1] for layer in parts.layers if layer.s is not None]
-    images = {tuple(layer.s.shape[:-1]) for layer in parts.layers if layer.s is not None}
-    if images not in (set(), {()}, {(x.shape[0],)}):  # all layers share an adapter, or all have one for each image
-        return False
+    dimensions = {layer.s.dim() for layer in parts.layers if layer.s is not None}
     return (
-        window == FUSED_WINDOW
+        len(dimensions) < 2  # all layers share an adapter, or all have one for each image
+        and window == FUSED_WINDOW
         and channels % 32 == 0
         and hidden % 32 == 0
         and heads % 2 == 0
-        and channels % heads == 0
         and channels // heads <= FUSED_HEAD
         and max(ranks, default=0) <= FUSED_RANK
     )
 
 
-def _arguments(x: Tensor, dense: list[Tensor], low_rank: list[Tensor], window: int, shift: int) -> Arguments:
-    b, height, width, channels = x.shape
-    ranks = [s.shape[-1] if s.numel() else 0 for s in low_rank[1::3]]
-    own = any(s.dim() == 2 for s in low_rank[1::3])
-    sizes = b, height, width, window, shift, channels, len(dense[4]), len(dense[10])
-    return [t.data_ptr() for t in dense], [t.data_ptr() for t in low_rank], ranks, own, sizes
+def _block(dense: Sequence[Tensor], low_rank: Sequence[Tensor]) -> "_C.SwinBlock":
+    """The compiled part's view of a block or of its gradients: a tensor without elements is left out."""
+    own = [t if t.numel() else None for t in dense]
+    factors = [t if t.numel() else None for t in low_rank]
+    layers = {
+        name: _C.SwinLayer(
+            weight=own[5 + 2 * i], bias=own[6 + 2 * i], u=factors[3 * i], s=factors[3 * i + 1], v=factors[3 * i + 2]
+        )
+        for i, name in enumerate(LAYERS)
+    }
+    return _C.SwinBlock(
+        norm1_weight=own[0], norm1_bias=own[1], norm2_weight=own[2], norm2_bias=own[3], position=own[4], **layers
+    )
 
 
 def _kept_shape(x: Tensor, dense: list[Tensor]) -> tuple[int, ...]:
@@ -149,12 +195,14 @@ def _fused(
     x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     y, kept = torch.empty_like(x), x.new_empty(_kept_shape(x, dense) if keeps else 0)
     _C.swin_block_forward(
-        x.data_ptr(),
-        y.data_ptr(),
-        kept.data_ptr(),
-        *_arguments(x, dense, low_rank, window, shift),
-        half,
-        torch.get_num_threads(),
+        block=_block(dense, low_rank),
+        x=x,
+        kept=kept if keeps else None,
+        window=window,
+        shift=shift,
+        half=half,
+        y=y,
+        threads=torch.get_num_threads(),
     )
     return y, kept
 
@@ -181,19 +229,20 @@ def _backward(
     """The gradients of x, dense and low_rank, without elements where not wanted: `wanted` is of each of low_rank."""
     x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     grad = grad.contiguous()
-    grad_x = torch.empty_like(x) if wants_x else x.new_empty(0)
-    dense_grads = [torch.zeros_like(t) if wants_dense else t.new_empty(0) for t in dense]
-    grads = [torch.zeros_like(t) if wants else t.new_empty(0) for t, wants in zip(low_rank, wanted, strict=True)]
+    grad_x = empty_unless(wants_x, x)
+    dense_grads = [empty_unless(wants_dense, t).zero_() for t in dense]
+    grads = [empty_unless(wants, t).zero_() for t, wants in zip(low_rank, wanted, strict=True)]
     _C.swin_block_backward(
-        x.data_ptr(),
-        grad.data_ptr(),
-        grad_x.data_ptr(),
-        kept.data_ptr(),
-        *_arguments(x, dense, low_rank, window, shift),
-        [t.data_ptr() for t in dense_grads],
-        [t.data_ptr() for t in grads],
-        half,
-        torch.get_num_threads(),
+        block=_block(dense, low_rank),
+        x=x,
+        kept=kept if kept.numel() else None,
+        window=window,
+        shift=shift,
+        half=half,
+        grad_y=grad,
+        grad_x=grad_x if wants_x else None,
+        grads=_block(dense_grads, grads),
+        threads=torch.get_num_threads(),
     )
     for i, s in enumerate(low_rank[1::3]):  # the kernel leaves out the factor s of these two
         for k in (3 * i, 3 * i + 2):
@@ -205,7 +254,7 @@ def _backward(
 @_backward.register_fake
 def _(x, grad, kept, dense, low_rank, window, shift, half, wants_x, wants_dense, wanted):
     wants = [wants_x, *[wants_dense] * len(dense), *wanted]
-    return [t.new_empty(t.shape if wants else 0) for t, wants in zip([x, *dense, *low_rank], wants, strict=True)]
+    return [empty_unless(w, t) for t, w in zip([x, *dense, *low_rank], wants, strict=True)]
 
 
 def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_comp import _C
-from lora_comp.ops.svd_lora import run
+from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless, run
+from lora_comp.shapes import Shapes
 
+SHAPES = Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N"})
 MASKED = -100.0  # added to the logit of a forbidden pair: exp(-100) is 0 in float32, and no row becomes NaN
 FUSED_WINDOWS, FUSED_DIM = (4, 8), 32  # what the kernels know
 
@@ -83,11 +85,16 @@ def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tens
         bias: (heads, N, N) for each key and query of a window, N = window * window.
     Returns:
         (B, H, W, heads * dim), of qkv's dtype.
+    Raises:
+        ValueError: shapes or devices that do not fit each other, or a shift that is not in [0, window).
     """
+    if not 0 <= shift < window:
+        raise ValueError(f"shift must be in [0, {window}), the window, not {shift}")
+    check(SHAPES, qkv, bias, N=window * window)
     known = qkv.is_cpu or (qkv.is_cuda and _C.has_cuda)
     fused = (
         known
-        and qkv.dtype in (torch.float32, torch.bfloat16)
+        and qkv.dtype in KERNEL_TYPES
         and qkv.numel() > 0
         and window in FUSED_WINDOWS
         and qkv.shape[5] <= FUSED_DIM
@@ -97,16 +104,11 @@ def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tens
     return _fused(qkv.float() if qkv.is_cpu else qkv, bias.float(), window, shift).flatten(3).to(qkv.dtype)
 
 
-def _sizes(qkv: Tensor, window: int, shift: int) -> tuple[int, ...]:
-    b, height, width, _, heads, dim = qkv.shape
-    return b, height, width, heads, dim, window, shift
-
-
 @torch.library.custom_op("lora_comp::window_attention", mutates_args=(), device_types=("cpu", "cuda"))
 def _fused(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
     qkv, bias = qkv.contiguous(), bias.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-    run(_C.window_attention_forward, qkv, qkv.data_ptr(), bias.data_ptr(), out.data_ptr(), _sizes(qkv, window, shift))
+    run(_C.window_attention_forward, qkv, qkv=qkv, bias=bias, window=window, shift=shift, out=out)
     return out
 
 
@@ -118,24 +120,24 @@ def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
 @torch.library.custom_op("lora_comp::window_attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _backward(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, wants_bias: bool) -> list[Tensor]:
     qkv, bias, grad = qkv.contiguous(), bias.contiguous(), grad.contiguous()
-    grad_qkv = torch.empty_like(qkv)
-    grad_bias = torch.zeros_like(bias) if wants_bias else bias.new_empty(0)
+    grad_qkv, grad_bias = torch.empty_like(qkv), empty_unless(wants_bias, bias).zero_()
     run(
         _C.window_attention_backward,
         qkv,
-        qkv.data_ptr(),
-        bias.data_ptr(),
-        grad.data_ptr(),
-        grad_qkv.data_ptr(),
-        grad_bias.data_ptr() if wants_bias else 0,
-        _sizes(qkv, window, shift),
+        qkv=qkv,
+        bias=bias,
+        window=window,
+        shift=shift,
+        grad_out=grad,
+        grad_qkv=grad_qkv,
+        grad_bias=grad_bias if wants_bias else None,
     )
     return [grad_qkv, grad_bias]
 
 
 @_backward.register_fake
 def _(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, wants_bias: bool) -> list[Tensor]:
-    return [torch.empty_like(qkv), torch.empty_like(bias) if wants_bias else bias.new_empty(0)]
+    return [torch.empty_like(qkv), empty_unless(wants_bias, bias)]
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:

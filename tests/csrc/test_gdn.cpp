@@ -7,14 +7,15 @@
 #include <vector>
 
 #include "check.hpp"
-#include "gdn/run.hpp"
-#include "swin/tiles.hpp"
+#include "gdn/gdn.hpp"
+#include "simd/targets.hpp"
+#include "simd/tiles.hpp"
 
 using namespace lora_comp;
 
 namespace {
 
-using Kernel = void (*)(const gdn::Job&, unsigned threads);
+using simd::Target;
 
 std::vector<float> random_floats(size_t size, unsigned seed) {
   std::mt19937 generator(seed);
@@ -45,7 +46,7 @@ std::vector<T> cut(const std::vector<float>& x) {
 
 // y, and the gradients of x, beta and gamma.
 template <class T>
-std::vector<float> run(Kernel kernel, size_t pixels, size_t channels, bool inverse, unsigned threads) {
+std::vector<float> run(Target target, size_t pixels, size_t channels, bool inverse, unsigned threads) {
   std::vector<float> beta = random_floats(channels, 1), gamma = random_floats(channels * channels, 2);
   for (float& x : beta) x = 0.1f + std::fabs(x);
   for (float& x : gamma) x = 0.1f * std::fabs(x);
@@ -54,9 +55,10 @@ std::vector<float> run(Kernel kernel, size_t pixels, size_t channels, bool inver
   std::vector<T> y(x.size()), grad_x(x.size()), alone(x.size());
   std::vector<float> grad_beta(beta.size()), grad_gamma(gamma.size());
   const Gdn layer{pixels, channels, beta.data(), gamma.data(), inverse, sizeof(T) == sizeof(uint16_t)};
-  kernel({layer, x.data(), nullptr, y.data(), nullptr, nullptr}, threads);
-  kernel({layer, x.data(), grad_y.data(), grad_x.data(), grad_beta.data(), grad_gamma.data()}, threads);
-  kernel({layer, x.data(), grad_y.data(), alone.data(), nullptr, nullptr}, threads);
+  simd::most() = target;
+  gdn_forward(layer, x.data(), y.data(), threads);
+  gdn_backward(layer, x.data(), grad_y.data(), grad_x.data(), grad_beta.data(), grad_gamma.data(), threads);
+  gdn_backward(layer, x.data(), grad_y.data(), alone.data(), nullptr, nullptr, threads);
   CHECK(grad_x == alone);
   std::vector<float> all = numbers(y);
   for (const std::vector<float>& grad : {numbers(grad_x), grad_beta, grad_gamma})
@@ -74,28 +76,23 @@ double apart(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 template <class T>
-void test(Kernel kernel, double tolerance) {
+void test(Target target, double tolerance) {
   for (const bool inverse : {false, true}) {
-    const std::vector<float> one = run<T>(kernel, 1300, 96, inverse, 1);
-    CHECK(one == run<T>(kernel, 1300, 96, inverse, 3));
-    CHECK(apart(run<T>(gdn::run_plain, 1300, 96, inverse, 1), one) < tolerance);
-    for (const size_t pixels : {1, 63, 64, 65}) run<T>(kernel, pixels, 32, inverse, 2);
+    const std::vector<float> one = run<T>(target, 1300, 96, inverse, 1);
+    CHECK(one == run<T>(target, 1300, 96, inverse, 3));
+    CHECK(apart(run<T>(Target::kPlain, 1300, 96, inverse, 1), one) < tolerance);
+    for (const size_t pixels : {1, 63, 64, 65}) run<T>(target, pixels, 32, inverse, 2);
   }
 }
 
 }  // namespace
 
 int main() {
-  test<float>(gdn::run_plain, 1e-9);
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    test<float>(gdn::run_avx2, 1e-5);
-    test<uint16_t>(gdn::run_avx2, 1e-3);
+  test<float>(Target::kPlain, 1e-9);
+  test<uint16_t>(Target::kPlain, 1e-9);
+  for (const Target target : {Target::kAvx2, Target::kAvx512}) {  // or the best of this machine
+    test<float>(target, 1e-5);
+    simd::most() = target;
+    test<uint16_t>(target, simd::tiles_available() ? 1e-2 : 1e-3);
   }
-  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    test<float>(gdn::run_avx512, 1e-5);
-    test<uint16_t>(gdn::run_avx512, 1e-3);
-  }
-  if (swin::tiles_available()) test<uint16_t>(gdn::run_half, 1e-2);
-#endif
 }

@@ -6,15 +6,21 @@
 #include <random>
 
 #include "check.hpp"
-#include "swin/run.hpp"
-#include "swin/tiles.hpp"
+#include "simd/targets.hpp"
+#include "simd/tiles.hpp"
+#include "swin/block.hpp"
 
 using namespace lora_comp;
 
 namespace {
 
 using Results = std::vector<std::vector<float>>;
-using Kernel = void (*)(const swin::Job&, const SwinBlockGrad&, unsigned threads);
+
+// What a block is computed by: an instruction set, and whether in bfloat16.
+struct Kernel {
+  simd::Target target;
+  bool half;
+};
 
 std::vector<float> random_floats(size_t size, unsigned seed) {
   std::mt19937 generator(seed);
@@ -29,12 +35,12 @@ struct Layer {
   std::vector<float> weight, bias, u, s, v, grad_u, grad_s, grad_v, grad_weight, grad_bias;
   SwinLayer view;
 
-  Layer(size_t in, size_t out, size_t rank, size_t pictures, unsigned seed)
+  Layer(size_t in, size_t out, size_t rank, size_t images, unsigned seed)
       : weight(random_floats(in * out, seed)),
         bias(random_floats(out, seed + 1)),
-        u(random_floats(pictures * out * rank, seed + 2)),
-        s(random_floats(pictures * rank, seed + 3)),
-        v(random_floats(pictures * in * rank, seed + 4)),
+        u(random_floats(images * out * rank, seed + 2)),
+        s(random_floats(images * rank, seed + 3)),
+        v(random_floats(images * in * rank, seed + 4)),
         grad_u(u.size()),
         grad_s(s.size()),
         grad_v(v.size()),
@@ -52,9 +58,9 @@ struct Layer {
 // y, and all gradients.
 Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shift, size_t dim, size_t heads,
             size_t rank, bool own, bool dense, unsigned threads, bool keeps = false) {
-  const size_t pictures = own ? batch : 1, size = batch * height * width * dim;
-  Layer qkv(dim, 3 * dim, rank, pictures, 1), proj(dim, dim, rank, pictures, 2);
-  Layer fc1(dim, 2 * dim, 0, pictures, 3), fc2(2 * dim, dim, rank / 2, pictures, 4);
+  const size_t images = own ? batch : 1, size = batch * height * width * dim;
+  Layer qkv(dim, 3 * dim, rank, images, 1), proj(dim, dim, rank, images, 2);
+  Layer fc1(dim, 2 * dim, 0, images, 3), fc2(2 * dim, dim, rank / 2, images, 4);
   const std::vector<float> norm = random_floats(dim, 5), position = random_floats(heads * 64 * 64, 6);
   const SwinBlock block{
       batch,       {height, width, 8, shift}, dim,      heads,     norm.data(), norm.data(), norm.data(),
@@ -64,7 +70,8 @@ Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shi
   const size_t windows = batch * block.windows.rows() * block.windows.columns();
   std::vector<float> kept(keeps ? windows * (48 * heads + dim + 2 * dim) * 64 : 0);
   float* const room = keeps ? kept.data() : nullptr;
-  kernel({block, x.data(), nullptr, y.data(), room}, {}, threads);
+  simd::most() = kernel.target;
+  swin_block_forward(block, x.data(), y.data(), room, kernel.half, threads);
   SwinBlockGrad grad{qkv.grad(dense), proj.grad(dense), fc1.grad(dense), fc2.grad(dense), {}, {}, {}, {}, {}};
   if (dense) {
     float* const norms = grad_norm.data();
@@ -72,7 +79,7 @@ Results run(Kernel kernel, size_t batch, size_t height, size_t width, size_t shi
     grad.norm2_weight = norms + 2 * dim, grad.norm2_bias = norms + 3 * dim;
     grad.position = grad_position.data();
   }
-  kernel({block, x.data(), grad_y.data(), grad_x.data(), room}, grad, threads);
+  swin_block_backward(block, x.data(), grad_y.data(), grad_x.data(), room, grad, kernel.half, threads);
   Results results = {y, grad_x, grad_norm, grad_position};
   for (const Layer* a : {&qkv, &proj, &fc1, &fc2})
     results.insert(results.end(), {a->grad_u, a->grad_s, a->grad_v, a->grad_weight, a->grad_bias});
@@ -99,7 +106,7 @@ void test(Kernel kernel, double tolerance) {
       const Results one = run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 1);
       CHECK(one == run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 3));
       CHECK(one == run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 2, true));
-      CHECK(apart(run(swin::run_plain, 2, 9, 20, 4, 64, 4, 5, own, dense, 1), one) < tolerance);
+      CHECK(apart(run({simd::Target::kPlain, false}, 2, 9, 20, 4, 64, 4, 5, own, dense, 1), one) < tolerance);
     }
   run(kernel, 1, 8, 8, 0, 32, 4, 17, false, true, 1);
   run(kernel, 1, 3, 3, 7, 96, 6, 0, false, true, 2, true);
@@ -108,10 +115,8 @@ void test(Kernel kernel, double tolerance) {
 }  // namespace
 
 int main() {
-  test(swin::run_plain, 1e-9);
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) test(swin::run_avx2, 1e-5);
-  if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) test(swin::run_avx512, 1e-5);
-  if (swin::tiles_available()) test(swin::run_half, 2e-2);
-#endif
+  using simd::Target;
+  test({Target::kPlain, false}, 1e-9);
+  for (const Target target : {Target::kAvx2, Target::kAvx512}) test({target, false}, 1e-5);  // or this machine's best
+  if (simd::tiles_available()) test({Target::kAvx512, true}, 2e-2);
 }

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -10,7 +10,7 @@ from lora_comp.ops import merge, svd_lora_linear
 from lora_comp.ops.svd_lora import plain_svd_lora_linear
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of the sum of absolute values; found: 1.6e-7 and 3.3e-3
 
 
 def problem(leading, inputs, outputs, rank, bias=True, seed=0, dtype=torch.float32, batched=False, device="cpu"):
@@ -35,19 +35,28 @@ def doubles(tensors):
     return [t if t is None else t.detach().double() for t in tensors]
 
 
-def assert_near(found, expected, tolerance, size=0.0):
-    """`size`: that of the terms that `expected` sums, where they may cancel each other."""
+def assert_near(found, expected, tolerance, size=None):
+    """`size`: the sums of the absolute values of what `expected` sums, whose terms may cancel each other."""
     assert found.shape == expected.shape
-    assert float((found.double() - expected).norm()) <= tolerance * max(size, float(expected.norm())) + 1e-30
+    scale = float((expected if size is None else size).norm())
+    assert float((found.double() - expected).norm()) <= tolerance * scale + 1e-30
 
 
-def gradients(layer, tensors, scale=2.0):
-    """y, and its gradients of x, u, s, v along the same random direction."""
-    x, weight, bias, *usv = tensors
+def gradients(layer, tensors, scale=2.0, change=lambda t: t):
+    """y, and its gradients of x, u, s, v along the same random direction; `change` is of all that these are sums of."""
+    x, weight, bias, *usv = [t if t is None else change(t) for t in tensors]
     wanted = [t.detach().requires_grad_() for t in (x, *usv)]
     y = layer(wanted[0], weight, bias, *wanted[1:], scale)
     direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.device).to(torch.bfloat16)
-    return [y.detach(), *torch.autograd.grad(y, wanted, direction.to(y.dtype))]
+    return [y.detach(), *torch.autograd.grad(y, wanted, change(direction).to(y.dtype))]
+
+
+def assert_all_near(found, tensors, tolerance):
+    """y and its gradients against the definition in float64."""
+    expected = gradients(plain_svd_lora_linear, doubles(tensors))
+    sizes = gradients(plain_svd_lora_linear, doubles(tensors), change=torch.abs)
+    for a, b, size in zip(found, expected, sizes, strict=True):
+        assert_near(a, b, tolerance, size)
 
 
 problems = dict(
@@ -65,14 +74,10 @@ problems = dict(
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @settings(deadline=None, max_examples=40)
 @given(**problems)
+@example(leading=[2, 4, 4], inputs=2, outputs=1, rank=1, bias=True, batched=False, seed=0)  # its sums cancel
 def test_values_and_gradients_are_those_of_float64(device, dtype, **shapes):
     tensors = problem(**shapes, dtype=dtype, device=device)
-    expected = gradients(plain_svd_lora_linear, doubles(tensors))
-    frozen = [float(t.norm()) for t in gradients(plain_svd_lora_linear, doubles(tensors), scale=0.0)]
-    of_s = float(tensors[3].norm() * expected[2].norm() / tensors[4].norm())  # |u| |its gradient| / |s|
-    found = gradients(svd_lora_linear, tensors)
-    for a, b, size in zip(found, expected, (frozen[0], frozen[1], 0.0, of_s, 0.0), strict=True):
-        assert_near(a, b, TOLERANCE[dtype], size)
+    assert_all_near(gradients(svd_lora_linear, tensors), tensors, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -82,9 +87,7 @@ def test_values_and_gradients_are_those_of_float64(device, dtype, **shapes):
 )
 def test_many_rows_and_the_largest_rank(device, leading, inputs, outputs, rank):
     tensors = problem(leading, inputs, outputs, rank, device=device)
-    expected = gradients(plain_svd_lora_linear, doubles(tensors))
-    for a, b in zip(gradients(svd_lora_linear, tensors), expected, strict=True):
-        assert_near(a, b, 1e-5)
+    assert_all_near(gradients(svd_lora_linear, tensors), tensors, 1e-5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -104,18 +107,14 @@ def test_each_entry_of_a_batch_has_its_own_adapter(device, dtype):
     for i in range(3):
         y = svd_lora_linear(x[i], weight, bias, u[i], s[i], v[i], 2.0)
         torch.testing.assert_close(found[0][i], y, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
-    expected = gradients(plain_svd_lora_linear, doubles([x, weight, bias, u, s, v]))
-    for a, b in zip(found, expected, strict=True):
-        assert_near(a, b, TOLERANCE[dtype])
+    assert_all_near(found, [x, weight, bias, u, s, v], TOLERANCE[dtype])
 
 
 def test_an_input_of_any_strides():
     x, *rest = problem([6, 5, 4], 12, 8, 4)
     for turned in (x.permute(2, 0, 1, 3)[:, ::2], x[..., :1, :].expand(6, 5, 4, 12), x.mT.contiguous().mT):
         assert not turned.is_contiguous()
-        expected = gradients(plain_svd_lora_linear, doubles([turned, *rest]))
-        for a, b in zip(gradients(svd_lora_linear, [turned, *rest]), expected, strict=True):
-            assert_near(a, b, 1e-5)
+        assert_all_near(gradients(svd_lora_linear, [turned, *rest]), [turned, *rest], 1e-5)
 
 
 @pytest.mark.parametrize("leading, batched", [([0], False), ([3, 0], False), ([0, 4], True), ([2, 0], True)])
@@ -213,11 +212,11 @@ def test_it_compiles(dtype):
 def test_a_shape_that_does_not_fit_is_named(name, shape):
     names = ("x", "weight", "bias", "u", "s", "v")
     tensors = dict(zip(names, problem([7], 5, 4, 2), strict=True)) | {name: torch.zeros(shape)}
-    with pytest.raises(ValueError, match=f"^{name} must be .*not \\({', '.join(map(str, shape))}"):
+    with pytest.raises(ValueError, match=f"^{name} must have shape .*not \\({', '.join(map(str, shape))}"):
         svd_lora_linear(*tensors.values(), 2.0)
 
 
 def test_a_batch_without_its_adapters_is_refused():
     x, weight, bias, u, s, v = problem([3, 7], 5, 4, 2, batched=True)
-    with pytest.raises(ValueError, match=r"^x must be \(3, ..., 5\)"):
+    with pytest.raises(ValueError, match=r"^x must have shape \(3, 7, 5\), not \(2, 7, 5\)"):
         svd_lora_linear(x[:2], weight, bias, u, s, v, 2.0)

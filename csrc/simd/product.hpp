@@ -1,17 +1,61 @@
-// Products of matrices as the window of a Swin block needs them: a weight or a small activation on the left, on the
-// right the activations of all tokens, a row for each channel. In float32, or with numbers rounded to bfloat16 and sums
-// in float32.
-//
-// This header and the others that a kernel is made of are compiled once for each instruction set: see kernel.hpp.
-#pragma once
+// Products of small matrices. A kernel is written for the numbers N of one of two types: Float32, by vectors, or
+// Bfloat16 with sums of float32, by tiles. A matrix on the left has its numbers row by row, one on the right as a
+// product of its type wants them.
+#if defined(LORA_COMP_SIMD_PRODUCT) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SIMD_PRODUCT
+#undef LORA_COMP_SIMD_PRODUCT
+#else
+#define LORA_COMP_SIMD_PRODUCT
+#endif
 
-#include "../simd.hpp"
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "bf16.hpp"
+#include "target.hpp"
 #include "tiles.hpp"
+#include "vector.hpp"
 
-namespace lora_comp::swin {
+SIMD_BEGIN
+namespace lora_comp::simd::SIMD_TARGET {
 namespace {
 
-constexpr size_t kTokens = 64;  // of a window of 8x8
+// f(0), ..., f(kCount - 1) with constants, for arrays that are to stay in registers.
+template <size_t... kIndex, class F>
+INLINE void unrolled(std::index_sequence<kIndex...>, const F& f) {
+  (f(std::integral_constant<size_t, kIndex>()), ...);
+}
+
+// kRows rows of kVectors vectors, in registers.
+template <size_t kRows, size_t kVectors>
+using Sums = Vector[kRows * kVectors];
+
+template <size_t kRows, size_t kVectors>
+using EachSum = std::make_index_sequence<kRows * kVectors>;
+
+template <size_t kRows, size_t kVectors>
+INLINE void read_sums(const float* from, size_t row, Sums<kRows, kVectors>& sum) {
+  unrolled(EachSum<kRows, kVectors>(),
+           [&](auto n) INLINED { sum[n] = load(from + n / kVectors * row + n % kVectors * kWidth); });
+}
+
+template <size_t kRows, size_t kVectors>
+INLINE void write_sums(const Sums<kRows, kVectors>& sum, float* to, size_t row) {
+  unrolled(EachSum<kRows, kVectors>(),
+           [&](auto n) INLINED { store(to + n / kVectors * row + n % kVectors * kWidth, sum[n]); });
+}
+
+// sum += a b: the small product that all kernels of float32 are made of. a's rows lie `row` apart and its columns
+// `step`, b's rows `columns`.
+template <size_t kRows, size_t kVectors>
+INLINE void multiply_add(const float* a, size_t row, size_t step, const float* b, size_t columns, size_t inner,
+                         Sums<kRows, kVectors>& sum) {
+#pragma GCC unroll 2
+  for (size_t k = 0; k < inner; ++k, a += step, b += columns)
+    unrolled(EachSum<kRows, kVectors>(),
+             [&](auto n) INLINED { sum[n] += a[n / kVectors * row] * load(b + n % kVectors * kWidth); });
+}
 
 INLINE uint32_t* words(float* p) { return reinterpret_cast<uint32_t*>(p); }
 INLINE const uint32_t* words(const float* p) { return reinterpret_cast<const uint32_t*>(p); }
@@ -21,7 +65,7 @@ INLINE uint32_t* words(uint32_t* p) { return p; }
 INLINE const uint32_t* words(const uint32_t* p) { return p; }
 
 // Float32, by vectors.
-struct Full {
+struct Float32 {
   using Left = float;   // (rows, inner)
   using Right = float;  // (inner, columns)
   struct Session {};
@@ -29,25 +73,6 @@ struct Full {
   static constexpr size_t kInner = 2;  // the inner size is a multiple of this
 
   static INLINE Left number(float x) { return x; }
-
-  // Of what is not above 0.
-  static INLINE Vector exp(Vector x) { return exp_of(x); }
-  // Phi(x), to 1.2e-7: 1/2 + x p(x^2), p fitted for x up to 5.2.
-  static INLINE Vector normal_share(Vector x) {
-    constexpr float kMost = 5.2f;
-    x = x > kMost ? Vector{} + kMost : x;
-    x = x > -kMost ? x : Vector{} - kMost;
-    const Vector u = x * x * (2 / (kMost * kMost)) - 1.0f;
-    const Vector square = u * u;
-    Vector even = 2.0239360e-4f * square + 6.0074724e-4f, odd = -5.6229194e-4f * square - 9.7851106e-4f;
-    even = even * square + 2.6624587e-3f, odd = odd * square - 5.0673732e-3f;
-    even = even * square + 8.0100792e-3f, odd = odd * square - 1.2353357e-2f;
-    even = even * square + 1.8133925e-2f, odd = odd * square - 2.4763450e-2f;
-    even = even * square + 3.1962324e-2f, odd = odd * square - 3.9925396e-2f;
-    even = even * square + 5.0026111e-2f, odd = odd * square - 6.7743808e-2f;
-    even = even * square + 1.3594998e-1f;
-    return (odd * u + even) * x + 0.5f;
-  }
 
   // A vector of columns of rows `row`, which is even, and `row` + 1 of a Right.
   static INLINE void put(Right* to, size_t columns, size_t row, size_t column, Vector even, Vector odd) {
@@ -81,50 +106,31 @@ struct Full {
     constexpr size_t kRows = 4;
     for (size_t column = 0; column < columns; column += kVectors * kWidth) {  // of b, which stay in the first cache
       for (size_t r = 0; r < rows; r += kRows) {
-        Vector sum[kRows][kVectors] = {};
-        for (size_t i = 0; start && i < kRows; ++i)
-          for (size_t v = 0; v < kVectors; ++v) sum[i][v] = load(start + (r + i) * columns + column + v * kWidth);
-        for (size_t k = 0; k < inner; ++k)
-          for (size_t i = 0; i < kRows; ++i)
-            for (size_t v = 0; v < kVectors; ++v)
-              sum[i][v] += a[(r + i) * row + k] * at(b + k * columns + column + v * kWidth);
-        for (size_t i = 0; i < kRows; ++i)
-          for (size_t v = 0; v < kVectors; ++v) at(c + (r + i) * columns + column + v * kWidth) = sum[i][v];
+        float* const to = c + r * columns + column;
+        Sums<kRows, kVectors> sum = {};
+        if (start) read_sums<kRows, kVectors>(start + r * columns + column, columns, sum);
+        multiply_add<kRows, kVectors>(a + r * row, row, 1, b + column, columns, inner, sum);
+        write_sums<kRows, kVectors>(sum, to, columns);
       }
     }
   }
 };
 
 // Bfloat16 on AMX.
-struct Half {
+struct Bfloat16 {
   using Left = uint16_t;
   using Right = uint32_t;
   using Session = Tiles;  // what a thread holds while it multiplies
   static constexpr size_t kPack = 2;
   static constexpr size_t kInner = 32;
 
-  static INLINE Left number(float x) { return static_cast<uint16_t>((same_bits<uint32_t>(x) + 0x8000u) >> 16); }
-
-  static INLINE Vector exp(Vector x) { return rough_exp2(x * 1.44269504f); }
-  // Phi(x), to 5e-5 and its smallest values to 1 %: of -|x| it is 2 to the power of a polynomial.
-  static INLINE Vector normal_share(Vector x) {
-    const auto negative = x < 0.0f;
-    Vector size = negative ? -x : x;
-    size = size > 6.0f ? Vector{} + 6.0f : size;
-    Vector p = size * -3.3977953e-4f + 6.2123225e-3f;
-    p = p * size - 5.0143778e-2f;
-    p = p * size - 4.6106901e-1f;
-    p = p * size - 1.150659f;
-    p = p * size - 1.0000153f;
-    const Vector tail = rough_exp2(p);
-    return negative ? tail : 1.0f - tail;
-  }
+  static INLINE Left number(float x) { return to_bf16(x); }
 
   static INLINE void put(Right* to, size_t columns, size_t row, size_t column, Vector even, Vector odd) {
-    const Words low = (same_bits<Words>(even) + 0x8000u) >> 16, high = (same_bits<Words>(odd) + 0x8000u) & 0xffff0000u;
+    const Words low = round_bf16(even) >> 16, high = round_bf16(odd) & 0xffff0000u;
     at(to + row / 2 * columns + column) = low | high;
   }
-  static INLINE void put(Left* to, Vector x) { upper((same_bits<Words>(x) + 0x8000u), to); }
+  static INLINE void put(Left* to, Vector x) { upper(round_bf16(x), to); }
   static INLINE void take(const Right* from, size_t columns, size_t row, size_t column, Left* even, Left* odd) {
     const Words pairs = at(from + row / 2 * columns + column);
     upper(pairs << 16, even);
@@ -136,9 +142,7 @@ struct Half {
   }
 
  private:
-  static INLINE void upper(Words x, Left* to) {
-    *reinterpret_cast<Halves*>(to) = __builtin_convertvector(x >> 16, Halves);
-  }
+  static INLINE void upper(Words x, Left* to) { *reinterpret_cast<Halves*>(to) = upper_halves(x); }
 };
 
 // (rows, columns) words to (columns, rows), both multiples of kWidth, of one of the operands above: so a Right becomes
@@ -154,5 +158,15 @@ void transpose_words(const uint32_t* from, size_t rows, size_t columns, uint32_t
     }
 }
 
+// The first rows of a Right as a Left.
+template <class N>
+void to_left(const typename N::Right* from, size_t rows, size_t columns, typename N::Left* to) {
+  for (size_t r = 0; r < rows; r += 2)
+    for (size_t c = 0; c < columns; c += kWidth)
+      N::take(from, columns, r, c, to + r * columns + c, to + (r + 1) * columns + c);
+}
+
 }  // namespace
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::simd::SIMD_TARGET
+SIMD_END
+#endif

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace lora_comp::swin {
+namespace lora_comp::simd {
 
 // c (rows, columns) = a b + start, sums in float32: a (rows, inner) bfloat16, its rows `row` apart, b (inner, columns)
 // with two of its rows in a word, low half first. Rows and columns are multiples of 16, inner of 32; start may be null.
@@ -25,4 +25,4 @@ class Tiles {
   alignas(64) uint8_t before_[64];
 };
 
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::simd

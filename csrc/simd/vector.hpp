@@ -1,28 +1,28 @@
-// Vectors of float32 by the compiler's own extension. A file says before it includes this how many LANES its
-// instruction set has; four, which every machine has, if it says nothing. Vectors wider than the machine's own would
-// compile too, into code that takes every one of them through memory, fifty times slower.
-//
-// A function marked INLINE has no instruction set of its own: it is compiled anew into each caller that has one.
-#pragma once
+// Vectors of float32 by the compiler's own extension, as wide as the instruction set has them: wider ones would compile
+// too, into code that takes every one of them through memory, fifty times slower.
+#if defined(LORA_COMP_SIMD_VECTOR) == defined(SIMD_TOGGLE)
+#ifdef LORA_COMP_SIMD_VECTOR
+#undef LORA_COMP_SIMD_VECTOR
+#else
+#define LORA_COMP_SIMD_VECTOR
+#endif
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "shuffle.hpp"
+#include "target.hpp"
 
-#ifndef LANES
-#define LANES 4
-#endif
+SIMD_BEGIN
+namespace lora_comp::simd::SIMD_TARGET {
+namespace {
 
-namespace lora_comp {
-namespace {  // each file that includes this has its own width
-
-constexpr size_t kWidth = LANES;
-typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES), may_alias));
+constexpr size_t kWidth = SIMD_LANES;
+typedef float Vector __attribute__((vector_size(4 * SIMD_LANES), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * SIMD_LANES), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * SIMD_LANES), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * SIMD_LANES), may_alias));
 
 INLINE Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 INLINE const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
@@ -72,4 +72,6 @@ INLINE Vector rough_exp2(Vector x) {
 }
 
 }  // namespace
-}  // namespace lora_comp
+}  // namespace lora_comp::simd::SIMD_TARGET
+SIMD_END
+#endif

@@ -4,9 +4,11 @@
 #include <cstddef>
 #include <utility>
 
+// A function without an instruction set of its own: it is compiled anew into each caller, which has one.
 #define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))  // of a lambda
 
-namespace lora_comp {
+namespace lora_comp::simd {
 
 // Of each pair of lanes kStep apart, the first of a and then the first of b; and the second ones.
 template <size_t kStep, class Vector, size_t... kLane>
@@ -34,4 +36,4 @@ INLINE void transpose(Vector (&rows)[kWidth]) {
   }
 }
 
-}  // namespace lora_comp
+}  // namespace lora_comp::simd

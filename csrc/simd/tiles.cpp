@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include "../processor.hpp"
+#include "targets.hpp"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -12,7 +12,7 @@
 #define TARGET_TILES __attribute__((target("amx-tile,amx-bf16")))
 #endif
 
-namespace lora_comp::swin {
+namespace lora_comp::simd {
 
 #ifdef TARGET_TILES
 
@@ -22,7 +22,6 @@ bool ask() {
   unsigned a, b, c, d;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTile) == 0) return false;
-  if (!has_avx512()) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2), since Linux 5.16
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
@@ -94,7 +93,7 @@ void multiply_columns(const uint16_t* a, size_t row, const uint32_t* b, size_t i
 
 bool tiles_available() {
   static const bool available = ask();
-  return available;
+  return available && best() >= Target::kAvx512;
 }
 
 Tiles::Tiles() { set_up(before_); }
@@ -119,4 +118,4 @@ void multiply_tiles(const uint16_t*, size_t, const uint32_t*, size_t, float*, si
 
 #endif
 
-}  // namespace lora_comp::swin
+}  // namespace lora_comp::simd

@@ -1,10 +1,24 @@
-#include "block.hpp"
+// A Swin block on the CPU, compiled for each instruction set.
+#undef SIMD_FILE
+#define SIMD_FILE "swin/cpu.cpp"
+#include "../simd/foreach_target.hpp"
 
-#include <stdexcept>
+#include "kernel.hpp"
 
-#include "../processor.hpp"
-#include "run.hpp"
-#include "tiles.hpp"
+SIMD_BEGIN
+namespace lora_comp::swin::SIMD_TARGET {
+
+void run(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run_block<Float32>(job, grad, threads); }
+
+#if SIMD_LANES == 16  // the tiles' companion
+void run_half(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run_block<Bfloat16>(job, grad, threads); }
+#endif
+
+}  // namespace lora_comp::swin::SIMD_TARGET
+SIMD_END
+
+#ifdef SIMD_ONCE
+#include "../simd/tiles.hpp"
 
 namespace lora_comp {
 namespace swin {
@@ -13,32 +27,27 @@ namespace {
 constexpr size_t kMostHead = 16, kMostRank = 256;
 
 void check(const SwinBlock& a, bool half) {
-  const auto demand = [](bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-  };
   demand(a.windows.window == 8 && a.windows.shift < 8, "windows of 8, shifted by less");
   demand(a.dim % 32 == 0 && a.fc1.out % 32 == 0, "channels in multiples of 32");
   demand(a.heads > 0 && a.heads % 2 == 0 && a.dim % a.heads == 0 && a.dim / a.heads <= kMostHead,
          "an even number of heads of up to 16 channels");
   for (const SwinLayer* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2})
     demand(layer->rank <= kMostRank, "ranks of up to 256");
-  demand(!half || tiles_available(), "this machine does not multiply in bfloat16");
+  demand(!half || simd::tiles_available(), "this machine does not multiply in bfloat16");
 }
 
 void run_any(const Job& job, const SwinBlockGrad& grad, bool half, unsigned threads) {
   check(job.block, half);
 #ifdef __x86_64__
-  if (half) return run_half(job, grad, threads);
-  if (has_avx512()) return run_avx512(job, grad, threads);
-  if (has_avx2()) return run_avx2(job, grad, threads);
+  if (half) return avx512::run_half(job, grad, threads);
 #endif
-  run_plain(job, grad, threads);
+  SIMD_BEST(run)(job, grad, threads);
 }
 
 }  // namespace
 }  // namespace swin
 
-bool swin_block_half_available() { return swin::tiles_available(); }
+bool swin_block_half_available() { return simd::tiles_available(); }
 
 void swin_block_forward(const SwinBlock& a, const float* x, float* y, float* kept, bool half, unsigned threads) {
   swin::run_any({a, x, nullptr, y, kept}, {}, half, threads);
@@ -50,3 +59,4 @@ void swin_block_backward(const SwinBlock& a, const float* x, const float* grad_y
 }
 
 }  // namespace lora_comp
+#endif
