@@ -1,7 +1,5 @@
 """The commands as a user types them: a right answer, or one line on stderr and exit code 2, and no unfinished file."""
 
-import errno
-import json
 import os
 import re
 import subprocess
@@ -13,14 +11,8 @@ import pytest
 from PIL import Image
 
 import lora_comp as lc
-from lora_comp import api, cli, run
-from lora_comp.data import read_image, write_image
-
-
-@pytest.fixture
-def cat(tmp_path, make_image):
-    write_image(tmp_path / "cat.png", make_image(33, 47))
-    return str(tmp_path / "cat.png")
+from lora_comp import api, cli
+from lora_comp.data import read_image
 
 
 @pytest.fixture
@@ -34,48 +26,11 @@ def plain(weights):
     return [f"codec.weights={weights}", "task=human", "method=none"]
 
 
-@pytest.fixture
-def over_folder(tmp_path, weights, cat):
-    """Words for a run over the folder of the cat that is quick."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    Path(cat).rename(folder / "cat.png")
-    return [
-        f"codec.weights={weights}",
-        "task=human",
-        "data=folder",
-        f"data.path={folder}",
-        "quality=2",
-        "engine.steps=2",
-        "engine.lr=0.02",
-        f"out={tmp_path / 'out'}",
-    ]
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run a command that is to fail: the one line that it leaves on stderr."""
-
-    def refused(program, *words):
-        capsys.readouterr()
-        assert program([str(word) for word in words]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1
-        assert lines[0].startswith("error: ")
-        return lines[0]
-
-    return refused
-
-
-def everything_under(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-
-
 # encode, decode, info
 
 
 @pytest.mark.parametrize("method", ["none", "svd_lora", "lora"])
-def test_an_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method):
+def test_an_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, capsys, method, everything_under):
     words = [f"codec.weights={weights}", f"task.network={network}", f"method={method}", "engine.steps=3", "quality=2"]
     assert cli.command(["encode", cat, lcz, *words]) == 0
     assert f"{os.path.getsize(lcz)} bytes" in capsys.readouterr().out
@@ -251,14 +206,16 @@ def coded(cat, lcz, plain):
         (lambda data: data + b"!", "too long"),
     ],
 )
-def test_a_damaged_file_says_how_and_no_image_is_written(tmp_path, coded, weights, refused, damage, says):
+def test_a_damaged_file_says_how_and_no_image_is_written(
+    tmp_path, coded, weights, refused, damage, says, everything_under
+):
     coded.write_bytes(damage(coded.read_bytes()))
     assert says in refused(cli.command, "decode", coded, tmp_path / "back.png", f"weights={weights}")
     assert says in refused(cli.command, "info", coded)
     assert everything_under(tmp_path) == ["cat.lcz", "cat.png"]
 
 
-def test_decoding_needs_the_weights_of_the_encoder(tmp_path, coded, refused):
+def test_decoding_needs_the_weights_of_the_encoder(tmp_path, coded, refused, everything_under):
     refused(cli.command, "decode", coded, tmp_path / "back.png")
     refused(cli.command, "decode", coded, tmp_path / "back.png", "weights=/nowhere")
     assert "wights" in refused(cli.command, "decode", coded, tmp_path / "back.png", "wights=a")
@@ -268,7 +225,7 @@ def test_decoding_needs_the_weights_of_the_encoder(tmp_path, coded, refused):
 
 
 @pytest.mark.parametrize("folder", ["/proc", "missing", "cat.png"])  # not even root may write to /proc
-def test_a_folder_that_takes_no_file(tmp_path, cat, coded, plain, weights, refused, folder):
+def test_a_folder_that_takes_no_file(tmp_path, cat, coded, plain, weights, refused, folder, everything_under):
     before = everything_under(tmp_path)
     file, back = (os.path.join(tmp_path, folder, name) for name in ("b.lcz", "b.png"))
     assert f"cannot write {file}" in refused(cli.command, "encode", cat, file, *plain)
@@ -276,18 +233,9 @@ def test_a_folder_that_takes_no_file(tmp_path, cat, coded, plain, weights, refus
     assert everything_under(tmp_path) == before
 
 
-def fill_up(monkeypatch):
-    """From now on the disk has no room for a whole file."""
-
-    def write_bytes(path, data):
-        with open(path, "wb") as file:
-            file.write(data[:7])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
-
-
-def test_a_full_disk_leaves_no_half_file(tmp_path, cat, coded, plain, weights, refused, monkeypatch):
+def test_a_full_disk_leaves_no_half_file(
+    tmp_path, cat, coded, plain, weights, refused, monkeypatch, everything_under, fill_up
+):
     before, old = everything_under(tmp_path), coded.read_bytes()
     fill_up(monkeypatch)
     assert "No space left" in refused(cli.command, "encode", cat, coded, *plain)
@@ -296,7 +244,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, cat, coded, plain, weights, r
     assert coded.read_bytes() == old
 
 
-def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, cat, lcz, plain, capsys, monkeypatch):
+def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, cat, lcz, plain, capsys, monkeypatch, everything_under):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
@@ -306,110 +254,11 @@ def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, cat, lcz, plain, capsy
     assert everything_under(tmp_path) == ["cat.png"]
 
 
-# run
-
-
-def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys):
-    assert run.main(over_folder) == 0
-    told = capsys.readouterr().out
-    assert {"cat.png", "svd_lora", "bpp"} <= set(told.split())
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [(r["method"], r["quality"]) for r in results["records"]] == [("none", 2), ("svd_lora", 2)]
-    assert any(r["adapted"] for r in results["records"])
-    made = [name for name in everything_under(tmp_path / "out") if not name.startswith("files/")]
-    assert made == ["files", "pictures.png", "records.jsonl", "results.json", "score.png"]
-
-
-def test_unreadable_images_are_counted_and_do_not_stop_a_run(tmp_path, over_folder, capsys):
-    (tmp_path / "images" / "[bold].png").write_text("no image")
-    (tmp_path / "images" / "a[").mkdir()
-    (tmp_path / "images" / "a[" / "b].png").write_bytes(b"")
-    (tmp_path / "images" / "a[" / "red].png").write_bytes((tmp_path / "images" / "cat.png").read_bytes())
-    (tmp_path / "images" / "cat.png").rename(tmp_path / "images" / "a[" / "cat.png")
-    (tmp_path / "images" / "[bold].png").rename(tmp_path / "images" / "a[" / "[bold].png")
-    assert run.main(over_folder) == 0
-    told = capsys.readouterr().out
-    assert "2 unreadable images were skipped:" in told
-    assert "a[/b].png" in told and "[bold].png" in told and "a[/red].png" in told
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == 2
-
-
-def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
-    (tmp_path / "images" / "cat.png").write_bytes(b"")
-    assert "none of the images could be read" in refused(run.main, *over_folder)
-
-
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        (["data.path=/nowhere"], "/nowhere is not a folder"),
-        (["data.path=null"], "data.path must be a path, not null"),
-        (["data.limit=0"], "data.limit must be"),
-        (["data=scenes", "data.size=8"], "size of scenes"),
-        (["data=scenes", "data.size=big"], "size of scenes"),
-        (["data.split=7"], "data.split must be text"),
-        (["quality=[]"], "quality must be"),
-        (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
-        (["task=nothing"], "task must be cls"),
-        (["quality=1,2"], "a list is written quality=[1,2]"),
-        (["out=null"], "out must be a path, not null"),
-    ],
-)
-def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refused, words, says):
-    over_folder = [word for word in over_folder if not (words[0] == "data=scenes" and word.startswith("data"))]
-    assert says in refused(run.main, *over_folder, *words)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("out", ["/proc/out", "images/cat.png"])
-def test_an_output_folder_that_cannot_be(tmp_path, over_folder, refused, out):
-    before = everything_under(tmp_path)
-    assert "cannot make the folder" in refused(run.main, *over_folder, f"out={os.path.join(tmp_path, out)}")
-    assert everything_under(tmp_path) == before
-
-
-def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monkeypatch):
-    with monkeypatch.context() as patched:
-        fill_up(patched)
-        assert "No space left" in refused(run.main, *over_folder)
-    assert everything_under(tmp_path / "out") == ["files"]
-
-
-def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
-    encode_images, methods = api.encode_images, []
-
-    def stop_when_adapting(images, codec, task, method, *rest):
-        methods.append(method)
-        if method is not None and len(methods) == 2:
-            raise KeyboardInterrupt
-        return encode_images(images, codec, task, method, *rest)
-
-    monkeypatch.setattr(api, "encode_images", stop_when_adapting)
-    assert run.main(over_folder) == 130
-    assert capsys.readouterr().err.startswith("stopped; what is done is kept")
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 1
-    assert run.main(over_folder) == 0
-    assert len(methods) == 3
-    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 2
-
-
-def test_several_methods_stand_in_one_table(tmp_path, over_folder):
-    assert run.main([*over_folder, "method=[svd_lora,lora]"]) == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["method"] for row in found["summary"]] == ["none", "svd_lora", "lora"]
-
-
-def test_help_of_a_run_lists_what_can_be_set(capsys):
-    assert run.main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert "usage: lora-comp run" in out and "engine.steps=10" in out
-
-
 # as programs
 
 
 @pytest.mark.parametrize("words", [["lora_comp.cli", "encode", "text.png", "a.lcz"], ["lora_comp.run", "task=nothing"]])
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words):
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words, everything_under):
     (tmp_path / "text.png").write_text("text")
     ended = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 2

@@ -1,0 +1,123 @@
+"""`lora-comp run` as a user types it: files, results and plots, or one line on stderr and exit code 2."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lora_comp import api, run
+
+
+@pytest.fixture
+def over_folder(tmp_path, weights, cat):
+    """Words for a run over the folder of the cat that is quick."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Path(cat).rename(folder / "cat.png")
+    return [
+        f"codec.weights={weights}",
+        "task=human",
+        "data=folder",
+        f"data.path={folder}",
+        "quality=2",
+        "engine.steps=2",
+        "engine.lr=0.02",
+        f"out={tmp_path / 'out'}",
+    ]
+
+
+def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys, everything_under):
+    assert run.main(over_folder) == 0
+    told = capsys.readouterr().out
+    assert {"cat.png", "svd_lora", "bpp"} <= set(told.split())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(r["method"], r["quality"]) for r in results["records"]] == [("none", 2), ("svd_lora", 2)]
+    assert any(r["adapted"] for r in results["records"])
+    made = [name for name in everything_under(tmp_path / "out") if not name.startswith("files/")]
+    assert made == ["files", "pictures.png", "records.jsonl", "results.json", "score.png"]
+
+
+def test_unreadable_images_are_counted_and_do_not_stop_a_run(tmp_path, over_folder, capsys):
+    (tmp_path / "images" / "[bold].png").write_text("no image")
+    (tmp_path / "images" / "a[").mkdir()
+    (tmp_path / "images" / "a[" / "b].png").write_bytes(b"")
+    (tmp_path / "images" / "a[" / "red].png").write_bytes((tmp_path / "images" / "cat.png").read_bytes())
+    (tmp_path / "images" / "cat.png").rename(tmp_path / "images" / "a[" / "cat.png")
+    (tmp_path / "images" / "[bold].png").rename(tmp_path / "images" / "a[" / "[bold].png")
+    assert run.main(over_folder) == 0
+    told = capsys.readouterr().out
+    assert "2 unreadable images were skipped:" in told
+    assert "a[/b].png" in told and "[bold].png" in told and "a[/red].png" in told
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == 2
+
+
+def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
+    (tmp_path / "images" / "cat.png").write_bytes(b"")
+    assert "none of the images could be read" in refused(run.main, *over_folder)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["data.path=/nowhere"], "/nowhere is not a folder"),
+        (["data.path=null"], "data.path must be a path, not null"),
+        (["data.limit=0"], "data.limit must be"),
+        (["data=scenes", "data.size=8"], "size of scenes"),
+        (["data=scenes", "data.size=big"], "size of scenes"),
+        (["data.split=7"], "data.split must be text"),
+        (["quality=[]"], "quality must be"),
+        (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
+        (["task=nothing"], "task must be cls"),
+        (["quality=1,2"], "a list is written quality=[1,2]"),
+        (["out=null"], "out must be a path, not null"),
+    ],
+)
+def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refused, words, says):
+    over_folder = [word for word in over_folder if not (words[0] == "data=scenes" and word.startswith("data"))]
+    assert says in refused(run.main, *over_folder, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["/proc/out", "images/cat.png"])
+def test_an_output_folder_that_cannot_be(tmp_path, over_folder, refused, out, everything_under):
+    before = everything_under(tmp_path)
+    assert "cannot make the folder" in refused(run.main, *over_folder, f"out={os.path.join(tmp_path, out)}")
+    assert everything_under(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monkeypatch, everything_under, fill_up):
+    with monkeypatch.context() as patched:
+        fill_up(patched)
+        assert "No space left" in refused(run.main, *over_folder)
+    assert everything_under(tmp_path / "out") == ["files"]
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
+    encode_images, methods = api.encode_images, []
+
+    def stop_when_adapting(images, codec, task, method, *rest):
+        methods.append(method)
+        if method is not None and len(methods) == 2:
+            raise KeyboardInterrupt
+        return encode_images(images, codec, task, method, *rest)
+
+    monkeypatch.setattr(api, "encode_images", stop_when_adapting)
+    assert run.main(over_folder) == 130
+    assert capsys.readouterr().err.startswith("stopped; what is done is kept")
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 1
+    assert run.main(over_folder) == 0
+    assert len(methods) == 3
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["records"]) == 2
+
+
+def test_several_methods_stand_in_one_table(tmp_path, over_folder):
+    assert run.main([*over_folder, "method=[svd_lora,lora]"]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in found["summary"]] == ["none", "svd_lora", "lora"]
+
+
+def test_help_of_a_run_lists_what_can_be_set(capsys):
+    assert run.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: lora-comp run" in out and "engine.steps=10" in out
