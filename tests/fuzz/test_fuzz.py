@@ -61,7 +61,7 @@ def test_max_pixels_is_the_users_limit(tmp_path, capsys):
     assert "more than the 6999 allowed" in capsys.readouterr().err and not image.exists()
     assert cli.command(["decode", str(file), str(image), "max_pixels=7000"]) == 0 and image.exists()
     assert cli.command(["decode", str(file), str(image), "max_pixels=many"]) == 2
-    assert capsys.readouterr().err == "error: max_pixels must be a whole number, not 'many'\n"
+    assert capsys.readouterr().err == "error: max_pixels must be an integer from 1 to 2^63 - 1, not 'many'\n"
 
 
 def test_info_reads_images_of_any_size(capsys):

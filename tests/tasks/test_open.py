@@ -78,13 +78,13 @@ def test_the_command_takes_a_network_and_how_it_wants_images(script, tmp_path, w
 @pytest.mark.parametrize(
     "words, says",
     [
-        ([], "the task open needs a network"),
+        ([], "task.network must be given: an ONNX"),
         (["task.network=missing.onnx"], "there is no file missing.onnx"),
-        (["task.network=SCRIPT", "task.layers=relu_3"], "task.layers must be a list"),
+        (["task.network=SCRIPT", "task.layers=relu_3"], "the layer 'relu_3'"),
         (["task.network=SCRIPT", "task.layers=[nose]"], "the layer 'nose'"),
         (["task.network=SCRIPT", "task.input.sise=3"], "sise"),
-        (["task.network=SCRIPT", "task.input=7"], "task.input must"),
-        (["task.network=SCRIPT", "task.input.channels=yuv"], "rgb or bgr"),
+        (["task.network=SCRIPT", "task.input=7"], "cannot read 7"),
+        (["task.network=SCRIPT", "task.input.channels=yuv"], "task.input.channels must be rgb, bgr or null, not 'yuv'"),
         (["task.network=SCRIPT", "task.weights=w.pth"], "holds its weights"),
         (["task.network=SCRIPT"], "cannot take an image of 16x64"),
     ],
