@@ -86,11 +86,12 @@ def test_fine_tuning(benchmark, kind, monkeypatch):
     codec, x = lc.load_codec("tic-s", 1, weights=None), torch.rand(1, 3, 256, 256)
     task = lc.load_task("cls")
     adapted = lc.load_method("svd_lora", codec, adapter=None).prepare(codec, x)
-    targets, trained = task.targets(x), [p for p in adapted.parameters() if p.requires_grad]
+    targets = task.targets(x)
+    trained = [p.requires_grad_() for group in adapted.groups(1.0) for p in group.parameters]
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(x.device)):
-            x_hat = adapted(x)["x_hat"]
+            x_hat = adapted.codec.synthesize(adapted.codec.rate(adapted.latents(x)).y_hat)
             distortion = task.distortion(x_hat.float().clamp(0, 1), targets).sum()
         return torch.autograd.grad(distortion, trained, allow_unused=True)
 
