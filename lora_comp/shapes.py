@@ -47,9 +47,8 @@ def _compare(table: Shapes, shapes: tuple, known: tuple) -> Mapping[str, Any]:
     return sizes
 
 
-_remembered = lru_cache(1024)(
-    _compare
-)  # comparing the shapes of six arguments takes 6 microseconds, looking them up one
+# Comparing the shapes of six arguments takes 6 microseconds, looking them up one.
+_remembered = lru_cache(1024)(_compare)
 
 
 def _dimension(word: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ from lora_comp import api
 from lora_comp.codecs import load_codec
 from lora_comp.data import read_image
 from lora_comp.engine import start_engine
+from lora_comp.errors import LoraCompError
 from lora_comp.files import write_file
 from lora_comp.methods import load_method
 from lora_comp.roi import region
@@ -41,7 +42,10 @@ def encode(config: EncodeConfig) -> None:
     device = start_engine(engine)
     codec = load_codec(quality=config.quality, **config.codec.given()).to(device)
     task = load_task(**config.task.given()).to(device)
-    method = load_method(codec=codec, task=task.key, **config.method.given())
+    chosen = config.method.given()
+    if "parts" in chosen:
+        raise LoraCompError(f"encode takes one method, not {' and '.join(chosen['parts'])}: run compares several")
+    method = load_method(codec=codec, task=task.key, **chosen)
     with Progress(transient=True, disable=method is None) as progress:
         bar = progress.add_task("adapting", total=engine.steps)
         coded = api.encode(

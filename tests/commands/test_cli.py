@@ -91,6 +91,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["quality=9"], "quality must be 1, 2, 3 or 4, not 9"),
         (["quality=two"], "quality must be"),
         (["quality=[1,2]"], "quality must be"),
+        (["method=[svd_lora,lora]"], "encode takes one method, not svd_lora and lora"),
         (["task=hearing"], "task must be cls, det, human, open, own or seg, not 'hearing'"),
         (["method=prompts"], "method must be lora, none or svd_lora, not 'prompts'"),
         (["engine.stepz=3"], "engine=default has no setting 'engine.stepz'; did you mean engine.steps?"),
