@@ -16,7 +16,6 @@ import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
-from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
 from lora_comp.errors import LoraCompError
@@ -231,12 +230,16 @@ def parse(name: str, text: str, entry: Entry) -> Any:
     if entry.about.path:
         if text == "null":
             return None
-        if many and (listed := re.fullmatch(r"\[(.*)\]", text)):
+        if (many or entry.hint is Any) and (listed := re.fullmatch(r"\[(.*)\]", text)):
             return [_unquoted(item) for item in ITEM.findall(listed[1]) if item]
         value: Any = _unquoted(text)
     else:
         value = _grammar(name, text, entry)
-    return [value] if many and not isinstance(value, (list, NoneType)) else value
+    if not many or value is None:
+        return value
+    values = value if isinstance(value, list) else [value]
+    names = item_kind(entry.hint) is str  # and a name may be a number, as those of the layers of an nn.Sequential
+    return [str(one) if names and type(one) in (int, float) else one for one in values]
 
 
 def _unquoted(text: str) -> str:

@@ -33,7 +33,7 @@ from lora_comp.settings import REQUIRED, NoOptions, setting
 from lora_comp.tasks.cls import Classification
 from lora_comp.tasks.det import Detection
 from lora_comp.tasks.human import Human
-from lora_comp.tasks.multi import MultiTask, MultiTaskOptions
+from lora_comp.tasks.multi import MultiTask, MultiTaskOptions, of_each_network
 from lora_comp.tasks.open import Open
 from lora_comp.tasks.seg import Segmentation
 
@@ -61,8 +61,15 @@ def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Seq
     under any name, with the options of each part, `parts={"cls": {}, "human": {}}`, and their shares (see
     `tasks.multi.MultiTask`).
 
+    Where `network` is a list, each network is a task, which together are one with their shares; `input` is then a
+    list of the same length, or of all alike.
     Raises LoraCompError for an unknown task, option or network.
     """
+    if isinstance(options.get("network"), (list, tuple)):
+        parts = of_each_network(name, **options)
+        if len(parts) == 1 and shares is None:
+            [own] = parts.values()
+            return load_task(**own)
     if parts:
         return MultiTask({part: load_task(**{"name": part, **given}) for part, given in parts.items()}, shares)
     made = TASKS.get(name) or (_own(name) if ":" in name else None)

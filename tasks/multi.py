@@ -1,7 +1,9 @@
 """Several tasks at once: one file that serves them all."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,24 @@ MIDDLE = 2  # the rate point whose weights set how much one part counts against 
 class MultiTaskOptions:
     parts: dict[str, Any]
     shares: list[float] | None = setting(None, "how much each task counts, as [3,1]; null: all alike", low=0)
+
+
+def of_each_network(task: str, network: Sequence[str | os.PathLike], input: Any = None, **options) -> dict[str, dict]:
+    """The options of `task` with each of several networks, by the networks' names: the `parts` of `load_task`.
+
+    input: a list with one for each network, or what is the same for all.
+    """
+    inputs = input if isinstance(input, (list, tuple)) else [input] * len(network)
+    if len(inputs) != len(network):
+        raise LoraCompError(f"task.input must name {len(network)} files, one for each network, not {len(inputs)}")
+    if len(network) > 1 and options.get("layers"):
+        raise LoraCompError("task.layers names layers of one network; leave it out where task.network names several")
+    parts: dict[str, dict] = {}
+    for own, settings in zip(network, inputs, strict=True):
+        name = Path(own).stem
+        name = name if name not in parts else f"{name}{len(parts) + 1}"
+        parts[name] = options | {"name": task, "network": own} | ({} if settings is None else {"input": settings})
+    return parts
 
 
 class MultiTask:

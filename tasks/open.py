@@ -40,12 +40,19 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    network: str = setting(
-        REQUIRED, "an ONNX, TorchScript or torch.export file, timm/NAME, torchvision/NAME or module:function", path=True
+    network: list[str] = setting(
+        REQUIRED,
+        "an ONNX, TorchScript or torch.export file, timm/NAME, torchvision/NAME or module:function; several as [A,B]",
+        path=True,
     )
     weights: str | None = setting("default", "of timm and torchvision; a file; null: seeded random", path=True)
     layers: list[str] | None = setting(None, "names of those to match, as [layer3,layer4]; null picks them")
-    input: Any = setting(InputOptions(), "a YAML file with the settings below", path=True)
+    input: Any = setting(
+        InputOptions(), "a YAML file with the settings below; of several networks one for each, as [A,B]", path=True
+    )
+    shares: list[float] | None = setting(
+        None, "how much each of several networks counts, as [3,1]; null: all alike", low=0
+    )
 
 
 class Open:

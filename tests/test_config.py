@@ -62,7 +62,7 @@ def refused(compose, *words: str) -> str:
 def test_a_path_is_taken_as_it_stands(path):
     config = run("data=folder", f"data.path={path}", f"out={path}", f"roi={path}", f"codec.weights={path}")
     assert (config.data.options.path, config.out, config.roi, config.codec.options.weights) == (path,) * 4
-    assert run("task=open", f"task.network={path}").task.options.network == path
+    assert run("task=open", f"task.network={path}").task.options.network == [path]
     assert compose(TrainConfig, [f"images={path}"], "train").images == [path]
     assert encode(f"./{path}", f"./{path}.lcz").image == f"./{path}"
     assert encode("--", path, path).file == path
@@ -122,6 +122,8 @@ def test_several_tasks_are_parts_of_one():
 
 def test_settings_below_a_setting_or_a_file_in_their_place():
     assert run("task=open", "task.network=a", "task.input=b=c.yaml").task.options.input == "b=c.yaml"
+    assert run("task=open", "task.network=[a,b]", "task.input=[c,d]").task.options.input == ["c", "d"]
+    assert run("task=open", "task.network=a", "task.layers=[0,3]").task.options.layers == ["0", "3"]
     for words in (["task.input.size=[64,96]"], ["task.input={size:[64,96]}"]):
         assert run("task=open", "task.network=a", *words).task.options.input == tasks.open.InputOptions(size=[64, 96])
     assert "no setting 'task.input.sizes'; did you mean" in refused(run, "task=open", "task.input={sizes:3}")

@@ -112,3 +112,79 @@ def test_a_mistake_is_told_in_one_line(script, tmp_path, weights, make_image, ca
 def test_a_task_without_a_network_is_told():
     with pytest.raises(LoraCompError, match="needs a network"):
         load_task("open")
+
+
+def logits(weights, path):
+    """A TorchScript file of a network that weighs the mean of each channel."""
+    net = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(2), nn.Conv1d(3, 2, 1))
+    with torch.no_grad():
+        net[2].weight.copy_(torch.tensor(weights)[None, :, None].expand(2, 3, 1))
+    torch.jit.save(torch.jit.trace(net.eval(), torch.zeros(1, 3, 32, 32)), path)
+    return str(path)
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """Two networks: one sees red alone, the other blue alone."""
+    return [logits(w, tmp_path / f"{name}.pt") for name, w in (("red", [1.0, 0, 0]), ("blue", [0, 0, 1.0]))]
+
+
+def distance(task, decoded, original):
+    return float(task.distortion(decoded, task.targets(original)))
+
+
+def test_several_networks_are_one_task_by_their_shares(pipeline, make_image):
+    image = make_image(32, 32)[None]
+    less_red = image * torch.tensor([0.5, 1, 1]).view(3, 1, 1)
+    alone = [load_task("open", network=network) for network in pipeline]
+    both = load_task("open", network=pipeline, shares=[3, 1])
+    assert list(both.parts) == ["red", "blue"]
+    red, blue = (distance(task, less_red, image) for task in alone)
+    assert red > blue > 0
+    assert distance(both, less_red, image) == pytest.approx(0.75 * red + 0.25 * blue, rel=1e-4)
+    measured = both.measure(less_red[0], Sample("a", image[0]))
+    assert measured["score"] == measured["red_feature_fidelity"] < measured["blue_feature_fidelity"]
+
+
+def test_each_of_several_networks_gets_its_own_input(pipeline, tmp_path):
+    (tmp_path / "bgr.yaml").write_text("channels: bgr\nsize: [32, 32]\n")
+    (tmp_path / "rgb.yaml").write_text("size: [64, 64]\n")
+    task = load_task("open", network=pipeline, input=[str(tmp_path / "bgr.yaml"), str(tmp_path / "rgb.yaml")])
+    wanted = [part.network.prepare.wanted for part in task.parts.values()]
+    assert [(one.channels, one.size) for one in wanted] == [("bgr", (32, 32)), ("rgb", (64, 64))]
+    same = load_task("open", network=pipeline, input={"size": 48})
+    assert [part.network.prepare.wanted.size for part in same.parts.values()] == [(48, 48)] * 2
+
+
+def test_networks_of_one_name_stay_apart(pipeline, tmp_path):
+    (tmp_path / "other").mkdir()
+    twin = logits([0, 1.0, 0], tmp_path / "other" / "red.pt")
+    assert list(load_task("open", network=[pipeline[0], twin]).parts) == ["red", "red2"]
+    assert load_task("open", network=[pipeline[0]]).name == "open"
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["task.input=[a.yaml]"], "task.input must name 2 files, one for each network, not 1"),
+        (["task.layers=[0]"], "leave it out where task.network names several"),
+        (["task.shares=[1]"], "task.shares must be a number from 0 on for each of red, blue"),
+        (["task.shares=[0,0]"], "not all 0"),
+    ],
+)
+def test_what_does_not_fit_several_networks_is_one_line(pipeline, tmp_path, make_image, capsys, words, says):
+    write_image(tmp_path / "a.png", make_image(40, 60))
+    files = [str(tmp_path / "a.png"), str(tmp_path / "a.lcz")]
+    assert cli.command(["encode", *files, "task=open", f"task.network=[{','.join(pipeline)}]", *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_command_takes_a_pipeline(pipeline, tmp_path, weights, make_image, capsys):
+    write_image(tmp_path / "a.png", make_image(40, 60))
+    (tmp_path / "i.yaml").write_text("size: [32, 32]\n")
+    files = [str(tmp_path / "a.png"), str(tmp_path / "a.lcz")]
+    inputs = [f"task.input=[{tmp_path / 'i.yaml'},{tmp_path / 'i.yaml'}]", "task.shares=[2,1]"]
+    words = ["task=open", f"task.network=[{','.join(pipeline)}]", f"codec.weights={weights}", "engine.steps=1"]
+    assert cli.command(["encode", *files, *words, *inputs]) == 0, capsys.readouterr().err
