@@ -100,6 +100,21 @@ def leaves(settings: Any) -> dict[str, Entry]:
     return {name: entry for name, entry in entries(settings) if not dataclasses.is_dataclass(entry.value)}
 
 
+def changed(settings: Any) -> dict[str, Any]:
+    """The settings whose values are not the defaults of what was chosen, by their full names."""
+    chosen = {
+        field.name: f"[{','.join(parts)}]" if (parts := getattr(choice.options, "parts", None)) else choice.name
+        for field in dataclasses.fields(settings)
+        if isinstance(choice := getattr(settings, field.name), Choice)
+    }
+    defaults = leaves(with_choices(type(settings)(), chosen))
+    return {
+        name: entry.value
+        for name, entry in leaves(settings).items()
+        if name not in defaults or entry.value != defaults[name].value
+    }
+
+
 def _as_pairs(words: Sequence[str], schema: type) -> list[tuple[str, str] | str]:
     """Each word as a name and a value, or as it stands where it has not that form."""
     hints, pairs, rest = typing.get_type_hints(schema), list[tuple[str, str] | str](), list(words)

@@ -113,7 +113,6 @@ def test_several_tasks_are_parts_of_one():
     cls = {"name": "cls", "network": "scenes", "weights": "default"}
     det = {"name": "det", "network": "a=b", "weights": "default"}
     assert config.task.given() == {"name": "cls+det", "parts": {"cls": cls, "det": det}, "shares": [3, 1]}
-    assert config.out == "results/cls+det-scenes-svd_lora"
     assert "codec is one of tic, tic-s, not a list" in refused(run, "codec=[tic,tic-s]")
     assert "task.shares must be a number >= 0, a list of these as [A,B] or null, not [-1]" in refused(
         run, "task=[cls]", "task.shares=[-1]"

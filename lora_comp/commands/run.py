@@ -1,3 +1,6 @@
+import os
+import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +11,7 @@ from rich.table import Table
 
 from lora_comp import api
 from lora_comp.codecs import load_codec
+from lora_comp.config import changed
 from lora_comp.data import load_data
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
@@ -27,7 +31,11 @@ class RunConfig:
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
         path=True,
     )
-    out: str = setting("results/${task.name}-${data.name}-${method.name}", "folder for files and results", path=True)
+    out: str | None = setting(
+        None,
+        "folder for files and results; null: results/TASK-DATA-METHOD, and what else is not the default",
+        path=True,
+    )
     codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
     method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted; several as [svd_lora,lora]")
     task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
@@ -59,7 +67,7 @@ def run(config: RunConfig) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    out = Path(config.out)
+    out = Path(config.out) if config.out else default_folder(config)
     with Progress(*columns, console=console) as progress:
         settings = FitSettings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, engine.tile)
         records = evaluate(data, points, task, settings, out, progress, engine.batch, config.roi)
@@ -70,6 +78,22 @@ def run(config: RunConfig) -> None:
     draw(results, data, codecs, methods, task, out)
     made = [name for name in ("results.json", "score.png", "pictures.png") if (out / name).exists()]
     console.print(f"\n{len(records.requested)} files and {', '.join(made)} in {out}", soft_wrap=True)
+
+
+def default_folder(config: RunConfig) -> Path:
+    """The folder of a run that names none: one for each network, data set, codec, method and region, so that no run
+    replaces the results of another. Rate points, `engine` and `data.limit` share a folder."""
+    names = [config.task.name, config.data.name, config.method.name]
+    if config.codec.name != RunConfig.codec:
+        names.append(config.codec.name)
+    shared = ("quality", "out", "data.limit")
+    own = {name: value for name, value in changed(config).items() if name not in shared and name[:7] != "engine."}
+    if own:
+        values = [one for value in own.values() for one in (value if isinstance(value, list) else [value])]
+        words = [re.sub(r"[^\w.-]+", "_", Path(one).stem)[:40] for one in values if isinstance(one, str)]
+        places = [os.path.abspath(one) if isinstance(one, str) and Path(one).exists() else one for one in values]
+        names += [*words[:3], f"{zlib.crc32(repr([*own, *places]).encode()):08x}"]
+    return Path("results", "-".join(names))
 
 
 def load_methods(chosen: dict, codec, task: str) -> dict[str, Method]:

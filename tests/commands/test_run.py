@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_comp import api, run
+from lora_comp.commands.run import RunConfig, default_folder
+from lora_comp.config import compose
 
 
 @pytest.fixture
@@ -36,6 +38,43 @@ def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys, eve
     assert any(r["adapted"] for r in results["records"])
     made = [name for name in everything_under(tmp_path / "out") if not name.startswith("files/")]
     assert made == ["files", "pictures.png", "records.jsonl", "results.json", "score.png"]
+
+
+@pytest.mark.parametrize(
+    "words, folder",
+    [
+        ([], "cls-scenes-svd_lora"),
+        (["quality=[4]", "engine=published", "engine.steps=3", "data.limit=2"], "cls-scenes-svd_lora"),
+        (["task=[cls,det]", "method=[svd_lora,lora]"], "cls+det-scenes-svd_lora+lora"),
+        (["codec=tic"], "cls-scenes-svd_lora-tic"),
+    ],
+)
+def test_the_folder_of_a_run_bears_its_choices(words, folder):
+    assert str(default_folder(compose(RunConfig, words, "run"))) == f"results/{folder}"
+
+
+def test_no_two_runs_share_a_folder_by_default():
+    a, b = ["data=folder", "data.path=a/val"], ["data=folder", "data.path=b/val"]
+    runs = [
+        *([], a, b, [*a, "data.split=test"], ["data.size=[64,96]"], ["data.seed=1"]),
+        *(["task.network=a/net.onnx"], ["task.network=b/net.onnx"], ["task.network=flowers"]),
+        *(["task=open", "task.network=a"], ["task=open", "task.network=[a,b]"]),
+        *(["task=open", "task.network=a", "task.input=a.yaml"], ["task=open", "task.network=a", "task.layers=[1]"]),
+        *(["task=[cls,det]", "task.shares=[2,1]"], ["task=[cls,det]", "task.det.network=a"], ["task=[cls,det]"]),
+        *(["roi=mask.png"], ["method.rank=2"], ["method=none"], ["codec=tic"], ["codec.weights=a.safetensors"]),
+    ]
+    folders = [str(default_folder(compose(RunConfig, words, "run"))) for words in runs]
+    assert len(set(folders)) == len(folders)
+    assert folders[1].startswith("results/cls-folder-svd_lora-val-")
+    assert all(len(Path(folder).parts) == 2 for folder in folders)
+
+
+def test_one_folder_of_images_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    spelled = ["images", "./images", "images/", str(tmp_path / "images")]
+    runs = [compose(RunConfig, ["data=folder", f"data.path={path}"], "run") for path in spelled]
+    assert len(set(map(default_folder, runs))) == 1
 
 
 def test_unreadable_images_are_counted_and_do_not_stop_a_run(tmp_path, over_folder, capsys):
@@ -70,7 +109,6 @@ def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
         (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
         (["task=nothing"], "task must be cls"),
         (["quality=1,2"], "a list is written quality=[1,2]"),
-        (["out=null"], "out must be a path, not null"),
     ],
 )
 def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refused, words, says):
