@@ -5,6 +5,7 @@ and results.json. `bytes` of a record is the size of the file that was decoded f
 """
 
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import region, weighted_psnr
 from lora_comp.tasks.human import psnr
+
+NAME_BYTES = 220  # of a file's name: file systems take 255, a temporary name beside it is longer
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,22 @@ def score(
         yield record_of(sample, one, codec, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}
 
 
+def file_of(image: str, what: str) -> Path:
+    """The path of an image's file below the output folder. Names too long for a file system are cut and end in a
+    checksum; a name that leads out of its folder stays inside."""
+    parts = ["_" if part == ".." or Path(part).is_absolute() else part for part in Path(image).parts]
+    *folders, last = [_cut(part, NAME_BYTES // 2) for part in parts]
+    return Path("files", *folders, f"{last}-{_cut(what, NAME_BYTES // 2)}.lcz")
+
+
+def _cut(name: str, size: int) -> str:
+    """A name of at most `size` bytes."""
+    coded = os.fsencode(name)
+    if len(coded) <= size:
+        return name
+    return f"{coded[: size - 9].decode(errors='ignore')}~{zlib.crc32(coded):08x}"
+
+
 def record_of(
     sample: Sample,
     coded: api.Coded,
@@ -215,7 +234,7 @@ def record_of(
 ) -> dict:
     """Write the file of an image, decode it and score the result."""
     name = NONE if method is None else method.name
-    path = Path("files") / f"{sample.name}-{task.name}-{codec.name}-q{codec.quality:g}-{name}.lcz"
+    path = file_of(sample.name, f"{task.name}-{codec.name}-q{codec.quality:g}-{name}")
     make_folder((out / path).parent)
     write_file(out / path, coded.data)
     data = (out / path).read_bytes()

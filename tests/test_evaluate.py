@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -256,6 +259,31 @@ def test_similar_names_have_separate_files(start, tmp_path, make_image):
     assert len({r["file"] for r in records}) == len(names)
     for record in records:
         assert lc.info((tmp_path / "out" / record["file"]).read_bytes())["width"] == record["width"]
+
+
+@given(
+    st.lists(
+        st.one_of(st.text("ab.~/\\\\ é漢", min_size=1, max_size=300), st.sampled_from(["..", "/", "a" * 255])),
+        min_size=1,
+    ),
+    st.text("a+", max_size=300),
+)
+def test_every_name_has_a_file_inside_the_folder(parts, what):
+    name = "/".join(parts).replace("\0", "_")
+    path = evaluate.file_of(name, what)
+    assert path.parts[0] == "files" and ".." not in path.parts and not path.is_absolute()
+    assert all(len(os.fsencode(part)) <= 240 for part in path.parts)
+
+
+def test_names_too_long_for_a_file_system_are_cut_and_stay_apart(start, tmp_path, make_image):
+    long = "x" * 244
+    names = [f"{long}.png", f"{long}.jpg", f"{long}/{long}.png", "../../out.png", "/etc/out.png", "é" * 120]
+    start(data=Named(Sample(name, make_image(32, 20 + i)) for i, name in enumerate(names)), method="none")
+    records = results(tmp_path)["records"]
+    assert [r["image"] for r in records] == names
+    for record in records:
+        assert lc.info((tmp_path / "out" / "files" / ".." / record["file"]).read_bytes())["width"] == record["width"]
+    assert len(list((tmp_path / "out" / "files").rglob("*.lcz"))) == len(names)
 
 
 def test_classification_of_unlabelled_images_scores_agreement(start, tmp_path, cls):

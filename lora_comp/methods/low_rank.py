@@ -109,8 +109,10 @@ def identify(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def read_adapter(path: Path, codec: Any) -> Adapter | None:
-    """Read a pre-trained adapter; None if it was trained for another codec."""
+    """Read a pre-trained adapter; None if it was trained for another codec. Raises LoraCompError for another file."""
     tensors, card = read_weights(path, "the adapter")
+    if not {"rank", "alpha"} <= set(card):
+        raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
     made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
     if made_for != (codec.name, codec.quality, codec.hash.hex()):
         return None

@@ -8,7 +8,7 @@ quantised change of the decoder's S. Plain LoRA (Hu et al., ICLR 2022) fixes S a
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,16 +79,23 @@ class LowRankOptions:
         "cls-scenes; null: a seeded one",
         path=True,
     )
-    rank: int = setting(4, "rank of a seeded adapter", low=1, high=255)
-    alpha: int = setting(8, "alpha of a seeded adapter, whose updates are scaled by alpha / rank", low=1, high=255)
-    mlp: bool = setting(False, "include fc1 and fc2 in a seeded adapter")
-    seed: int = setting(0, "seed of a seeded adapter", low=0, high=127)
+    rank: int | None = setting(None, "rank of a seeded adapter; null: 4", low=1, high=255)
+    alpha: int | None = setting(
+        None, "alpha of a seeded adapter, whose updates are scaled by alpha / rank; null: 8", low=1, high=255
+    )
+    mlp: bool | None = setting(None, "include fc1 and fc2 in a seeded adapter; null: false")
+    seed: int | None = setting(None, "seed of a seeded adapter; null: 0", low=0, high=127)
     exponent: int = setting(
         5,
         "transmitted updates are fitted in steps of 2^-exponent; half and twice that are tried afterwards",
         low=0,
         high=24,
     )
+
+    def of_seeded(self) -> dict[str, int]:
+        """What was set of a seeded adapter."""
+        named = {"rank": self.rank, "alpha": self.alpha, "mlp": self.mlp, "seed": self.seed}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def published_factor(step: int, steps: int) -> float:
@@ -244,11 +251,15 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
         paths = [path for part in (task or "").split("+") for path in shipped(name, codec, part)]
         pretrained = next((adapter for path in paths if (adapter := read_adapter(path, codec))), None)
     elif options.adapter is not None:
-        pretrained = load_adapter(next(iter(shipped(name, codec, str(options.adapter))), Path(options.adapter)), codec)
-    made = _in_form(name, pretrained) or seeded(
-        codec, VARIANTS[name].start, options.rank, options.alpha, options.mlp, options.seed
-    )
-    return LowRank(name, made, options.exponent)
+        pretrained = load_adapter(_path(name, codec, options.adapter), codec)
+    if pretrained is None:
+        return LowRank(name, seeded(codec, VARIANTS[name].start, **options.of_seeded()), options.exponent)
+    if own := options.of_seeded():
+        raise LoraCompError(
+            f"{' and '.join(own)} can be set of a seeded adapter, and a pre-trained one of rank {pretrained.rank} is "
+            f"used: leave {'them' if len(own) > 1 else 'it'} out, or set adapter=null"
+        )
+    return LowRank(name, _in_form(name, pretrained), options.exponent)
 
 
 def shipped(name: str, codec: Any, task: str) -> list[Path]:
@@ -257,8 +268,20 @@ def shipped(name: str, codec: Any, task: str) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def _in_form(name: str, adapter: Adapter | None) -> Adapter | None:
-    return adapter.folded() if adapter is not None and name == "lora" else adapter
+def _path(name: str, codec: Any, adapter: str | Path) -> Path:
+    """The file of an adapter: that of a task in the package, or a path."""
+    ours = shipped(name, codec, str(adapter))
+    if not ours and not Path(adapter).is_file():
+        known = ", ".join(sorted(set(_shipped_files(name, codec).values()))) or "none"
+        raise LoraCompError(
+            f"adapter must be auto, null, a file or a task whose adapter ships for {codec.name} quality "
+            f"{codec.quality:g} ({known}); there is no file {adapter}"
+        )
+    return ours[0] if ours else Path(adapter)
+
+
+def _in_form(name: str, adapter: Adapter) -> Adapter:
+    return adapter.folded() if name == "lora" else adapter
 
 
 def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | None = None) -> LowRank:
@@ -275,8 +298,16 @@ def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | 
         raise BitstreamError(f"the file names an invalid adapter: {error}") from None
     if made is not None:
         return LowRank(name, made)
-    for adapter in _candidates(name, codec, path):
-        if adapter.identity == identity:
+    if path:
+        given = _in_form(name, load_adapter(Path(path), codec))
+        if given.identity != identity:
+            raise BitstreamError(
+                f"the file was encoded with the adapter {identity.hex()}, and {path} is {given.identity.hex()}"
+            )
+        return LowRank(name, given)
+    for file in _shipped_files(name, codec):
+        adapter = read_adapter(file, codec)
+        if adapter is not None and (adapter := _in_form(name, adapter)).identity == identity:
             return LowRank(name, adapter)
     raise BitstreamError(
         f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality:g}, which "
@@ -284,29 +315,26 @@ def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | 
     )
 
 
-def _candidates(name: str, codec: Any, path: str | Path | None) -> Iterator[Adapter]:
-    if path:
-        paths = [Path(path)]
-        read = load_adapter
-    else:
-        pattern = zoo.adapter_path(codec.name, codec.quality, "{}", "*")
-        paths = [p for kind in VARIANTS[name].adapters for p in sorted(pattern.parent.glob(pattern.name.format(kind)))]
-        read = read_adapter  # type: ignore[assignment]
-    for adapter in (_in_form(name, read(p, codec)) for p in paths):
-        if adapter is not None:
-            yield adapter
+def _shipped_files(name: str, codec: Any) -> dict[Path, str]:
+    """The adapters in the package that a method may use with a codec, with the keys of their tasks."""
+    found = {}
+    for kind in VARIANTS[name].adapters:
+        any_task = zoo.adapter_path(codec.name, codec.quality, kind, "*")
+        for path in sorted(any_task.parent.glob(any_task.name)):
+            found[path] = path.stem.removeprefix(any_task.stem[:-1])
+    return found
 
 
 class Pretraining:
     """See `methods.method.Pretraining`: U, S and V of g_a and g_s, shared by all images."""
 
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
-        adapter = seeded(codec, VARIANTS[name].start, options.rank, options.alpha, options.mlp, options.seed)
+        adapter = seeded(codec, VARIANTS[name].start, **options.of_seeded())
         self.module = with_adapter(copy.deepcopy(codec), adapter).train()
         adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
         self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
         self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains}
-        self.card = {"rank": options.rank, "alpha": options.alpha}
+        self.card = {"rank": adapter.rank, "alpha": adapter.alpha}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}

@@ -13,7 +13,7 @@ from lora_comp.methods.low_rank import seeded as seeded_adapter
 from lora_comp.methods.refine import propose
 from lora_comp.methods.svd_lora import VARIANTS, LowRank
 from lora_comp.objective import Objective, tiles
-from lora_comp.weights import write_weights
+from lora_comp.weights import read_weights, write_weights
 
 BOTH = pytest.mark.parametrize("name", ["svd_lora", "lora"])
 ADAPTER = FitSettings(recipe="adapter")
@@ -241,6 +241,49 @@ def test_an_adapter_of_other_weights_raises(codec, coded):
         lc.decode(data, codec, adapter=path)
     with pytest.raises(lc.LoraCompError, match="other weights"):
         load_method("svd_lora", codec, adapter=path)
+
+
+def test_an_adapter_of_another_file_is_told_apart_from_a_missing_one(codec, coded, tmp_path):
+    data, path = coded
+    tensors, card = read_weights(path, "the adapter")
+    write_weights(tmp_path / "other.safetensors", {k: 2 * v for k, v in tensors.items()}, card)
+    with pytest.raises(lc.BitstreamError, match=f"encoded with the adapter {lc.info(data)['adapter']}, and .*other"):
+        lc.decode(data, codec, adapter=tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda codec, path, data: load_method("svd_lora", codec, adapter=path),
+        lambda codec, path, data: lc.decode(data, codec, adapter=path),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", None])
+def test_a_file_that_is_no_adapter_is_named(codec, coded, tmp_path, load, content):
+    path = tmp_path / "peft.safetensors"
+    if content is None:
+        write_weights(path, {"base_model.model.lora_A.weight": torch.zeros(4, 8)}, {})
+    else:
+        path.write_bytes(content)
+    with pytest.raises(lc.LoraCompError, match=r"peft\.safetensors is not a"):
+        load(codec, path, coded[0])
+
+
+def test_a_name_that_is_neither_a_file_nor_a_task_lists_the_tasks(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "ROOT", tmp_path)
+    for task in ("cls-a", "det-b"):
+        pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", task), codec)
+    for name in ("svd_lora", "lora"):
+        with pytest.raises(lc.LoraCompError, match=r"tic-s quality 2 \(cls-a, det-b\); there is no file cls-b"):
+            load_method(name, codec, adapter="cls-b")
+
+
+@pytest.mark.parametrize("option", [{"rank": 2}, {"alpha": 8}, {"mlp": False}, {"seed": 0}, {"rank": 4, "alpha": 1}])
+def test_options_of_a_seeded_adapter_are_not_ignored_beside_a_pretrained_one(codec, coded, option):
+    with pytest.raises(lc.LoraCompError, match=f"{' and '.join(option)} can be set of a seeded adapter.*adapter=null"):
+        load_method("svd_lora", codec, adapter=coded[1], **option)
+    made = load_method("svd_lora", codec, adapter=None, **option).adapter
+    assert made.identity == seeded(codec, "svd_lora", **option).identity
 
 
 def test_plain_lora_starts_from_the_adapter_of_svd_lora(codec, make_image, tmp_path, monkeypatch):
