@@ -131,7 +131,17 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         (["what=car"], "what must be codec, adapter or network, not 'car'"),
         (["what=codec", "steps=0"], "steps must be an integer >= 1 or null, not 0"),
         (["what=adapter", "steps=1", "method=none"], "method=none has no adapter to train; known are svd_lora, lora"),
-        (["what=codec", "steps=1", "images=[/nowhere]"], "at least two images of 128x128"),
+        (["what=codec", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
+        (["what=codec", "steps=1", "images=[tests]", "into=."], "at least two images of 128x128"),
+        (["what=adapter", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
+        (
+            ["what=network", "network=flowers", "steps=1", "images=[/nowhere]", "into=."],
+            "one folder with train/ and val/",
+        ),
+        (["what=network", "network=flowers", "steps=1", "images=[tests]", "into=."], "one folder with train/ and val/"),
+        (["what=network", "network=scenes", "steps=1"], "scenes ships in the package: into=FOLDER writes beside it"),
+        (["what=codec", "steps=1", "images=[tests]"], "tic-s-q4 ships in the package"),
+        (["what=adapter", "steps=1", "quality=[1]"], "tic-s-q1-svd_lora-cls-scenes ships in the package"),
     ],
 )
 def test_a_training_that_cannot_start_says_why(capsys, words, line):

@@ -44,6 +44,7 @@ class TrainConfig:
     device: str | None = setting(None, "null: cuda where there is one", choices=("cpu", "cuda"))
     work: str = setting("runs", "folder of checkpoints and curves, from which the same command resumes", path=True)
     into: str | None = setting(None, "folder for the weights; null: the package's own zoo", path=True)
+    overwrite: bool = setting(False, "replace weights that ship in the package")
     codec: Choice = group("lora_comp.codecs", "tic-s", "the codec to train, or to train an adapter for")
     method: Choice = group("lora_comp.methods", "svd_lora", "the method whose adapter is trained")
     task: Choice = group("lora_comp.tasks", "cls", "the task that an adapter is trained for")
@@ -66,7 +67,7 @@ def train(config: TrainConfig) -> None:
     device = parallel.start(config.device)
     try:
         kinds = {"codec": codecs, "adapter": adapters, "network": network}
-        kinds[config.what](config, Path(config.into) if config.into else None, device)
+        kinds[config.what](config, device)
         if parallel.rank() == 0 and config.into is None:
             registry.write()
     finally:
@@ -92,16 +93,29 @@ def made_on(row: dict, config: TrainConfig, device: torch.device) -> dict:
     }
 
 
+def place(config: TrainConfig, path: Path) -> Path:
+    """Where weights of the zoo's `path` go. Raises LoraCompError for weights that ship, unless they may be replaced:
+    files that were coded with them would no longer decode."""
+    if config.into:
+        return Path(config.into) / path.name
+    if not config.overwrite and registry.ships(path):
+        raise LoraCompError(
+            f"{path.stem} ships in the package: into=FOLDER writes beside it, overwrite=true replaces it"
+        )
+    return path
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], card: dict) -> None:
     if parallel.rank() == 0:
         write_weights(path, tensors, card)
 
 
-def codecs(config: TrainConfig, into: Path | None, device: torch.device) -> None:
+def codecs(config: TrainConfig, device: torch.device) -> None:
     if not config.images:
         raise LoraCompError("a codec needs images to train on: images=[FOLDER,FOLDER]")
+    paths = {quality: place(config, zoo.codec_path(config.codec.name, quality)) for quality in config.quality}
     data, first = Crops(config.images, CROP), None
-    for quality in config.quality:
+    for quality, path in paths.items():
         model = build(config.codec.name)
         if first is None:
             start.initialise(model, data.batch(64, 0))
@@ -119,9 +133,8 @@ def codecs(config: TrainConfig, into: Path | None, device: torch.device) -> None
             steps=config.steps,
         )
         first = first or model
-        path = zoo.codec_path(config.codec.name, quality)
         write(
-            into / path.name if into else path,
+            path,
             dict(model.named_parameters()),
             {
                 "codec": config.codec.name,
@@ -132,17 +145,17 @@ def codecs(config: TrainConfig, into: Path | None, device: torch.device) -> None
         )
 
 
-def adapters(config: TrainConfig, into: Path | None, device: torch.device) -> None:
+def adapters(config: TrainConfig, device: torch.device) -> None:
     name, options = config.method.name, config.method.options
     method = METHODS.get(name)
     if method is None or method.pretrain is None:
         trained = [n for n, spec in METHODS.items() if spec.pretrain]
         raise LoraCompError(f"method={name} has no adapter to train; known are {', '.join(trained)}")
     task = load_task(**config.task.given()).to(device)
+    paths = {q: place(config, zoo.adapter_path(config.codec.name, q, name, task.key)) for q in config.quality}
     batches = images(config.images, config.batch or parallel.size())
-    for quality in config.quality:
+    for quality, path in paths.items():
         codec = load_codec(quality=quality, **config.codec.given()).to(device)
-        path = zoo.adapter_path(codec.name, quality, name, task.key)
         pretraining = method.pretrain(codec, options)
         tensors, row = adapter.train(
             pretraining,
@@ -156,7 +169,7 @@ def adapters(config: TrainConfig, into: Path | None, device: torch.device) -> No
         )
         card = {"codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name}
         card |= {"task": task.key, **pretraining.card, **made_on(row, config, device)}
-        write(into / path.name if into else path, tensors, card)
+        write(path, tensors, card)
 
 
 def images(folders: list[str], count: int) -> Callable[[int], Tensor]:
@@ -172,17 +185,20 @@ def images(folders: list[str], count: int) -> Callable[[int], Tensor]:
     return scenes
 
 
-def network(config: TrainConfig, into: Path | None, device: torch.device) -> None:
+def network(config: TrainConfig, device: torch.device) -> None:
     if config.steps is None:
         raise LoraCompError("a network's budget is given in steps: steps=2600")
     if parallel.size() > 1:
         raise LoraCompError("a network is trained by one process, without torchrun")
-    out, work = (into or zoo.ROOT / "networks") / f"{config.network}.safetensors", Path(config.work) / config.network
+    out, work = place(config, zoo.network_path(config.network)), Path(config.work) / config.network
     if config.network == "scenes":
         train_scenes(out, work, config.steps)
     elif config.network in ("scenes-det", "scenes-seg"):
         train_scenes_detector(config.network == "scenes-seg", out, work, config.steps)
-    elif len(config.images) != 1:
-        raise LoraCompError("a network for images needs one folder with train/ and val/: images=[FOLDER]")
+    elif len(config.images) != 1 or not all((Path(config.images[0]) / split).is_dir() for split in ("train", "val")):
+        raise LoraCompError(
+            "a network for images needs one folder with train/ and val/, each with a folder of images for each class: "
+            "images=[FOLDER]"
+        )
     else:
         train_flowers(config.images[0], out, work, config.steps)

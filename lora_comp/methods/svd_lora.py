@@ -92,7 +92,7 @@ class LowRankOptions:
         high=24,
     )
 
-    def of_seeded(self) -> dict[str, int]:
+    def of_seeded(self) -> dict[str, Any]:
         """What was set of a seeded adapter."""
         named = {"rank": self.rank, "alpha": self.alpha, "mlp": self.mlp, "seed": self.seed}
         return {name: value for name, value in named.items() if value is not None}

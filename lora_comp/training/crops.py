@@ -32,7 +32,10 @@ LAYOUTS = {
 
 
 def layout(folder: Path) -> tuple[str, list[Path]]:
-    """The layout of a data set, a name of `LAYOUTS` or "a folder", and the folders of its training images."""
+    """The layout of a data set, a name of `LAYOUTS` or "a folder", and the folders of its training images. Raises
+    LoraCompError if it is not a folder."""
+    if not folder.is_dir():
+        raise LoraCompError(f"{folder} is not a folder; images=[FOLDER,FOLDER] names folders of training images")
     for name, patterns in LAYOUTS.items():
         if matches := sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_dir()):
             return name, matches

@@ -86,6 +86,13 @@ def shipped() -> list[Shipped]:
     return entries
 
 
+def ships(path: Path) -> bool:
+    """Whether a file of weights is one that ships in the package."""
+    return path.exists() and path.relative_to(zoo.ROOT).as_posix() in json.loads(
+        (zoo.ROOT / "registry.json").read_text()
+    )
+
+
 def _card_and_scores(path: Path, sha256: str) -> tuple[dict, dict[str, float]]:
     """Metadata of a file of weights, and the scores that were measured with exactly this file."""
     if path.parent.name == "networks":
