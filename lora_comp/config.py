@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
@@ -64,9 +64,30 @@ def choose(group: str, module: str, choice: str) -> Choice:
 
 def _choice(group: str, known: Mapping[str, Any], choice: str) -> Choice:
     if choice not in known:
-        raise LoraCompError(f"{group} must be {either(sorted(known))}, not {choice!r}{suggestion(choice, known)}")
+        near = _intended(group, known, choice) or suggestion(choice, known)
+        raise LoraCompError(f"{group} must be {either(sorted(known))}, not {choice!r}{near}")
     options = known[choice]
     return Choice(choice, options() if isinstance(options, type) else options)
+
+
+def _intended(group: str, known: Mapping[str, Any], choice: str) -> str:
+    """How a list of choices, or a path in the place of a choice, is written; nothing for another word."""
+    if set(choice.split(",")) <= set(known):
+        return f"; a list is written {group}=[{choice}]"
+    if "/" in choice or "." in choice:
+        takes = _with_setting(known, lambda field: setting_of(field).path and field.default == REQUIRED)
+        return "".join(f"; a path is given with {group}.{field}={choice} to {either(n)}" for field, n in takes.items())
+    return ""
+
+
+def _with_setting(known: Mapping[str, Any], wanted: Callable[[dataclasses.Field], bool]) -> dict[str, list[str]]:
+    """The wanted settings of a group's choices, and the choices that have each."""
+    found: dict[str, list[str]] = {}
+    for name, options in known.items():
+        for field in dataclasses.fields(options):
+            if wanted(field):
+                found.setdefault(field.name, []).append(name)
+    return found
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
@@ -220,6 +241,11 @@ class _Words:
         head, dot, _ = name.partition(".")
         where = f"{head}={getattr(self.settings, head).name}" if dot and head in self.groups else self.command
         near = suggestion(name, [*self.known, *self.groups])
+        if dot and head in self.groups:
+            field = next(f for f in dataclasses.fields(self.settings) if f.name == head)
+            others = import_module(setting_of(field).group).choices()
+            for choices in _with_setting(others, lambda field: field.name == name[len(head) + 1 :]).values():
+                near = f"; {head}={either(choices)} has it"
         return f"{where} has no setting {name!r}" + (near or f"; lora-comp {self.command} --help lists them")
 
     def _interpolate(self) -> None:

@@ -1,6 +1,7 @@
 """What the programs of the package share."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,15 @@ RESUMES = "stopped; what is done is kept, and the same command resumes from ther
 
 
 def report_errors(program: Callable[[], None], stopped: str = STOPPED) -> int:
-    """Run a program; its exit code. A mistake of the user's is one line and 2, Ctrl-C prints `stopped` and is 130."""
+    """Run a program; its exit code. A mistake of the user's is one line and 2, Ctrl-C prints `stopped` and is 130.
+
+    Warnings that other libraries mean for programmers are not shown, unless Python is asked for them (python -W).
+    """
     try:
-        program()
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            program()
     except LoraCompError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -131,6 +131,17 @@ def test_settings_below_a_setting_or_a_file_in_their_place():
     )
 
 
+def test_what_stands_in_the_wrong_place_is_told_its_own():
+    assert "; a list is written task=[cls,det]" in refused(run, "task=cls,det")
+    folder = refused(run, "data=photos/mine")
+    assert "; a path is given with data.path=photos/mine to folder, imagenet, coco, voc or cityscapes" in folder
+    assert "; a path is given with task.network=net.onnx to open" in refused(run, "task=net.onnx")
+    assert "data=scenes has no setting 'data.path'; data=folder, imagenet" in refused(run, "data.path=photos")
+    assert "method=none has no setting 'method.rank'; method=svd_lora or lora has it" in refused(
+        run, "method=none", "method.rank=2"
+    )
+
+
 def test_what_must_be_given():
     assert "data.path must be given: folder with images" in refused(run, "data=folder")
     assert "task.network must be given" in refused(run, "task=open")

@@ -70,11 +70,25 @@ DETECTORS = (
 
 def _module(families: Sequence[Family], name: str, what: str) -> ModuleType:
     """The module that loads a name: of the first family whose pattern it fits, or of the last one for any file."""
-    for family in families:
-        if re.fullmatch(family.pattern, name) or (not family.pattern and Path(name).is_file()):
-            return import_module(f"{__name__}.{family.module}")
-    forms = ", ".join(family.form for family in families)
-    raise LoraCompError(f"unknown {what} {name!r}; known are {forms}")
+    named = next((family for family in families if re.fullmatch(family.pattern, name)), None)
+    if named is None and any(re.fullmatch(family.pattern, name) for family in NETWORKS):
+        raise LoraCompError(f"{name!r} is not known to be a {what}; task=open takes any network")
+    if named is None and Path(name).is_file():
+        named = families[-1]
+    if named is None:
+        forms = ", ".join(family.form for family in families)
+        raise LoraCompError(f"unknown {what} {name!r}{_library(name)}; known are {forms}")
+    return import_module(f"{__name__}.{named.module}")
+
+
+def _library(name: str) -> str:
+    """Which libraries have a network of this name, as a question."""
+    import timm
+    import torchvision
+
+    lists = {"torchvision": torchvision.models.list_models(), "timm": timm.list_models()}
+    having = [f"{library}/{name}" for library, names in lists.items() if name in names]
+    return f"; did you mean {' or '.join(having)}?" if having else ""
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 import lora_comp as lc
 from lora_comp import api, cli
 from lora_comp.data import read_image
+from lora_comp.program import report_errors
 
 
 @pytest.fixture
@@ -276,3 +279,10 @@ def test_info_waits_neither_for_torch_nor_for_compressai(cat, lcz, plain):
         "sys.exit(code or sum(name in sys.modules for name in ('torch', 'compressai', 'numpy', 'hydra')))"
     )
     assert subprocess.run([sys.executable, "-c", program, lcz], capture_output=True).returncode == 0
+
+
+def test_warnings_that_libraries_mean_for_programmers_are_not_shown(recwarn):
+    assert report_errors(partial(warnings.warn, "use another function", FutureWarning)) == 0
+    assert not recwarn
+    warnings.warn("of the caller's", FutureWarning, stacklevel=1)
+    assert len(recwarn) == 1

@@ -40,6 +40,26 @@ def test_a_file_is_not_known_to_be_a_classifier(tmp_path):
             load_network(name, "default" if name == tmp_path / "net.pt" else None)
 
 
+@pytest.mark.parametrize("name", ["net.onnx", "yolov8n.pt", "net.pt2", "timm/resnet50", "flowers", "net:make"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_network_of_another_kind_is_not_known_to_be_a_detector(tmp_path, monkeypatch, name, masks):
+    monkeypatch.chdir(tmp_path)
+    for there in (False, "." in name):
+        if there:
+            (tmp_path / name).write_bytes(b"a network")
+        with pytest.raises(LoraCompError, match=f"'{name}' is not known to be a detector; task=open takes any network"):
+            load_detector(name, masks=masks)
+
+
+def test_a_name_without_its_library_is_answered_with_it():
+    with pytest.raises(LoraCompError, match=r"'resnet50'; did you mean torchvision/resnet50 or timm/resnet50\?"):
+        load_network("resnet50")
+    with pytest.raises(LoraCompError, match=r"did you mean timm/vit_tiny_patch16_224\?"):
+        load_external("vit_tiny_patch16_224")
+    with pytest.raises(LoraCompError, match=r"did you mean torchvision/fasterrcnn_resnet50_fpn\?"):
+        load_detector("fasterrcnn_resnet50_fpn")
+
+
 def test_networks_arrive_frozen_and_overwrite_nothing():
     for network in (
         load_network("torchvision/resnet18", None),
