@@ -4,8 +4,8 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from lora_comp.errors import LoraCompError, first_line
 CLASSES_HELP = "what the network calls the data's classes, as {tabby: cat}, or a YAML file; null: much the same"
 HOW = "task.classes= takes a table of names"
 WNID = re.compile(r"(n\d{8})(?!\d)")  # of ImageNet; folders may have a name behind it
+SIGNS = re.compile(r"[\W_]+")
 # What Pascal VOC, COCO and others call the same.
 SYNONYMS = (
     ("aeroplane", "airplane"),
@@ -42,16 +43,31 @@ class Matched(NamedTuple):
 
 def folded(name: str) -> str:
     """A name without case, spaces, underscores, hyphens and other signs."""
-    return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
+    return SIGNS.sub("", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _synonym(name: str) -> str:
+    return SAME.get(folded(name), folded(name))
+
+
+# From the strictest on: what names are converted to, and whether all names of a class count or the first alone.
+LEVELS: tuple[tuple[Callable[[str], str], bool], ...] = (
+    (str, False),
+    (str, True),
+    (folded, False),
+    (folded, True),
+    (_synonym, True),
+)
 
 
 class Labels:
     """Finds the classes of data sets among a network's.
 
     A class is found by its name as it is written, then by other names that the network's class has (of ImageNet's:
-    synonyms and the WordNet id), then without regard to case, spaces and signs, then by `SYNONYMS`. A name that fits
-    two classes fits none. Folders named 0 to n - 1 are the n classes of a network. Where a network does not name its
-    classes, as many of a data set are taken in their order, if sorting their names as text and as numbers gives one.
+    synonyms and the WordNet id), then without regard to case, spaces and signs, then by `SYNONYMS`. Of a name that fits
+    two classes it must be clear which, as of "crane" beside "crane bird". Folders named 0 to n - 1 are the n classes of
+    a network. Where a network does not name its classes, as many of a data set are taken in their order, if sorting
+    their names as text and as numbers gives one.
 
     network: has `classes`, and `aliases` if its classes have several names.
     table: names of a data set's classes and what the network calls them, or their indices, None where it has none: a
@@ -66,14 +82,7 @@ class Labels:
         names = getattr(network, "aliases", ()) or [(name,) for name in network.classes]
         self.names: list[tuple[str, ...]] = [tuple(each) for each in names]
         self._found: dict[tuple[str, ...], Matched] = {}
-
-    @cached_property
-    def levels(self) -> list[tuple[Callable[[str], str], dict[str, set[int]]]]:
-        """From the strictest on: what a name is converted to, and the network's classes by what theirs are."""
-        first = [(each[0], i) for i, each in enumerate(self.names)]
-        every = [(name, i) for i, each in enumerate(self.names) for name in each]
-        strictest = ((str, first), (str, every), (folded, first), (folded, every), (_synonym, every))
-        return [(convert, _indexed((convert(name), i) for name, i in pairs)) for convert, pairs in strictest]
+        self._levels: dict[int, dict[str, set[int]]] = {}
 
     def of(self, names: Sequence[str]) -> Matched:
         """Raises LoraCompError for a table that does not fit the data set or the network."""
@@ -90,7 +99,9 @@ class Labels:
     def _match(self, names: tuple[str, ...]) -> Matched:
         given = self._given(names)
         if given:
-            return Matched(tuple(given[name] if name in given else self._index(name) for name in names))
+            others = [name for name in names if name not in given]
+            found = dict(zip(others, self._indexes(others), strict=True)) | given
+            return Matched(tuple(found[name] for name in names))
         number = self._number()
         if len(names) == number:
             if not self.names:
@@ -98,19 +109,36 @@ class Labels:
                 return Matched(tuple(range(number)), True) if plain == natural else Matched((None,) * number)
             if all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(range(number)):
                 return Matched(tuple(map(int, names)))
-        return Matched(tuple(map(self._index, names)))
+        return Matched(self._indexes(names))
 
     def _number(self) -> int | None:
         return len(self.names) or (self.count() if self.count else None)
 
-    def _index(self, name: str) -> int | None:
-        """The class of the network that a name fits, if it fits one alone."""
+    def _fits(self, name: str) -> set[int]:
+        """The classes of the network that a name fits on the strictest level where it fits any."""
         wnid = WNID.match(name)
-        for level, (convert, known) in enumerate(self.levels):
+        for level, (convert, _) in enumerate(LEVELS):
             word = wnid[1] if wnid and level else convert(name)
-            if word and (fits := known.get(word)):
-                return next(iter(fits)) if len(fits) == 1 else None
-        return None
+            if word and (fits := self._level(level).get(word)):
+                return fits
+        return set()
+
+    def _level(self, level: int) -> dict[str, set[int]]:
+        """The network's classes by their names as a level converts them."""
+        if level not in self._levels:
+            convert, every = LEVELS[level]
+            known = self._levels[level] = defaultdict(set)
+            for index, names in enumerate(self.names):
+                for name in names if every else names[:1]:
+                    known[convert(name)].add(index)
+        return self._levels[level]
+
+    def _indexes(self, names: Sequence[str]) -> tuple[int | None, ...]:
+        """The class that each name fits, if that is one alone, or one alone that no other name has."""
+        fits = [self._fits(name) for name in names]
+        taken = {next(iter(one)) for one in fits if len(one) == 1}
+        left = [one - taken if len(one) > 1 else one for one in fits]
+        return tuple(next(iter(one)) if len(one) == 1 else None for one in left)
 
     def _given(self, names: Sequence[str]) -> dict[str, int | None]:
         """What the table says of the data set's classes."""
@@ -120,7 +148,7 @@ class Labels:
             name = own if own in names else spelled.get(folded(own), "")
             if not name:
                 raise LoraCompError(f"task.classes: {own!r} is no class of the data{_near(own, names)}")
-            index = None if other is None else self._index(other)
+            index = None if other is None else self._indexes([other])[0]
             if index is None and other is not None:
                 index = int(other) if other.isdecimal() else None
                 number = self._number()
@@ -160,17 +188,6 @@ def read_table(given: Mapping | str | os.PathLike | None) -> dict[str, str | Non
     if not isinstance(table, Mapping) or any(isinstance(name, (Mapping, list)) for name in table.values()):
         raise LoraCompError(f"{where} must be a table of names, as {{tabby: cat, lynx: null}}")
     return {str(own): None if other in (None, "null", "~", "") else str(other) for own, other in table.items()}
-
-
-def _indexed(pairs: Iterable[tuple[str, int]]) -> dict[str, set[int]]:
-    known: dict[str, set[int]] = {}
-    for word, index in pairs:
-        known.setdefault(word, set()).add(index)
-    return known
-
-
-def _synonym(name: str) -> str:
-    return SAME.get(folded(name), folded(name))
 
 
 def _natural(name: str) -> list:

@@ -16,19 +16,17 @@ from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any
 
-import numpy as np
 import torch
-from pycocotools import mask as rle
 from torch import Tensor
 
 from lora_comp.data.folders import FolderOptions, spread
 from lora_comp.data.images import read_image
+from lora_comp.data.masks import MAX, mask_of
 from lora_comp.data.sample import Sample
 from lora_comp.errors import ImageError, LoraCompError, first_line
 from lora_comp.settings import REQUIRED, setting
 
 Id = int | str
-MAX = 2.0**31  # of a coordinate; beyond it float32 has no use
 BEYOND = 2.0  # pixels that a box may reach beyond its image before it is noted
 COCO_IDS = frozenset(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
@@ -291,27 +289,8 @@ def _object(one: dict, about: str, categories: dict[Id, str]) -> _Object:
 
 
 def _mask(one: _Object, height: int, width: int) -> Tensor:
-    """bool (H, W) of polygons or run lengths; polygons of less than three points are empty."""
-    shape = one.segmentation
     try:
-        if isinstance(shape, dict):
-            if [_number(side) for side in shape["size"]] != [height, width]:
-                raise ValueError(f"its size is {shape['size']}, not [{height}, {width}]")
-            coded = shape
-            if isinstance(shape["counts"], list):
-                if sum(shape["counts"]) != height * width or min(shape["counts"]) < 0:
-                    raise ValueError(f"its counts do not sum up to {height * width}")
-                coded = rle.frPyObjects(shape, height, width)
-        else:
-            polygons = [shape] if not any(isinstance(part, list) for part in shape) else shape
-            points = [np.asarray(polygon, np.float64) for polygon in polygons]  # text too
-            if any(each.ndim != 1 or len(each) % 2 or not np.isfinite(each).all() for each in points):
-                raise ValueError("its polygons are not lists of x, y, x, y, ...")
-            drawn = [each.clip(-MAX, MAX).tolist() for each in points if len(each) >= 6]
-            if not drawn:
-                return torch.zeros(height, width, dtype=torch.bool)
-            coded = rle.merge(rle.frPyObjects(drawn, height, width))
-        return torch.from_numpy(rle.decode(coded)).bool()
+        return mask_of(one.segmentation, height, width)
     except Exception as error:  # pycocotools raises nearly anything
         raise ValueError(f"the segmentation of {one.about} cannot be read: {first_line(error)}") from None
 
