@@ -179,7 +179,8 @@ def read_table(given: Mapping | str | os.PathLike | None) -> dict[str, str | Non
         text = str(given)
         try:
             if not text.lstrip().startswith("{"):
-                where, text = text, Path(text).read_text(encoding="utf-8-sig")
+                where = text
+                text = Path(where).read_text(encoding="utf-8-sig")
             table = yaml.load(text, yaml.BaseLoader)  # which reads `no` and `0` as text, and makes no objects
         except (OSError, UnicodeDecodeError) as error:
             raise LoraCompError(f"cannot read {where}: {getattr(error, 'strerror', '') or 'it is no text'}") from None

@@ -75,9 +75,10 @@ def _walk(folder: Path, skipped: Counter[str], deep: bool, above: set[str]) -> l
 
 
 def counted(skipped: Counter[str]) -> str:
-    """The counts in words, the largest first: "3 .txt files, 1 broken links"."""
-    shown = [f"{number} {what if number > 1 else _one(what)}" for what, number in skipped.most_common(6)]
-    rest = sum(skipped.values()) - sum(number for _, number in skipped.most_common(6))
+    """The counts in words, the largest first: "3 .txt files, 1 broken link"."""
+    ordered = sorted(skipped.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{number} {what if number > 1 else _one(what)}" for what, number in ordered[:6]]
+    rest = sum(number for _, number in ordered[6:])
     return ", ".join(shown) + (f" and {rest} others" if rest else "")
 
 
