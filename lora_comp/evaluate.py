@@ -69,10 +69,10 @@ class Records:
             file.write(_line(key, record))
         self.by_key[key] = record
 
-    def note(self, line: str) -> None:
-        if line not in self.notes:
+    def tell(self, notes: list[str]) -> None:
+        self.notes = notes
+        for line in notes:
             print(f"note: {line}", file=sys.stderr)
-            self.notes.append(line)
 
     def results(self) -> dict:
         """The content of results.json: the records of this run, their means, why images were skipped, and notes."""
@@ -110,6 +110,12 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
             continue
         classes = getattr(data, "classes", ())
         yield replace(sample, classes=classes) if classes and not sample.classes else sample
+
+
+def notes(data: Any, task: Any, sample: Sample) -> list[str]:
+    """What is to be said before the images of a data set are coded, of which `sample` is one: a line each."""
+    said = task.notes(getattr(data, "name", "the data"), sample) if hasattr(task, "notes") else []
+    return [*getattr(data, "notes", ()), *said]
 
 
 def batches(images: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
@@ -152,14 +158,11 @@ def evaluate(
             progress.console.print(f"skipped: {reason}", soft_wrap=True, markup=False)
         records.skipped[index] = reason
 
-    tells = hasattr(task, "notes")
-    for line in getattr(data, "notes", ()):
-        records.note(line)
     try:
         for done, point in enumerate(points):
             for together in batches(samples(data, on_skip), batch):
-                for line in task.notes(getattr(data, "name", "the data"), together[0]) if tells else ():
-                    records.note(line)
+                if not records.requested:
+                    records.tell(notes(data, task, together[0]))
                 for method in point.methods:
                     keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
@@ -171,7 +174,8 @@ def evaluate(
                 progress.advance(images, len(together))
             progress.update(images, completed=len(data) * (done + 1))
     finally:
-        records.write()
+        if records.requested or records.skipped:
+            records.write()
     return records
 
 

@@ -94,6 +94,7 @@ class Detection:
         if not sample.annotated or not sample.classes:
             return []
         matched, network = self.labels.of(sample.classes), self.network.name
+        self._annotated(sample)  # raises what is to be said before anything is coded
         if not (missing := unmatched(sample.classes, matched)):
             return []
         then = "their objects are left out" if matched.known else "the score is agreement with its own detections"
@@ -104,13 +105,13 @@ class Detection:
         None where the image is not annotated with any of its classes."""
         if not sample.annotated:
             return None
+        matched = self.labels.of(sample.classes) if sample.classes else None
+        if matched and not matched.known:
+            return None
         if self.masks and len(sample.masks) < len(sample.boxes):
             raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")
         truth = truth_of(sample)
-        if sample.classes:
-            matched = self.labels.of(sample.classes)
-            if not matched.known:
-                return None
+        if matched:
             indexes = [matched.indexes[one["category_id"]] for one in truth]
             own = [one | {"category_id": i} for one, i in zip(truth, indexes, strict=True) if i is not None]
             return own, matched.known

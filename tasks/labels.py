@@ -178,7 +178,7 @@ def read_table(given: Mapping | str | os.PathLike | None) -> dict[str, str | Non
     if not isinstance(given, Mapping):
         text = str(given)
         try:
-            if not text.lstrip().startswith("{"):
+            if not text.lstrip().startswith(("{", "[")):
                 where = text
                 text = Path(where).read_text(encoding="utf-8-sig")
             table = yaml.load(text, yaml.BaseLoader)  # which reads `no` and `0` as text, and makes no objects

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lora_comp.data.folders import FolderOptions, spread
+from lora_comp.data.found import below
 from lora_comp.data.images import read_image
 from lora_comp.data.masks import MAX, mask_of
 from lora_comp.data.sample import Sample
@@ -34,7 +35,7 @@ COCO_IDS = frozenset(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 @dataclass(frozen=True)
 class CocoOptions(FolderOptions):
     path: str = setting(
-        REQUIRED, "folder that holds annotations/ and val2017/, or instances.json and images/", path=True
+        REQUIRED, "folder of annotations/ and val2017/, or of instances.json and images/, or the .json file", path=True
     )
 
 
@@ -60,7 +61,8 @@ class _Image:
 
 class Coco:
     """COCO's layout: ROOT/annotations/instances_val2017.json with ROOT/val2017/, or ROOT/instances.json with
-    ROOT/images/; the file may be gzipped.
+    ROOT/images/, or ROOT/val/ with _annotations.coco.json beside the images; or `path` is the file of annotations, with
+    the images below its folder or the one above. The file may be gzipped.
 
     Labels number the categories by rising id. A file that has exactly the ids of COCO's 80 categories has COCO's,
     whatever their names. Images without objects are included. Without any annotation, images are not annotated.
@@ -73,8 +75,11 @@ class Coco:
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
         root, self.name = Path(path), Path(path).resolve().name
-        patterns = ("instances.json", f"annotations/instances_{split}*.json")
+        patterns = ("instances.json", f"annotations/instances_{split}*.json", "_annotations.coco.json")
         files = [file for pattern in patterns for end in ("", ".gz") for file in sorted(root.glob(pattern + end))]
+        files += sorted(below(root, split).glob("_annotations.coco.json"))
+        if root.is_file():
+            files, root = [root], root.parent
         if not files:
             raise LoraCompError(
                 f"{root} has no COCO annotations: it needs instances.json or annotations/instances_{split}2017.json"
@@ -92,7 +97,8 @@ class Coco:
         self.classes = _coco_names(names) if names.keys() == COCO_IDS else [names[category] for category in categories]
         self.labels = {category: label for label, category in enumerate(categories)}
         self.images = spread(sorted(images, key=lambda image: _order(image.id)), limit)
-        self._find_images(root, split, unique_names=len({_tail(one.file) for one in images}) == len(images))
+        self.unique_names = len({_tail(one.file) for one in images}) == len(images)
+        self._find_images(root, split, Path(path).is_file())
 
     def _by_image(self, objects: Sequence[_Object], images: dict[Id, _Image]) -> dict[Id, list[_Object]]:
         """The objects of each image; ValueError if none has an image."""
@@ -131,11 +137,11 @@ class Coco:
             self.notes.append(f"{self.annotations} annotates no object")
         return by_image
 
-    def _find_images(self, root: Path, split: str, unique_names: bool) -> None:
-        """Where the images lie, and whether the last part of their names suffices."""
+    def _find_images(self, root: Path, split: str, above: bool) -> None:
+        """The folders where the images may lie. above: also beside the folder."""
         years = [folder for name in (f"{split}20*", f"images/{split}20*") for folder in sorted(root.glob(name))]
-        self.folders = [*years, root / "images" / split, root / split, root / "images", root]
-        self.unique_names = unique_names
+        self.folders = [*years, root / "images" / split, below(root, split), root / "images", root]
+        self.folders += [root.parent / folder for folder in (f"{split}2017", split, "images", ".") if above]
         if not any(os.path.exists(self._file(image)) for image in self.images):
             raise LoraCompError(f"{root} holds none of the {len(self.images)} images that {self.annotations} names")
 
@@ -148,7 +154,7 @@ class Coco:
                 folder = self.folders.pop(found % len(self.folders))
                 self.folders.insert(0, folder)  # the next ones are likely there too
                 return place
-        return self.folders[-1] / image.file
+        return self.folders[0] / image.file
 
     def __len__(self) -> int:
         return len(self.images)

@@ -278,6 +278,28 @@ def test_the_name_of_a_sample_stays_below_any_folder(tmp_path, name):
     assert ".." not in sample.name and not sample.name.startswith("/") and ":" not in sample.name
 
 
+@pytest.mark.parametrize(
+    "file, images, path",
+    [
+        ("instances.json", "images", "instances.json"),
+        ("annotations/instances_val2017.json", "val2017", "annotations/instances_val2017.json"),
+        ("annotations/mine.json", "images", "annotations/mine.json"),
+        ("mine.json.gz", ".", "mine.json.gz"),
+        ("valid/_annotations.coco.json", "valid", "."),
+        ("val/_annotations.coco.json", "val", "."),
+        ("_annotations.coco.json", ".", "."),
+    ],
+)
+def test_the_file_itself_and_exports_with_images_beside_it_are_read(tmp_path, plain, file, images, path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / images).mkdir(exist_ok=True)
+    write(tmp_path / "set")
+    for image in (tmp_path / "set" / "images").iterdir():
+        image.rename(tmp_path / images / image.name)
+    (tmp_path / "set" / "instances.json").rename(tmp_path / file)
+    same(load_data("coco", tmp_path / path)[0], plain[0])
+
+
 def test_a_file_with_cocos_ids_has_cocos_classes_in_any_language(tmp_path):
     names = {one: f"Klasse {one}" for one in sorted(COCO_IDS)}
     data = load_data(

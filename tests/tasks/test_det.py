@@ -154,8 +154,14 @@ def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
     with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares has classes 0 to 1"):
         task.measure(square("a").image, square("a", labels=torch.tensor([7])))
     if task.name == "seg":
-        with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):
-            task.measure(square("a").image, square("a", masks=torch.zeros(0)))
+        for classes in ((), ["grey"]):
+            boxes = square("a", masks=torch.zeros(0), classes=classes)
+            with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):
+                task.measure(boxes.image, boxes)
+        with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone"):
+            task.notes("set", boxes)  # before anything is coded
+        other = square("a", masks=torch.zeros(0), classes=["zebra"])
+        assert task.measure(other.image, other)["agreement"] == ONE
 
 
 def test_an_empty_image_is_rightly_seen_as_empty():
