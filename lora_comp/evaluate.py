@@ -26,6 +26,7 @@ from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import region, weighted_psnr
 from lora_comp.tasks.human import psnr
+from lora_comp.tasks.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
 
 def notes(data: Any, task: Any, sample: Sample) -> list[str]:
     """What is to be said before the images of a data set are coded, of which `sample` is one: a line each."""
-    said = task.notes(getattr(data, "name", "the data"), sample) if hasattr(task, "notes") else []
+    say = getattr(task, "notes", None)
+    said = say(getattr(data, "name", "the data"), sample) if callable(say) else []
     return [*getattr(data, "notes", ()), *said]
 
 
@@ -206,7 +208,7 @@ def _relabelled(task: Any, sample: Sample) -> dict[str, Any]:
     if sample.label is None and not sample.annotated:
         return {}
     parts = {name: getattr(part, "labels", None) for name, part in getattr(task, "parts", {"": task}).items()}
-    found = {name: labels.relabelled(sample.classes) for name, labels in parts.items() if labels}
+    found = {name: labels.relabelled(sample.classes) for name, labels in parts.items() if isinstance(labels, Labels)}
     return {name: indexes for name, indexes in found.items() if indexes is not None}
 
 

@@ -86,7 +86,7 @@ class Classification:
             return [
                 f"the network {network} does not name its classes: the {len(sample.classes)} of {data} in their order"
             ]
-        if not (missing := unmatched(sample.classes, matched)):
+        if not (missing := unmatched(sample, matched)):
             return []
         others = "; top-1 is that of the other classes" if matched.known else ""
         return [

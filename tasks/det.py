@@ -95,9 +95,10 @@ class Detection:
             return []
         matched, network = self.labels.of(sample.classes), self.network.name
         self._annotated(sample)  # raises what is to be said before anything is coded
-        if not (missing := unmatched(sample.classes, matched)):
+        if not (missing := unmatched(sample, matched)):
             return []
-        then = "their objects are left out" if matched.known else "the score is agreement with its own detections"
+        left_out = self._annotated(sample) is not None
+        then = "their objects are left out" if left_out else "the score is agreement with its own detections"
         return [f"the network {network} has no class for {missing} of {data}: {then} ({HOW})"]
 
     def _annotated(self, sample: Sample) -> tuple[list[dict], list[int] | None] | None:
@@ -106,7 +107,7 @@ class Detection:
         if not sample.annotated:
             return None
         matched = self.labels.of(sample.classes) if sample.classes else None
-        if matched and not matched.known:
+        if matched and all(matched.indexes[i] is None for i in sample.present or range(len(sample.classes))):
             return None
         if self.masks and len(sample.masks) < len(sample.boxes):
             raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
+from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError, first_line
 
 CLASSES_HELP = "what the network calls the data's classes, as {tabby: cat}, or a YAML file; null: much the same"
@@ -143,7 +144,7 @@ class Labels:
     def _given(self, names: Sequence[str]) -> dict[str, int | None]:
         """What the table says of the data set's classes."""
         given: dict[str, int | None] = {}
-        spelled = {folded(name): name for name in names}
+        spelled = {folded(name): name for name in names if folded(name)}
         for own, other in self.table.items():
             name = own if own in names else spelled.get(folded(own), "")
             if not name:
@@ -163,9 +164,10 @@ class Labels:
         return given
 
 
-def unmatched(names: Sequence[str], matched: Matched) -> str:
-    """The names of the classes that the network does not have, five at most."""
-    missing = [name for name, index in zip(names, matched.indexes, strict=True) if index is None]
+def unmatched(sample: Sample, matched: Matched) -> str:
+    """The names of the classes that the network does not have, five at most, of those that are present."""
+    present = sample.present or range(len(sample.classes))
+    missing = [" ".join(sample.classes[i].split()) for i in present if matched.indexes[i] is None]
     return ", ".join(missing[:5]) + (f" and {len(missing) - 5} others" if len(missing) > 5 else "")
 
 

@@ -88,8 +88,9 @@ class Voc:
         self.name, self.root = "voc", roots[-1]
         self.images = {image.stem: image for image in reversed(find_images(self.root / "JPEGImages").images)}
         self.stems = spread(self._listed(split), limit)
-        own = {one.name for stem in self.stems for one in self._readable(stem)} - set(VOC_CLASSES)
-        self.classes = [*VOC_CLASSES, *sorted(own)]
+        seen = {one.name for stem in self.stems for one in self._readable(stem)}
+        self.classes = [*VOC_CLASSES, *sorted(seen.difference(VOC_CLASSES))]
+        self.present = [label for label, name in enumerate(self.classes) if name in seen]
 
     def _listed(self, split: str) -> list[str]:
         """The names of the images of a split."""
@@ -140,6 +141,7 @@ class Voc:
             crowd=torch.tensor([one.difficult for one in objects], dtype=torch.bool),
             annotated=True,
             classes=self.classes,
+            present=self.present,
         )
 
 
@@ -162,7 +164,7 @@ def _voc_objects(path: Path) -> tuple[list[_Object], tuple[int, int]]:
 
 
 def _voc_object(one: Element, about: str) -> _Object:
-    name = (one.findtext("name") or "").strip()
+    name = " ".join((one.findtext("name") or "").split())
     if not name:
         raise ImageError(f"{about} has no name")
     if one.find("bndbox") is None:

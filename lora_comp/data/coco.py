@@ -80,6 +80,8 @@ class Coco:
         files += sorted(below(root, split).glob("_annotations.coco.json"))
         if root.is_file():
             files, root = [root], root.parent
+        if not root.is_dir():
+            raise LoraCompError(f"{root} does not exist; give the folder of COCO annotations, or their file")
         if not files:
             raise LoraCompError(
                 f"{root} has no COCO annotations: it needs instances.json or annotations/instances_{split}2017.json"
@@ -92,10 +94,11 @@ class Coco:
             objects = list(_objects(content["annotations"], names))
             self.objects = self._by_image(objects, {image.id: image for image in images})
         except ValueError as error:
-            raise LoraCompError(f"{self.annotations}: {error}") from None
+            raise LoraCompError(f"{self.annotations}: {' '.join(str(error).split())}") from None
         categories = sorted(names, key=_order)
         self.classes = _coco_names(names) if names.keys() == COCO_IDS else [names[category] for category in categories]
         self.labels = {category: label for label, category in enumerate(categories)}
+        self.present = sorted({self.labels[one.category] for same in self.objects.values() for one in same})
         self.images = spread(sorted(images, key=lambda image: _order(image.id)), limit)
         self.unique_names = len({_tail(one.file) for one in images}) == len(images)
         self._find_images(root, split, Path(path).is_file())
@@ -186,6 +189,7 @@ class Coco:
             crowd=torch.tensor([one.crowd for one in objects], dtype=torch.bool),
             annotated=bool(self.objects),
             classes=self.classes,
+            present=self.present,
         )
 
 
@@ -226,10 +230,11 @@ def _images(entries: Iterable[dict]) -> Iterator[_Image]:
         own = _id(one.get("id"))
         if own is None:
             raise ValueError(f"the id of image number {number} is {_shown(one, 'id')}, not a number or text")
-        file = one.get("file_name") or one.get("coco_url")  # LVIS has the address alone
+        file = one.get("file_name") or one.get("coco_url")
         if not isinstance(file, str) or not _tail(file):
             raise ValueError(f"image {own} has no file_name")
-        file = file if one.get("file_name") else _tail(file)
+        if not one.get("file_name"):  # LVIS has the address alone
+            file = "/".join(PurePosixPath(file).parts[-2:])
         if own in seen:
             if seen[own] == file:
                 continue
@@ -248,7 +253,8 @@ def _categories(entries: Iterable[dict]) -> dict[Id, str]:
             raise ValueError(f"the id of category number {number} is {_shown(one, 'id')}, not a number or text")
         if isinstance(name, bool) or not isinstance(name, (str, int, float)) or not str(name).strip():
             raise ValueError(f"category {own} has no name")
-        if names.setdefault(own, str(name).strip()) != str(name).strip():
+        name = " ".join(str(name).split())
+        if names.setdefault(own, name) != name:
             raise ValueError(f"the categories {names[own]} and {name} have the same id {own}")
     return names
 

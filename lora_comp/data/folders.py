@@ -67,8 +67,8 @@ class Folder:
     """A folder of images.
 
     Sub-folders with images are classes in the order of their names (torchvision's ImageFolder layout); without any,
-    labels are None. A sub-folder named like the split is read in place of `path`. What is in `images/`, alone or beside
-    a folder of annotations (YOLO's layout), has no classes.
+    labels are None. A sub-folder named like the split is read in place of `path`, and then `images/` where it holds all
+    images; beside a folder of annotations (YOLO's layout), what it holds has no classes.
 
     notes: what is not read, in a line.
     Raises LoraCompError if the folder is missing, holds no images, or only splits of other names.
@@ -83,6 +83,7 @@ class Folder:
         self.root = below(root, split)
         folders, beside = _read(self.root)
         images = None if beside.images else _only_images([name for name, found in folders.items() if found.images])
+        annotated = images and any(name.casefold() in ANNOTATIONS for name in folders)
         others: Counter[str] = Counter()
         if images:
             others = beside.skipped
@@ -93,12 +94,12 @@ class Folder:
             folders, beside = _read(self.root)
         by_class = {name: found.images for name, found in folders.items() if found.images}
         loose = beside.images
-        if by_class and by_class.keys() <= SPLITS:
+        if by_class and all(name.casefold().rstrip("0123456789_-") in SPLITS for name in by_class):
             raise LoraCompError(
                 f"{self.root} has no split {split!r}, but {' and '.join(by_class)}: set data.split to one of them, or "
                 "give its folder"
             )
-        if images:
+        if annotated:
             loose, by_class = sorted(sum(by_class.values(), loose)), {}
         if loose and by_class:
             raise LoraCompError(

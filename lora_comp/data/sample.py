@@ -21,6 +21,7 @@ class Sample:
     annotated: whether all objects of the image are annotated; if not, there are no annotations of objects
     classes: the names of the data set's classes, by which a task finds them among its network's (`tasks.labels`); empty
         where labels are indices of the network's own classes
+    present: those of `classes` that objects of the data set have; empty where that is not known
     """
 
     name: str
@@ -32,6 +33,7 @@ class Sample:
     crowd: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     annotated: bool = False
     classes: Sequence[str] = ()
+    present: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if len(self.masks) == 0:

@@ -187,7 +187,7 @@ def test_voc_classes_of_ones_own_follow_the_twenty(tmp_path):
     names = ("zebra", "cat", "hélicoptère")
     objects = "".join(OBJECT.replace("cat", name) for name in names)
     data = load_data("voc", voc(tmp_path, objects, encode=lambda text: text.encode("latin-1")))
-    assert data.classes[20:] == ["hélicoptère", "zebra"]
+    assert data.classes[20:] == ["hélicoptère", "zebra"] and data[0].present == [7, 20, 21]
     assert [data.classes[label] for label in data[0].labels] == list(names)
 
 

@@ -271,6 +271,15 @@ def test_objects_without_masks_and_of_no_size_are_read(tmp_path):
     assert sample.boxes.tolist() == [[3, 4, 3, 9]] * 2 and len(sample.masks) == 0
 
 
+def test_lvis_says_where_an_image_is_by_its_address_alone(tmp_path):
+    def change(content):
+        for one in content["images"]:
+            one["coco_url"] = f"http://images.cocodataset.org/train2017/{one.pop('file_name')}"
+
+    (write(tmp_path, change) / "images").rename(tmp_path / "train2017")
+    assert [load_data("coco", tmp_path)[i].name for i in range(2)] == ["train2017/7.png", "train2017/9.png"]
+
+
 @pytest.mark.parametrize("name", ["../7.png", "/tmp/x/../7.png", "..\\..\\7.png", "C:/a/7.png"])
 def test_the_name_of_a_sample_stays_below_any_folder(tmp_path, name):
     """Files of a run are named by it."""

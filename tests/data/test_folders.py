@@ -134,12 +134,24 @@ def test_a_folder_of_images_beside_annotations_is_no_class(tmp_path, files, name
     ]
 
 
-@pytest.mark.parametrize("files", [["train/a/0.png", "test/a/1.png"], ["images/train/0.png", "images/test/1.png"]])
-def test_splits_are_no_classes(tmp_path, files):
+def test_classes_may_lie_below_images(tmp_path):
+    data = load_data("folder", fill(tmp_path, "images/cat/0.png", "images/dog/1.png"))
+    assert data.classes == ["cat", "dog"] and [data[i].name for i in range(2)] == ["cat/0.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize(
+    "files, splits",
+    [
+        (["train/a/0.png", "test/a/1.png"], "test and train"),
+        (["images/train/0.png", "images/test/1.png"], "test and train"),
+        (["train2017/0.png", "test2017/1.png"], "test2017 and train2017"),
+    ],
+)
+def test_splits_are_no_classes(tmp_path, files, splits):
     fill(tmp_path, *files)
-    with pytest.raises(LoraCompError, match=r"has no split 'val', but test and train: set data.split"):
+    with pytest.raises(LoraCompError, match=rf"has no split 'val', but {splits}: set data.split"):
         load_data("folder", tmp_path)
-    assert len(load_data("folder", tmp_path, "test")) == 1
+    assert len(load_data("folder", tmp_path, splits.split()[0])) == 1
 
 
 def test_limit_keeps_every_class(tmp_path):

@@ -141,6 +141,17 @@ def test_where_no_class_fits_the_score_is_agreement(task):
     assert "no class for zebra of set: the score is agreement with its own detections" in note
 
 
+def test_where_no_object_is_of_a_class_that_fits_the_score_is_agreement_too(task):
+    facts = dict(classes=["zebra", "grey"], labels=torch.tensor([0]))
+    assert task.measure(square("a").image, square("a", **facts))["score"] == 0  # another image may have a grey one
+    measured = task.measure(square("a").image, square("a", present=[0], **facts))
+    assert measured["score"] == measured["agreement"] == ONE
+    [note] = task.notes("set", square("a", present=[0], **facts))
+    assert "no class for zebra of set: the score is agreement" in note
+    only_known = square("a", classes=["zebra", "grey"], labels=torch.tensor([1]), present=[1])
+    assert task.measure(only_known.image, only_known)["mAP"] == ONE and task.notes("set", only_known) == []
+
+
 def test_a_table_names_the_classes_of_objects(monkeypatch):
     monkeypatch.setattr(det, "load_detector", lambda *arguments: Squares())
     zebra = square("a", classes=["zebra"], labels=torch.tensor([0]))
