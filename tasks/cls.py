@@ -84,7 +84,7 @@ class Classification:
         matched, network = self.labels.of(sample.classes), self.network.name
         if matched.ranks:
             return [
-                f"the network {network} does not name its classes: the {len(sample.classes)} of {data} in their order"
+                f"the network {network} does not name its classes: those of {data}, as many, are taken in their order"
             ]
         if not (missing := unmatched(sample, matched)):
             return []

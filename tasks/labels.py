@@ -94,8 +94,10 @@ class Labels:
 
     def relabelled(self, names: Sequence[str]) -> tuple[int | None, ...] | None:
         """The indices where they are not those of the data set's own labels, all of the network's."""
-        indexes = self.of(names).indexes if names else None
-        return None if indexes is None or indexes == tuple(range(len(self.names))) else indexes
+        if not names:
+            return None
+        indexes, ranks = self.of(names)
+        return None if ranks or indexes == tuple(range(len(self.names))) else indexes
 
     def _match(self, names: tuple[str, ...]) -> Matched:
         given = self._given(names)

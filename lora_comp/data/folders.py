@@ -80,27 +80,7 @@ class Folder:
         root = Path(path)
         if not root.is_dir():
             raise LoraCompError(f"{root} is not a folder; give the folder of the images")
-        self.root = below(root, split)
-        folders, beside = _read(self.root)
-        images = None if beside.images else _only_images([name for name, found in folders.items() if found.images])
-        annotated = images and any(name.casefold() in ANNOTATIONS for name in folders)
-        others: Counter[str] = Counter()
-        if images:
-            others = beside.skipped
-            for name in folders.keys() - {images}:
-                others += folders[name].skipped
-                others[f"images in {name}/"] += len(folders[name].images)
-            self.root = below(self.root / images, split)
-            folders, beside = _read(self.root)
-        by_class = {name: found.images for name, found in folders.items() if found.images}
-        loose = beside.images
-        if by_class and all(name.casefold().rstrip("0123456789_-") in SPLITS for name in by_class):
-            raise LoraCompError(
-                f"{self.root} has no split {split!r}, but {' and '.join(by_class)}: set data.split to one of them, or "
-                "give its folder"
-            )
-        if annotated:
-            loose, by_class = sorted(sum(by_class.values(), loose)), {}
+        self.root, by_class, loose, skipped = _layout(root, split)
         if loose and by_class:
             raise LoraCompError(
                 f"{self.root} holds images both beside and inside sub-folders; sub-folders are classes, "
@@ -110,7 +90,6 @@ class Folder:
         self.classes = list(by_class)
         files: list[tuple[Path, int | None]] = [(path, None) for path in loose]
         files += [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
-        skipped = sum((found.skipped for found in folders.values()), others + beside.skipped)
         if not files:
             has = f"; it has {counted(skipped)}" if skipped else ""
             raise LoraCompError(f"{root} holds no images (.png, .jpg, .webp and others that Pillow reads){has}")
@@ -123,6 +102,31 @@ class Folder:
     def __getitem__(self, index: int) -> Sample:
         path, label = self.files[index]
         return Sample(path.relative_to(self.root).as_posix(), read_image(path), label, classes=self.classes)
+
+
+def _layout(root: Path, split: str) -> tuple[Path, dict[str, list[Path]], list[Path], Counter[str]]:
+    """The folder of the images, those of its sub-folders, those beside them, and how many of what is not read."""
+    root, skipped = below(root, split), Counter[str]()
+    folders, beside = _read(root)
+    images = None if beside.images else _only_images([name for name, found in folders.items() if found.images])
+    annotated = images and any(name.casefold() in ANNOTATIONS for name in folders)
+    if images:
+        skipped += beside.skipped
+        for name in folders.keys() - {images}:
+            skipped += folders[name].skipped
+            skipped[f"images in {name}/"] += len(folders[name].images)
+        root = below(root / images, split)
+        folders, beside = _read(root)
+    skipped = sum((found.skipped for found in folders.values()), skipped + beside.skipped)
+    by_class = {name: found.images for name, found in folders.items() if found.images}
+    if by_class and all(name.casefold().rstrip("0123456789_-") in SPLITS for name in by_class):
+        raise LoraCompError(
+            f"{root} has no split {split!r}, but {' and '.join(by_class)}: set data.split to one of them, or give its "
+            "folder"
+        )
+    if annotated:
+        return root, {}, sorted(sum(by_class.values(), beside.images)), skipped
+    return root, by_class, beside.images, skipped
 
 
 def _read(root: Path) -> tuple[dict[str, Found], Found]:

@@ -83,7 +83,7 @@ def counted(skipped: Counter[str]) -> str:
 
 
 def _one(what: str) -> str:
+    """The singular."""
     words = {"hidden files and folders": "hidden file or folder", "pipes and devices": "pipe or device"}
-    return words.get(
-        what, what.replace("files", "file").replace("links", "link").replace("folders that", "folder that")
-    )
+    plural = next((many for many in ("images in", "folders that", "links", "files") if many in what), "")
+    return words.get(what) or what.replace(plural, plural.replace("s", "", 1), 1)

@@ -132,6 +132,8 @@ def test_a_folder_of_images_beside_annotations_is_no_class(tmp_path, files, name
     assert data.classes == [] and [(data[i].name, data[i].label) for i in range(len(data))] == [
         (n, None) for n in names
     ]
+    if "masks/0.png" in files:
+        assert data.notes == [f"not read in {tmp_path.name}: 1 .txt file, 1 image in annotations/, 1 image in masks/"]
 
 
 def test_classes_may_lie_below_images(tmp_path):

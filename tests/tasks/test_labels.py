@@ -199,6 +199,16 @@ def test_library_classifiers_know_imagenets_classes(name):
         assert measured["score"] == measured["top1"] == right
 
 
+def test_ranks_are_noted():
+    task, names = load_task("cls", network="timm/resnet10t", weights=None), [f"c{i:04d}" for i in range(1000)]
+    sample = Sample("a", torch.rand(3, 64, 64), 7, classes=names)
+    assert "agreement" in task.notes("set", sample)[0]
+    task.labels = Labels(Network(), count=task._count)  # as of a checkpoint that somebody trained
+    [note] = task.notes("set", sample)
+    assert "does not name its classes: those of set, as many, are taken in their order" in note
+    assert "top1" in task.measure(sample.image, sample) and task.labels.relabelled(names) is None
+
+
 def folder(root, *names):
     for i, name in enumerate(names):
         (root / name).mkdir(parents=True)
