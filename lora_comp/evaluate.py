@@ -6,10 +6,11 @@ and results.json. `bytes` of a record is the size of the file that was decoded f
 
 import json
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import region, weighted_psnr
 from lora_comp.tasks.human import psnr
+from lora_comp.tasks.labels import Labels
 
 NAME_BYTES = 220  # of a file's name: file systems take 255, a temporary name beside it is longer
 
@@ -43,6 +45,7 @@ class Records:
 
     pool: the task's `pool`, if it has one. Its input, "objects" of `measure`, is stored in records.jsonl only.
     skipped: index of an image to the reason why it was skipped.
+    notes: what of the data is not read or not scored, and what a score is where it is not what the task's name says.
     requested: the records of this run.
     by_key: all valid records, by `record_key`.
     """
@@ -50,6 +53,7 @@ class Records:
     def __init__(self, out: Path, pool: Callable[[list[dict]], dict[str, float]] | None = None):
         self.out, self.pool = out, pool
         self.skipped: dict[int, str] = {}
+        self.notes: list[str] = []
         self.requested: list[dict] = []
         self.journal = out / "records.jsonl"
         self.by_key: dict[str, dict] = {}
@@ -69,14 +73,20 @@ class Records:
             file.write(_line(key, record))
         self.by_key[key] = record
 
+    def tell(self, notes: list[str]) -> None:
+        self.notes = notes
+        for line in notes:
+            print(f"note: {line}", file=sys.stderr)
+
     def results(self) -> dict:
-        """The content of results.json: the records of this run, their means, and why images were skipped."""
+        """The content of results.json: the records of this run, their means, why images were skipped, and notes."""
         records = [{name: value for name, value in record.items() if name != "objects"} for record in self.requested]
         rows = summary(records)
         if self.pool:
             for row in rows:
                 row |= self.pool([r["objects"] for r in self.requested if all(r[key] == row[key] for key in GROUP)])
-        return {"records": records, "summary": rows, "skipped": list(self.skipped.values())}
+        skipped = list(self.skipped.values())
+        return {"records": records, "summary": rows, "skipped": skipped, "notes": self.notes}
 
     def write(self) -> None:
         write_file(self.out / "results.json", json.dumps(self.results(), indent=1).encode())
@@ -102,7 +112,15 @@ def samples(data, on_skip: Callable[[int, str], None] = lambda index, reason: No
         except ImageError as error:
             on_skip(i, str(error))
             continue
-        yield sample
+        classes = getattr(data, "classes", ())
+        yield replace(sample, classes=classes) if classes and not sample.classes else sample
+
+
+def notes(data: Any, task: Any, sample: Sample) -> list[str]:
+    """What is to be said before the images of a data set are coded, of which `sample` is one: a line each."""
+    say = getattr(task, "notes", None)
+    said = say(getattr(data, "name", "the data"), sample) if callable(say) else []
+    return [*getattr(data, "notes", ()), *said]
 
 
 def batches(images: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
@@ -148,6 +166,8 @@ def evaluate(
     try:
         for done, point in enumerate(points):
             for together in batches(samples(data, on_skip), batch):
+                if not records.requested:
+                    records.tell(notes(data, task, together[0]))
                 for method in point.methods:
                     keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
@@ -159,7 +179,8 @@ def evaluate(
                 progress.advance(images, len(together))
             progress.update(images, completed=len(data) * (done + 1))
     finally:
-        records.write()
+        if records.requested or records.skipped:
+            records.write()
     return records
 
 
@@ -177,9 +198,21 @@ def record_key(
         "roi": roi,
         "settings": {"tile": settings.tile} if method is None else asdict(settings),
     }
+    if relabelled := _relabelled(task, sample):
+        facts["classes"] = relabelled
     if method is not None:
         facts["method"] = [method.name, method.identity and method.identity.hex(), dict(method.settings)]
     return json.dumps(facts, sort_keys=True)
+
+
+def _relabelled(task: Any, sample: Sample) -> dict[str, Any]:
+    """For each task that finds the sample's classes among those of a network, under other indices than the sample's,
+    these indices."""
+    if sample.label is None and not sample.annotated:
+        return {}
+    parts = {name: getattr(part, "labels", None) for name, part in getattr(task, "parts", {"": task}).items()}
+    found = {name: labels.relabelled(sample.classes) for name, labels in parts.items() if isinstance(labels, Labels)}
+    return {name: indexes for name, indexes in found.items() if indexes is not None}
 
 
 def score(

@@ -18,6 +18,10 @@ and, where the score of a data set is not the mean of its images' scores (mAP is
 and, where the network is a detector, whose objects may serve as regions of interest,
     detections(image)               list of the objects in (3, H, W) in COCO's format, with "bbox" and "score"
     score_threshold                 float: the score from which a detection counts
+and, where the score depends on the names of a data set's classes,
+    labels                          the `labels.Labels` that finds them among its network's
+    notes(data, sample)             lines that say what the score of the data set with that name and such samples leaves
+                                    out, or is instead
 """
 
 import importlib
@@ -56,10 +60,9 @@ def combine(parts: Mapping[str, Any]) -> MultiTaskOptions:
 
 
 def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):
-    """A task by name, ready to use: "human"; "cls", "det" and "seg" (options network, weights); "open" (network,
-    weights, layers, input); "MODULE:CLASS", a class in an importable module; or several
-    under any name, with the options of each part, `parts={"cls": {}, "human": {}}`, and their shares (see
-    `tasks.multi.MultiTask`).
+    """A task by name, ready to use: "human"; "cls", "det" and "seg" (options network, weights, classes); "open"
+    (network, weights, layers, input); "MODULE:CLASS", a class in an importable module; or several under any name, with
+    the options of each part, `parts={"cls": {}, "human": {}}`, and their shares (see `tasks.multi.MultiTask`).
 
     Where `network` is a list, each network is a task, which together are one with their shares; `input` is then a
     list of the same length, or of all alike.

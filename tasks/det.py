@@ -6,7 +6,9 @@ networks of these papers, the feature distance is a scale times the sum over the
 
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from lora_comp.networks import load_detector
 from lora_comp.settings import setting
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
 from lora_comp.tasks.features import FeatureDistance
+from lora_comp.tasks.labels import CLASSES_HELP, HOW, Labels, unmatched
 from lora_comp.tasks.rate import rate_lambda
 
 LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # weight of bpp against the feature distance
@@ -30,13 +33,16 @@ class DetectionOptions:
     weights: str | None = setting(
         "default", "those that the network comes with; a file; null: seeded random", path=True
     )
+    classes: Any = setting(None, CLASSES_HELP, path=True)
 
 
 class Detection:
-    """Distortion is the feature distance; the score is mAP by COCO's rules over all images of a run where objects are
-    annotated, else the same figure against the network's detections on the originals, called agreement.
+    """Distortion is the feature distance; the score is mAP by COCO's rules over all images of a run where objects of
+    the network's classes are annotated, else the same figure against the network's detections on the originals, called
+    agreement. Objects of classes that the network does not have are left out, and so are detections of classes that
+    the data set does not annotate.
 
-    network, weights: as for `lora_comp.networks.load_detector`. A label is an index of the network's classes.
+    network, weights: as for `lora_comp.networks.load_detector`. classes: the table of names of `labels.Labels`.
     """
 
     name, masks, kind = "det", False, "bbox"
@@ -45,12 +51,18 @@ class Detection:
     score_threshold = 0.5  # from which a detection on an original without annotations counts as ground truth
     metrics = ("score", "mAP", "AP50", "AP75", "feature_distance")
 
-    def __init__(self, network: str | os.PathLike = "scenes", weights: str | os.PathLike | None = "default"):
+    def __init__(
+        self,
+        network: str | os.PathLike = "scenes",
+        weights: str | os.PathLike | None = "default",
+        classes: Mapping | str | os.PathLike | None = None,
+    ):
         self.network = load_detector(network, weights, self.masks)
         self.key = f"{self.name}-{network}" + ("" if weights == "default" else f"-{weights}")
         self.features = FeatureDistance(self.network, self.network.published_scale)
         self.targets, self.distortion = self.features.targets, self.features.distortion
         self.device = torch.device("cpu")
+        self.labels = Labels(self.network, classes)
         self._answers: dict[tuple[str, int], list[dict]] = {}
 
     def to(self, device: torch.device) -> "Detection":
@@ -77,17 +89,43 @@ class Detection:
         counts = {name: names.count(name) for name in names}
         return ", ".join(f"{n} {name}" if n > 1 else name for name, n in counts.items()) or "nothing"
 
-    def _truth(self, sample: Sample) -> list[dict]:
-        if sample.annotated:
-            known, most = len(self.network.classes), int(sample.labels.max()) if len(sample.labels) else -1
-            if known and most >= known:
-                raise LoraCompError(
-                    f"{sample.name} has objects of class {most}, but the network {self.network.name} "
-                    f"has classes 0 to {known - 1}: score it on data of its own classes"
-                )
-            if self.masks and len(sample.masks) < len(sample.boxes):
-                raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")
-            return truth_of(sample)
+    def notes(self, data: str, sample: Sample) -> list[str]:
+        """What the score of a data set with such samples leaves out, or what it is instead of mAP."""
+        if not sample.annotated or not sample.classes:
+            return []
+        matched, network = self.labels.of(sample.classes), self.network.name
+        self._annotated(sample)  # raises what is to be said before anything is coded
+        if not (missing := unmatched(sample, matched)):
+            return []
+        left_out = self._annotated(sample) is not None
+        then = "their objects are left out" if left_out else "the score is agreement with its own detections"
+        return [f"the network {network} has no class for {missing} of {data}: {then} ({HOW})"]
+
+    def _annotated(self, sample: Sample) -> tuple[list[dict], list[int] | None] | None:
+        """The annotated objects of the network's classes, and those of its classes that are annotated, None for all;
+        None where the image is not annotated with any of its classes."""
+        if not sample.annotated:
+            return None
+        matched = self.labels.of(sample.classes) if sample.classes else None
+        if matched and all(matched.indexes[i] is None for i in sample.present or range(len(sample.classes))):
+            return None
+        if self.masks and len(sample.masks) < len(sample.boxes):
+            raise LoraCompError(f"{sample.name} is annotated with boxes alone: use task=det, or data with masks")
+        truth = truth_of(sample)
+        if matched:
+            indexes = [matched.indexes[one["category_id"]] for one in truth]
+            own = [one | {"category_id": i} for one, i in zip(truth, indexes, strict=True) if i is not None]
+            return own, matched.known
+        known, most = len(self.network.classes), max((one["category_id"] for one in truth), default=-1)
+        if known and most >= known:
+            raise LoraCompError(
+                f"{sample.name} has objects of class {most}, but the network {self.network.name} "
+                f"has classes 0 to {known - 1}: score it on data of its own classes"
+            )
+        return truth, None
+
+    def _own_answer(self, sample: Sample) -> list[dict]:
+        """The network's confident detections on the original, as truth."""
         key = sample.name, zlib.crc32(sample.image.numpy().tobytes())
         if key not in self._answers:  # the same at every rate point
             counted = [one for one in self.detections(sample.image) if one.pop("score") >= self.score_threshold]
@@ -99,7 +137,10 @@ class Detection:
         pair = torch.stack([decoded.clamp(0, 1).cpu(), sample.image]).to(self.device)
         stages = self.network.stages(pair)
         distance = self.features.between([stage[:1] for stage in stages], [stage[1:] for stage in stages])
-        seen = {"truth": self._truth(sample), "detections": self.detections(decoded), "annotated": sample.annotated}
+        annotated = self._annotated(sample)
+        truth, counted = annotated or (self._own_answer(sample), None)
+        found = [one for one in self.detections(decoded) if counted is None or one["category_id"] in counted]
+        seen = {"truth": truth, "detections": found, "annotated": annotated is not None}
         return {**self.pool([seen]), "feature_distance": float(distance), "objects": seen}
 
     def pool(self, images: list[dict]) -> dict[str, float]:

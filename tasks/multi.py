@@ -104,6 +104,10 @@ class MultiTask:
         objects = {name: one.pop("objects") for name, one in measured.items() if "objects" in one}
         return self._named(measured) | ({"objects": objects} if objects else {})
 
+    def notes(self, data: str, sample: Sample) -> list[str]:
+        parts = {name: task.notes(data, sample) for name, task in self.parts.items() if hasattr(task, "notes")}
+        return [f"{name}: {note}" for name, notes in parts.items() for note in notes]
+
     def _named(self, measured: Mapping[str, dict[str, float]]) -> dict[str, float]:
         named = {
             f"{name}_{figure}": value

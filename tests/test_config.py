@@ -110,8 +110,8 @@ def test_a_choice_brings_its_settings_wherever_it_stands():
 
 def test_several_tasks_are_parts_of_one():
     config = run("task=[cls,det]", "task.det.network=a=b", "task.shares=[3,1]")
-    cls = {"name": "cls", "network": "scenes", "weights": "default"}
-    det = {"name": "det", "network": "a=b", "weights": "default"}
+    cls = {"name": "cls", "network": "scenes", "weights": "default", "classes": None}
+    det = {"name": "det", "network": "a=b", "weights": "default", "classes": None}
     assert config.task.given() == {"name": "cls+det", "parts": {"cls": cls, "det": det}, "shares": [3, 1]}
     assert "codec is one of tic, tic-s, not a list" in refused(run, "codec=[tic,tic-s]")
     assert "task.shares must be a number >= 0, a list of these as [A,B] or null, not [-1]" in refused(

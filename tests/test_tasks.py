@@ -199,7 +199,7 @@ def test_weights_of_library_networks_load_from_a_file(tmp_path):
     [
         (dict(name="sing"), "unknown task 'sing'; known are human, cls, det, seg"),
         (dict(name="human", network="scenes"), "takes no options, not network"),
-        (dict(name="cls", net="scenes"), "takes network and weights, not net"),
+        (dict(name="cls", net="scenes"), "takes network and weights and classes, not net"),
         (dict(name="cls", network="nowhere"), "unknown network 'nowhere'; known are flowers, scenes, timm"),
         (dict(name="cls", network="timm/nowhere", weights=None), "timm has no model 'nowhere'"),
         (dict(name="cls", network="torchvision/nowhere", weights=None), "torchvision has no model 'nowhere'"),

@@ -162,6 +162,8 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
     }
     if codec:
         through |= {(codec, quality): _ours(codec, quality) for quality in QUALITIES}
+    for note in getattr(data, "notes", ()):
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     records, skipped = [], 0
     for i in track(range(len(data)), "coding", console=console, transient=True):
         try:

@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from lora_comp.data.annotated import Cityscapes, Coco, Voc
+from lora_comp.data.annotated import Cityscapes, Voc
+from lora_comp.data.coco import Coco
 from lora_comp.data.folders import Folder, ImageNet, Photos
 from lora_comp.data.images import read_image, write_image
 from lora_comp.data.sample import Sample
@@ -30,7 +31,10 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """A sequence of samples. `d[i]` raises ImageError if image i cannot be read; the others remain readable."""
+    """A sequence of samples. `d[i]` raises ImageError if image i cannot be read; the others remain readable.
+
+    classes: the names that the labels index. notes: lines on what was not read, or is doubtful; a set may lack them.
+    """
 
     name: str
     classes: list[str]

@@ -1,24 +1,23 @@
-"""Data sets with annotated objects: COCO, Pascal VOC, Cityscapes.
+"""Pascal VOC and Cityscapes. Their annotations are a file for each image: where one is wrong, its image raises
+ImageError when it is read, and so does an image that does not exist."""
 
-Label i is class i of `classes`. A missing image that the annotations name raises ImageError when it is read.
-"""
-
-import contextlib
-import io
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools.coco import COCO
 from torch import Tensor
 
 from lora_comp.data.folders import FolderOptions, spread
+from lora_comp.data.found import find_images, is_hidden
 from lora_comp.data.images import read_image
 from lora_comp.data.sample import Sample
-from lora_comp.errors import ImageError, LoraCompError
+from lora_comp.errors import ImageError, LoraCompError, first_line
 from lora_comp.settings import REQUIRED, setting
 
 VOC_CLASSES = (
@@ -43,12 +42,7 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-
-
-def _image(path: Path, annotations: object) -> Tensor:
-    if not path.exists():
-        raise ImageError(f"{path} does not exist, though {annotations} names it")
-    return read_image(path)
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _boxes_of(masks: Tensor) -> Tensor:
@@ -61,125 +55,137 @@ def _boxes_of(masks: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CocoOptions(FolderOptions):
-    path: str = setting(
-        REQUIRED, "folder that holds annotations/ and val2017/, or instances.json and images/", path=True
-    )
-
-
-class Coco:
-    """COCO's layout: ROOT/annotations/instances_val2017.json with ROOT/val2017/, or ROOT/instances.json with
-    ROOT/images/.
-
-    Labels number the categories by rising id. Images without objects are included.
-    Raises LoraCompError if the annotations or the images cannot be found.
-    """
-
-    options = CocoOptions
-
-    def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
-        root, self.name = Path(path), Path(path).name
-        files = [*root.glob("instances.json"), *sorted(root.glob(f"annotations/instances_{split}*.json"))]
-        if not files:
-            raise LoraCompError(
-                f"{root} has no COCO annotations: it needs instances.json or annotations/instances_{split}2017.json"
-            )
-        self.annotations = files[0]
-        self.coco = _read_annotations(self.annotations)
-        categories = sorted(self.coco.getCatIds())
-        self.classes = [one["name"] for one in self.coco.loadCats(categories)]
-        self.labels = {category: label for label, category in enumerate(categories)}
-        self.ids = spread(sorted(self.coco.getImgIds()), limit)
-        years = [folder for name in (f"{split}20*", f"images/{split}20*") for folder in sorted(root.glob(name))]
-        folders = [*years, root / "images" / split, root / split, root / "images", root]
-        names = [one["file_name"] for one in self.coco.loadImgs(self.ids)]
-        self.root = next((folder for name in names for folder in folders if (folder / name).exists()), root)
-        if not names or not any((self.root / name).exists() for name in names):
-            raise LoraCompError(f"{root} holds none of the {len(names)} images that {self.annotations} names")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Sample:
-        [facts] = self.coco.loadImgs(self.ids[index])
-        image = _image(self.root / facts["file_name"], self.annotations)
-        height, width = image.shape[1:]
-        if (facts["height"], facts["width"]) != (height, width):
-            raise ImageError(
-                f"{self.root / facts['file_name']} is {width}x{height}, but {self.annotations} says "
-                f"{facts['width']}x{facts['height']}"
-            )
-        objects = self.coco.loadAnns(self.coco.getAnnIds(facts["id"]))
-        boxes = torch.tensor([one["bbox"] for one in objects]).reshape(-1, 4)  # x, y, width, height
-        masked = all(one.get("segmentation") for one in objects)
-        masks = [torch.from_numpy(self.coco.annToMask(one)).bool() for one in objects] if masked else []
-        return Sample(
-            facts["file_name"],
-            image,
-            boxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1),
-            labels=torch.tensor([self.labels[one["category_id"]] for one in objects], dtype=torch.int64),
-            masks=torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool),
-            crowd=torch.tensor([bool(one.get("iscrowd")) for one in objects], dtype=torch.bool),
-            annotated=True,
-        )
-
-
-def _read_annotations(path: Path) -> COCO:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(path))
-            missing = {"images", "annotations", "categories"} - set(coco.dataset)
-    except (OSError, ValueError, AssertionError, KeyError, TypeError) as error:
-        raise LoraCompError(f"{path} cannot be read as COCO annotations: {error}") from None
-    if missing:
-        raise LoraCompError(f"{path} is not a file of COCO annotations: it has no {' and no '.join(sorted(missing))}")
-    return coco
-
-
-@dataclass(frozen=True)
 class VocOptions(FolderOptions):
     path: str = setting(REQUIRED, "folder that holds VOCdevkit/", path=True)
 
 
-class Voc:
-    """Pascal VOC through torchvision: ROOT/VOCdevkit/VOC2012/, or the latest year present. Boxes without masks.
+@dataclass(frozen=True)
+class _Object:
+    """corners: xmin, ymin, xmax, ymax as VOC counts them, from 1 on, both edges inclusive."""
 
-    Objects marked difficult are `crowd`: ignored by the score.
+    name: str
+    corners: tuple[float, ...]
+    difficult: bool
+
+
+class Voc:
+    """Pascal VOC: ROOT/VOCdevkit/VOC2012/, or the latest year present, or that folder itself. Boxes without masks.
+
+    The split is read from ImageSets/Main/; without that folder, every file of Annotations/ counts. The classes are
+    VOC's twenty, and after them others that are annotated. Objects marked difficult are `crowd`: ignored by the score.
     """
 
     options = VocOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
-        from torchvision.datasets import VOCDetection
+        places = [Path(path), *sorted(Path(path).glob("VOC20*")), *sorted(Path(path).glob("VOCdevkit/VOC20*"))]
+        roots = [place for place in places if (place / "JPEGImages").is_dir() and (place / "Annotations").is_dir()]
+        if not roots:
+            raise LoraCompError(
+                f"{path} is not Pascal VOC's layout, {path}/VOCdevkit/VOC2012/ with JPEGImages/, Annotations/ and "
+                "ImageSets/Main/"
+            )
+        self.name, self.root = "voc", roots[-1]
+        self.images = {image.stem: image for image in reversed(find_images(self.root / "JPEGImages").images)}
+        self.stems = spread(self._listed(split), limit)
+        seen = {one.name for stem in self.stems for one in self._readable(stem)}
+        self.classes = [*VOC_CLASSES, *sorted(seen.difference(VOC_CLASSES))]
+        self.present = [label for label, name in enumerate(self.classes) if name in seen]
 
-        years = sorted(folder.name.removeprefix("VOC") for folder in Path(path).glob("VOCdevkit/VOC20*"))
+    def _listed(self, split: str) -> list[str]:
+        """The names of the images of a split."""
+        lists = self.root / "ImageSets" / "Main"
+        if not lists.is_dir():
+            stems = [p.stem for p in sorted((self.root / "Annotations").glob("*.xml")) if not is_hidden(p.name)]
+            found = self.root / "Annotations"
+        else:
+            found = lists / f"{split}.txt"
+            try:
+                words = [line.split() for line in found.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+            except OSError as error:
+                known = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))[:5])
+                raise LoraCompError(f"cannot read {found}: {error.strerror}; there are {known or 'none'}") from None
+            stems = list(dict.fromkeys(line[0] for line in words if line))
+        if not stems:
+            raise LoraCompError(f"{found} names no image")
+        return stems
+
+    def _annotations(self, stem: str) -> Path:
+        return self.root / "Annotations" / f"{stem}.xml"
+
+    def _readable(self, stem: str) -> list[_Object]:
         try:
-            self.read = VOCDetection(path, years[-1] if years else "2012", split)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise LoraCompError(f"{path} is not Pascal VOC's layout, {path}/VOCdevkit/VOC2012/: {error}") from None
-        self.name, self.classes = "voc", list(VOC_CLASSES)
-        self.indexes = spread(list(range(len(self.read))), limit)
+            return _voc_objects(self._annotations(stem))[0]
+        except ImageError:  # raised again when the image is read
+            return []
 
     def __len__(self) -> int:
-        return len(self.indexes)
+        return len(self.stems)
 
     def __getitem__(self, index: int) -> Sample:
-        from xml.etree.ElementTree import parse
-
-        at = self.indexes[index]
-        path, annotations = Path(self.read.images[at]), self.read.annotations[at]
-        image = _image(path, annotations)
-        objects = self.read.parse_voc_xml(parse(annotations).getroot())["annotation"].get("object", [])
-        corners = [[float(one["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")] for one in objects]
-        boxes = torch.tensor(corners).reshape(-1, 4)  # 1-based, both edges inclusive
+        stem = self.stems[index]
+        path = self.images.get(stem, self.root / "JPEGImages" / f"{stem}.jpg")
+        objects, size = _voc_objects(self._annotations(stem))
+        if not path.exists():
+            raise ImageError(f"{path} does not exist, though {self._annotations(stem)} annotates it")
+        image = read_image(path)
+        height, width = image.shape[1:]
+        if size not in ((0, 0), (width, height)):
+            raise ImageError(f"{path} is {width}x{height}, but {self._annotations(stem)} says {size[0]}x{size[1]}")
+        boxes = torch.tensor([one.corners for one in objects], dtype=torch.float32).reshape(-1, 4)
         return Sample(
             path.name,
             image,
             boxes=boxes - torch.tensor([1.0, 1.0, 0.0, 0.0]),
-            labels=torch.tensor([self.classes.index(one["name"]) for one in objects], dtype=torch.int64),
-            crowd=torch.tensor([one.get("difficult") == "1" for one in objects], dtype=torch.bool),
+            labels=torch.tensor([self.classes.index(one.name) for one in objects], dtype=torch.int64),
+            crowd=torch.tensor([one.difficult for one in objects], dtype=torch.bool),
             annotated=True,
+            classes=self.classes,
+            present=self.present,
         )
+
+
+def _voc_objects(path: Path) -> tuple[list[_Object], tuple[int, int]]:
+    """The objects in a file of annotations, and the width and height that it says, or 0, 0. Raises ImageError, with the
+    number of the object that is wrong."""
+    try:
+        data = path.read_bytes()
+        try:
+            root = ElementTree.fromstring(data)
+        except ElementTree.ParseError:
+            root = ElementTree.fromstring(data.decode("latin-1"))  # which some write without saying so
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ImageError(f"{path} is not XML: {first_line(error)}") from None
+    width, height = (int(_number(root, f"size/{side}") or 0) for side in ("width", "height"))
+    size = (width, height) if min(width, height) > 0 else (0, 0)
+    return [_voc_object(one, f"{path}: object {i}") for i, one in enumerate(root.findall("object"), 1)], size
+
+
+def _voc_object(one: Element, about: str) -> _Object:
+    name = " ".join((one.findtext("name") or "").split())
+    if not name:
+        raise ImageError(f"{about} has no name")
+    if one.find("bndbox") is None:
+        raise ImageError(f"{about} ({name}) has no bndbox")
+    corners = [_number(one, f"bndbox/{corner}") for corner in CORNERS]
+    sides = [side for side in corners if side is not None]
+    if len(sides) < len(corners):
+        shown = ", ".join(f"{corner} {one.findtext(f'bndbox/{corner}')!r}" for corner in CORNERS)
+        raise ImageError(f"{about} ({name}) has a bndbox that is not four finite numbers: {shown}")
+    x1, y1, x2, y2 = sides
+    if x2 < x1 or y2 < y1:
+        raise ImageError(f"{about} ({name}) has a bndbox that ends before it begins: {x1:g}, {y1:g}, {x2:g}, {y2:g}")
+    return _Object(name, (x1, y1, x2, y2), (one.findtext("difficult") or "").strip().lower() in ("1", "true"))
+
+
+def _number(element: Element, path: str) -> float | None:
+    try:
+        number = float(element.findtext(path) or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) < 2**31 else None
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,7 @@ class CityscapesOptions(FolderOptions):
 
 
 class Cityscapes:
-    """Cityscapes' fine annotations through torchvision: ROOT/leftImg8bit/ and ROOT/gtFine/.
+    """Cityscapes' fine annotations: ROOT/leftImg8bit/SPLIT/CITY/ and ROOT/gtFine/SPLIT/CITY/.
 
     The objects of the eight classes with instances; groups of objects are `crowd`.
     """
@@ -196,26 +202,30 @@ class Cityscapes:
     options = CityscapesOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
-        from torchvision.datasets import Cityscapes as Reader
+        from torchvision.datasets import Cityscapes as Facts
 
-        try:
-            self.read = Reader(path, split, mode="fine", target_type="instance")
-        except (RuntimeError, ValueError, OSError) as error:
-            line = " ".join(str(error).split())
-            raise LoraCompError(f"{path} is not Cityscapes' layout, {path}/leftImg8bit/ and gtFine/: {line}") from None
-        kinds = [kind for kind in Reader.classes if kind.has_instances and not kind.ignore_in_eval]
+        images, self.targets = Path(path) / "leftImg8bit" / split, Path(path) / "gtFine" / split
+        for folder in (images, self.targets):
+            if not folder.is_dir():
+                raise LoraCompError(
+                    f"{path} is not Cityscapes' layout, {path}/leftImg8bit/ and gtFine/: there is no folder {folder}"
+                )
+        found = sorted(images.glob("*/*_leftImg8bit.png"))
+        self.images = spread([p for p in found if not (is_hidden(p.name) or is_hidden(p.parent.name))], limit)
+        if not self.images:
+            raise LoraCompError(f"{images} holds no images CITY/NAME_leftImg8bit.png")
+        kinds = [kind for kind in Facts.classes if kind.has_instances and not kind.ignore_in_eval]
         self.name, self.classes = "cityscapes", [kind.name for kind in kinds]
         self.labels = {kind.id: label for label, kind in enumerate(kinds)}
-        self.indexes = spread(list(range(len(self.read))), limit)
 
     def __len__(self) -> int:
-        return len(self.indexes)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        at = self.indexes[index]
-        path, annotations = Path(self.read.images[at]), self.read.targets[at][0]
-        image = _image(path, annotations)
-        ids = np.asarray(Image.open(annotations)).astype(np.int64)  # class of a group, or 1000 * class + instance
+        path = self.images[index]
+        name = path.name.removesuffix("leftImg8bit.png") + "gtFine_instanceIds.png"
+        image = read_image(path)
+        ids = _instance_ids(self.targets / path.parent.name / name, (image.shape[1], image.shape[2]))
         present = [i for i in np.unique(ids).tolist() if (i // 1000 if i >= 1000 else i) in self.labels]
         masks = (
             torch.from_numpy(np.stack([ids == i for i in present]))
@@ -230,4 +240,19 @@ class Cityscapes:
             labels=torch.tensor([self.labels[i // 1000 if i >= 1000 else i] for i in present], dtype=torch.int64),
             crowd=torch.tensor([i < 1000 for i in present], dtype=torch.bool),
             annotated=True,
+            classes=self.classes,
         )
+
+
+def _instance_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """For each pixel of an image of size (H, W) the class of a group, or 1000 * class + instance."""
+    try:
+        with Image.open(path) as image:
+            ids = np.asarray(image).astype(np.int64)
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist, which should annotate an image") from None
+    except Exception as error:  # Pillow's decoders raise almost any exception for a corrupt file
+        raise ImageError(f"{path} cannot be read as instance ids: {first_line(error)}") from None
+    if ids.shape != size:
+        raise ImageError(f"{path} is {'x'.join(map(str, ids.shape[::-1]))}, but its image is {size[1]}x{size[0]}")
+    return ids

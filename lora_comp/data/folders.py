@@ -1,6 +1,8 @@
 """Folders of images, ImageNet, and the photographs that scikit-image ships."""
 
 import os
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +10,19 @@ import numpy as np
 import skimage.data
 import torch
 
+from lora_comp.data.found import Found, below, counted, find_images, is_hidden
 from lora_comp.data.images import read_image
 from lora_comp.data.sample import Sample
 from lora_comp.errors import LoraCompError
 from lora_comp.settings import REQUIRED, setting
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+# Names of folders that are no classes, in lower case.
+IMAGES = {"images", "image", "imgs", "img", "jpegimages"}
+ANNOTATIONS = {
+    *("labels", "label", "annotations", "annotation", "masks", "mask", "gt", "ground_truth", "groundtruth"),
+    *("segmentations", "segmentation", "seg"),
+}
+SPLITS = {"train", "val", "valid", "validation", "test", "testing", "training", "dev"}
 
 # Part of scikit-image's wheel, so no download is needed.
 PHOTOS = (
@@ -47,12 +56,6 @@ def spread(items: list, limit: int | None) -> list:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def _images_under(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-
-
 @dataclass(frozen=True)
 class FolderOptions:
     path: str = setting(REQUIRED, "folder with images, or with a folder of images for each class", path=True)
@@ -63,9 +66,12 @@ class FolderOptions:
 class Folder:
     """A folder of images.
 
-    Sub-folders with images are classes, labelled in the order of their names (torchvision's ImageFolder layout);
-    without any, labels are None. A sub-folder named like the split is read in place of `path`.
-    Raises LoraCompError if the folder is missing or holds no images.
+    Sub-folders with images are classes in the order of their names (torchvision's ImageFolder layout); without any,
+    labels are None. A sub-folder named like the split is read in place of `path`, and then `images/` where it holds all
+    images; beside a folder of annotations (YOLO's layout), what it holds has no classes.
+
+    notes: what is not read, in a line.
+    Raises LoraCompError if the folder is missing, holds no images, or only splits of other names.
     """
 
     options: type[FolderOptions] = FolderOptions
@@ -74,23 +80,20 @@ class Folder:
         root = Path(path)
         if not root.is_dir():
             raise LoraCompError(f"{root} is not a folder; give the folder of the images")
-        if (root / split).is_dir():
-            root = root / split
-        self.name = root.name if root.name != split else root.parent.name
-        self.root = root
-        by_class = {folder.name: _images_under(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-        by_class = {name: paths for name, paths in by_class.items() if paths}
-        loose = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        self.root, by_class, loose, skipped = _layout(root, split)
         if loose and by_class:
             raise LoraCompError(
-                f"{root} holds images both beside and inside sub-folders; sub-folders are classes, "
+                f"{self.root} holds images both beside and inside sub-folders; sub-folders are classes, "
                 "so move every image into one"
             )
+        self.name = root.resolve().name
         self.classes = list(by_class)
         files: list[tuple[Path, int | None]] = [(path, None) for path in loose]
         files += [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
         if not files:
-            raise LoraCompError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))})")
+            has = f"; it has {counted(skipped)}" if skipped else ""
+            raise LoraCompError(f"{root} holds no images (.png, .jpg, .webp and others that Pillow reads){has}")
+        self.notes = [f"not read in {self.name}: {counted(skipped)}"] if skipped else []
         self.files = spread(files, limit)
 
     def __len__(self) -> int:
@@ -98,7 +101,45 @@ class Folder:
 
     def __getitem__(self, index: int) -> Sample:
         path, label = self.files[index]
-        return Sample(path.relative_to(self.root).as_posix(), read_image(path), label)
+        return Sample(path.relative_to(self.root).as_posix(), read_image(path), label, classes=self.classes)
+
+
+def _layout(root: Path, split: str) -> tuple[Path, dict[str, list[Path]], list[Path], Counter[str]]:
+    """The folder of the images, those of its sub-folders, those beside them, and how many of what is not read."""
+    root, skipped = below(root, split), Counter[str]()
+    folders, beside = _read(root)
+    images = None if beside.images else _only_images([name for name, found in folders.items() if found.images])
+    annotated = images and any(name.casefold() in ANNOTATIONS for name in folders)
+    if images:
+        skipped += beside.skipped
+        for name in folders.keys() - {images}:
+            skipped += folders[name].skipped
+            skipped[f"images in {name}/"] += len(folders[name].images)
+        root = below(root / images, split)
+        folders, beside = _read(root)
+    skipped = sum((found.skipped for found in folders.values()), skipped + beside.skipped)
+    by_class = {name: found.images for name, found in folders.items() if found.images}
+    if by_class and all(name.casefold().rstrip("0123456789_-") in SPLITS for name in by_class):
+        raise LoraCompError(
+            f"{root} has no split {split!r}, but {' and '.join(by_class)}: set data.split to one of them, or give its "
+            "folder"
+        )
+    if annotated:
+        return root, {}, sorted(sum(by_class.values(), beside.images)), skipped
+    return root, by_class, beside.images, skipped
+
+
+def _read(root: Path) -> tuple[dict[str, Found], Found]:
+    """What is in each sub-folder, and beside the sub-folders."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    return {folder.name: find_images(folder) for folder in folders}, find_images(root, deep=False)
+
+
+def _only_images(folders: Collection[str]) -> str | None:
+    """The sub-folder that holds all images, where the names of the others, if any, are those of annotations."""
+    images = [name for name in folders if name.casefold() in IMAGES]
+    others = {name.casefold() for name in folders} - IMAGES
+    return images[0] if len(images) == 1 and others <= ANNOTATIONS else None
 
 
 @dataclass(frozen=True)
@@ -107,12 +148,12 @@ class ImageNetOptions(FolderOptions):
 
 
 class ImageNet(Folder):
-    """ILSVRC 2012 as ROOT/val/<wnid>/*.JPEG; labels number the wnids in sorted order, as in torchvision."""
+    """ILSVRC 2012 as ROOT/val/<wnid>/*.JPEG; the classes are wnids, all of them or some."""
 
     options = ImageNetOptions
 
     def __init__(self, path: str | os.PathLike, split: str = "val", limit: int | None = None):
-        if not (Path(path) / split).is_dir():
+        if below(Path(path), split) == Path(path):
             raise LoraCompError(f"{path} has no folder {split!r}; ImageNet's layout is {path}/{split}/<wnid>/*.JPEG")
         super().__init__(path, split, limit)
         self.name = "imagenet"

@@ -1,5 +1,6 @@
 """An image with its annotations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,12 +13,15 @@ class Sample:
 
     name: unique in the data set, "/"-separated for images in folders
     image: float32 (3, H, W) in [0, 1]
-    label: class of the image, an index into the data set's `classes`, or None
+    label: class of the image, an index into `classes`, or None
     boxes: float32 (n, 4), x1 y1 x2 y2 of the n objects in pixels, right and lower edge exclusive
-    labels: int64 (n,), classes of the objects
+    labels: int64 (n,), classes of the objects, indices into `classes`
     masks: bool (n, H, W), visible pixels of the objects; (0, H, W) for a data set without masks
     crowd: bool (n,), groups of objects that the score ignores (COCO's iscrowd)
     annotated: whether all objects of the image are annotated; if not, there are no annotations of objects
+    classes: the names of the data set's classes, by which a task finds them among its network's (`tasks.labels`); empty
+        where labels are indices of the network's own classes
+    present: those of `classes` that objects of the data set have; empty where that is not known
     """
 
     name: str
@@ -28,6 +32,8 @@ class Sample:
     masks: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
     crowd: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     annotated: bool = False
+    classes: Sequence[str] = ()
+    present: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if len(self.masks) == 0:

@@ -201,6 +201,7 @@ class Scenes:
             labels=torch.tensor([item.kind for item in objects]),
             masks=torch.from_numpy(masks),
             annotated=True,
+            classes=self.classes,
         )
 
 

@@ -43,7 +43,7 @@ class Detectron2Detector(nn.Module):
     def __init__(self, name: str, model: nn.Module, config: CfgNode, published_scale: float | None):
         super().__init__()
         self.name, self.model, self.published_scale = name, model, published_scale
-        self.classes: list[str] = list(MetadataCatalog.get(config.DATASETS.TEST[0]).thing_classes)
+        self.classes: list[str] = list(MetadataCatalog.get(config.DATASETS.TEST[0]).get("thing_classes", []))
         self.has_masks = bool(config.MODEL.MASK_ON)
         self.stage_variance: list[float] | None = None
         self.short, self.longest = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST

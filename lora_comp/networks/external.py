@@ -31,6 +31,7 @@ class Source:
     input: the input it expects. channels_last: it takes (B, H, W, 3). one_image: it takes one image at a time.
     stages: names of its stages, where its library lists them. classifier: it returns logits (B, classes).
     least_side: smaller images are enlarged until their shorter side has so many pixels.
+    names: for each of its classes the names it goes by, the one to show first; empty where they are not known.
     """
 
     taps: Modules | Graph | Script
@@ -40,6 +41,7 @@ class Source:
     stages: Sequence[str] = ()
     classifier: bool = False
     least_side: int = 1
+    names: Sequence[tuple[str, ...]] = ()
 
 
 def check_file(name: str, weights: str | os.PathLike | None) -> Path:
@@ -54,14 +56,16 @@ def check_file(name: str, weights: str | os.PathLike | None) -> Path:
 class ExternalNetwork(nn.Module):
     """A network whose stages are found by `find_stages`, or named.
 
-    name: what it was loaded by. layers: names of the tensors that `stages` returns, in order of computation.
+    name: what it was loaded by. aliases: for each class all its names, of which `classes` has the first.
+    layers: names of the tensors that `stages` returns, in order of computation.
     probed: the size (H, W) of the image on which they were found.
     settings: the input it gets. layers: names of tensors, or None.
     """
 
     def __init__(self, name: str, source: Source, settings: Input, layers: Sequence[str] | None = None):
         super().__init__()
-        self.name, self.classes = name, list[str]()
+        self.name, self.aliases = name, source.names
+        self.classes = [names[0] for names in source.names]
         self.stage_variance: list[float] | None = None
         self.taps, self.one_image = source.taps, source.one_image
         self.prepare = Preparation(settings, source.channels_last, source.least_side)

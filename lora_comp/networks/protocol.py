@@ -14,7 +14,8 @@ class TaskNetwork(Protocol):
     """A network whose features are compared.
 
     name: what it was loaded by.
-    classes: names of its classes, in the order of its labels; empty where they are not known.
+    classes: names of its classes, in the order of its labels; empty where they are not known. A network whose classes
+        have several names has `aliases` too, all names of each class.
     stage_variance: the variance of the numbers of each stage on natural images; None where it was not measured.
     """
 

@@ -2,12 +2,14 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 from torch import nn
 
 from lora_comp.errors import LoraCompError
 from lora_comp.networks.checkpoints import load_checkpoint, no_weights
 from lora_comp.networks.external import LEAST_SIDE, Source
+from lora_comp.networks.imagenet import imagenet_names
 from lora_comp.networks.input import Input
 from lora_comp.networks.taps import Modules
 
@@ -30,7 +32,18 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
     facts: dict = model.pretrained_cfg  # type: ignore[assignment]
     height, width = facts["input_size"][1:]
     own = Input((height, width) if facts["fixed_input_size"] else None, mean=facts["mean"], std=facts["std"])
-    return Source(Modules(model), own, stages=stages(model), classifier=True, least_side=LEAST_SIDE)
+    names = class_names(model, facts)
+    return Source(Modules(model), own, stages=stages(model), classifier=True, least_side=LEAST_SIDE, names=names)
+
+
+def class_names(model: nn.Module, facts: dict) -> Sequence[tuple[str, ...]]:
+    """The names of a model's classes: those of its configuration, or of the ImageNet that has as many."""
+    count: int = model.num_classes  # type: ignore[assignment]
+    own = facts.get("label_names") or ()
+    about = facts.get("label_descriptions") or {}
+    if len(own) == count:
+        return [(str(name), *([str(about[name])] if isinstance(about, dict) and name in about else [])) for name in own]
+    return imagenet_names(count)
 
 
 def stages(model: nn.Module) -> list[str]:

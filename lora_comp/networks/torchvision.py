@@ -7,6 +7,7 @@ import torchvision
 from lora_comp.errors import LoraCompError
 from lora_comp.networks.checkpoints import load_checkpoint, no_weights
 from lora_comp.networks.external import LEAST_SIDE, Source
+from lora_comp.networks.imagenet import imagenet_names
 from lora_comp.networks.input import MEAN, STD, Input
 from lora_comp.networks.taps import Modules
 
@@ -28,4 +29,7 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         load_checkpoint(model, weights)
     side = getattr(model, "image_size", None)  # of a ViT, which takes no other
     own = Input((side, side) if side else None, mean=MEAN, std=STD)
-    return Source(Modules(model), own, classifier=classifier, least_side=LEAST_SIDE if classifier else 1)
+    if not classifier:
+        return Source(Modules(model), own)
+    names = imagenet_names(len(torchvision.models.get_model_weights(kind).DEFAULT.meta["categories"]))
+    return Source(Modules(model), own, classifier=True, least_side=LEAST_SIDE, names=names)

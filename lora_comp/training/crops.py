@@ -1,6 +1,7 @@
 """Random crops of the training images of data sets."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,11 +13,13 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from lora_comp.data.found import counted, find_images
 from lora_comp.data.images import MAX_PIXELS
 from lora_comp.errors import LoraCompError
 from lora_comp.training import parallel
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+# Of formats with three samples of 8 bits.
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".avif", ".jp2"}
 WORKERS = 4
 IN_MEMORY = 8 << 30  # bytes: decoded images are kept in memory up to this total, else decoded for every crop
 MISSING = 100  # consecutive unreadable images before an error is raised
@@ -40,6 +43,15 @@ def layout(folder: Path) -> tuple[str, list[Path]]:
         if matches := sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_dir()):
             return name, matches
     return "a folder", [folder]
+
+
+def _files(folders: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
+    """The images to read in folders that exist, sorted, and what else is there."""
+    found = [find_images(folder) for folder in folders if folder.is_dir()]
+    paths = {path for one in found for path in one.images}
+    read = sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
+    others = Counter(f"{path.suffix.lower()} files" for path in paths.difference(read))
+    return read, sum((one.skipped for one in found), others)
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
@@ -76,7 +88,7 @@ class Crops:
     def __init__(self, folders: Sequence[str | Path], size: int, held_out: int = 40):
         self.size, self.pool = size, ThreadPoolExecutor(WORKERS)
         layouts = [layout(Path(f)) for f in folders]
-        paths = sorted({p for _, below in layouts for f in below for p in f.rglob("*") if p.suffix.lower() in SUFFIXES})
+        paths, others = _files([folder for _, below in layouts for folder in below])
         with_progress = partial(track, transient=True, disable=parallel.rank() > 0)
         sizes = with_progress(self.pool.map(size_of, paths), "reading image sizes", total=len(paths))
         readable = {path: extent for path, extent in zip(paths, sizes, strict=True) if extent}
@@ -88,6 +100,7 @@ class Crops:
             self.kept = {p: image for p, image in zip(self.sizes, decoded, strict=True) if image is not None}
             self.sizes = {path: self.sizes[path] for path in self.kept}
         skipped = f"skipped {len(paths) - small - len(self.sizes)} unreadable and {small} smaller ones"
+        skipped += f"; not read: {counted(others)}" if others else ""
         if len(self.sizes) < 2:
             raise LoraCompError(
                 f"training needs at least two images of {size}x{size} pixels or more in "

@@ -20,6 +20,7 @@ from lora_comp.networks.rcnn import SmallRCNN
 from lora_comp.networks.resnet import SmallResNet
 from lora_comp.networks.saved import save_network
 from lora_comp.objective import use_bf16
+from lora_comp.tasks.labels import Labels
 from lora_comp.training.loop import cosine, fit
 
 CELL = 16  # pixels; the stride of the third stage
@@ -96,12 +97,12 @@ class FolderBatches(Dataset):
 
 @torch.no_grad()
 def top1(network: SmallResNet, data) -> float:
-    """Share of the images of a labelled data set that the network names rightly."""
+    """Share of the images of a labelled data set that the network names rightly, their classes found by name."""
     network.eval()
-    right = 0
+    right, labels = 0, Labels(network)
     for i in range(len(data)):
         sample = data[i]
-        right += int(network(sample.image[None]).argmax()) == sample.label
+        right += int(network(sample.image[None]).argmax()) == labels.of(sample.classes).indexes[sample.label]
     network.train()
     return right / len(data)
 

@@ -138,6 +138,148 @@ def test_voc_reads_zero_based_boxes_and_difficult_objects_as_crowd(tmp_path):
     assert sample.labels.tolist() == [7, 11] and sample.crowd.tolist() == [False, True]
 
 
+OBJECT = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>10</xmax><ymax>20</ymax></bndbox></object>"
+
+
+def voc(root, objects=OBJECT, head="", encode=str.encode, listed="0001\n", suffix=".jpg"):
+    """One image in VOC's layout."""
+    save(root / "JPEGImages" / f"0001{suffix}")
+    (root / "Annotations").mkdir()
+    (root / "Annotations" / "0001.xml").write_bytes(encode(f"<annotation>{head}{objects}</annotation>"))
+    if listed is not None:
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        (root / "ImageSets" / "Main" / "val.txt").write_text(listed)
+    return root
+
+
+@pytest.mark.parametrize("under", ["", "VOC2012", "VOCdevkit/VOC2012"])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"listed": "\n0001\r\n\n"},
+        {"listed": "0001  1\n0001  1\n"},
+        {"listed": None},
+        {"suffix": ".png"},
+        {"suffix": ".JPG"},
+        {"head": "<filename>other.jpg</filename><size><width>0</width><height>0</height></size>"},
+        {"head": "<size><width>30</width><height>20</height></size>"},
+        {"objects": OBJECT.replace(">10<", ">10.0<").replace(">cat<", "> cat\n<")},
+        {
+            "objects": OBJECT.replace(
+                "<bndbox>", "<difficult></difficult><pose>Left</pose><part><name>head</name></part><bndbox>"
+            )
+        },
+        {"encode": lambda text: text.encode("utf-8-sig")},
+        {"encode": lambda text: text.encode("utf-16")},
+        {"encode": lambda text: f"<?xml version='1.0' encoding='utf-8'?>{text}".encode()},
+    ],
+)
+def test_voc_is_read_as_people_write_it(tmp_path, under, facts):
+    (tmp_path / under).mkdir(parents=True, exist_ok=True)
+    voc(tmp_path / under, **facts)
+    data = load_data("voc", tmp_path)
+    assert len(data) == 1 and data.classes[7] == "cat"
+    assert data[0].boxes.tolist() == [[0, 1, 10, 20]] and data[0].labels.tolist() == [7] and not data[0].crowd.any()
+
+
+def test_voc_classes_of_ones_own_follow_the_twenty(tmp_path):
+    names = ("zebra", "cat", "hélicoptère")
+    objects = "".join(OBJECT.replace("cat", name) for name in names)
+    data = load_data("voc", voc(tmp_path, objects, encode=lambda text: text.encode("latin-1")))
+    assert data.classes[20:] == ["hélicoptère", "zebra"] and data[0].present == [7, 20, 21]
+    assert [data.classes[label] for label in data[0].labels] == list(names)
+
+
+def test_voc_images_without_objects_are_annotated(tmp_path):
+    assert load_data("voc", voc(tmp_path, ""))[0].annotated
+
+
+@pytest.mark.parametrize(
+    "objects, words",
+    [
+        (OBJECT.replace("<name>cat</name>", ""), "object 1 has no name"),
+        (OBJECT.replace("cat", " "), "object 1 has no name"),
+        (OBJECT + "<object><name>dog</name></object>", r"object 2 \(dog\) has no bndbox"),
+        (
+            OBJECT.replace("<xmin>1</xmin>", ""),
+            r"object 1 \(cat\) has a bndbox that is not four finite numbers: xmin None",
+        ),
+        (OBJECT.replace(">10<", ">wide<"), "object 1 .* xmax 'wide'"),
+        (OBJECT.replace(">10<", ">nan<"), "object 1 .* xmax 'nan'"),
+        (OBJECT.replace(">10<", ">1e99<"), "object 1 .* xmax '1e99'"),
+        (OBJECT.replace(">10<", ">-10<"), "object 1 .* ends before it begins: 1, 2, -10, 20"),
+        (OBJECT[:-3], "0001.xml is not XML"),
+    ],
+)
+def test_a_wrong_object_is_named_when_its_image_is_read(tmp_path, objects, words):
+    data = load_data("voc", voc(tmp_path, objects))
+    with pytest.raises(ImageError, match=rf"0001\.xml.*{words}|{words}") as error:
+        data[0]
+    assert "\n" not in str(error.value) and "0001.xml" in str(error.value)
+
+
+def test_voc_annotations_of_another_image_or_none_raise_when_they_are_read(tmp_path):
+    data = load_data("voc", voc(tmp_path, head="<size><width>60</width><height>40</height></size>"))
+    with pytest.raises(ImageError, match=r"0001\.jpg is 30x20, but .*0001\.xml says 60x40"):
+        data[0]
+    (tmp_path / "JPEGImages" / "0001.jpg").unlink()
+    with pytest.raises(ImageError, match=r"0001\.jpg does not exist"):
+        load_data("voc", tmp_path)[0]
+    (tmp_path / "Annotations" / "0001.xml").unlink()
+    with pytest.raises(ImageError, match=r"cannot read .*0001\.xml"):
+        load_data("voc", tmp_path)[0]
+
+
+@pytest.mark.parametrize("listed, words", [("", "names no image"), (None, "cannot read .*val.txt: .*there are train")])
+def test_a_voc_split_that_is_missing_or_empty_raises(tmp_path, listed, words):
+    lists = voc(tmp_path, listed=listed or "") / "ImageSets" / "Main"
+    if listed is None:
+        (lists / "val.txt").rename(lists / "train.txt")
+    with pytest.raises(LoraCompError, match=words):
+        load_data("voc", tmp_path)
+
+
+def cityscapes(root, ids):
+    save(root / "leftImg8bit" / "val" / "bonn" / "bonn_1_2_leftImg8bit.png")
+    for stray in (
+        "leftImg8bit/val/.ipynb_checkpoints/bonn_1_2_leftImg8bit.png",
+        "leftImg8bit/val/bonn/._x_leftImg8bit.png",
+    ):
+        save(root / stray)
+    (root / "leftImg8bit" / "val" / ".DS_Store").write_text("")
+    (root / "leftImg8bit" / "val" / "bonn" / "Thumbs.db").write_text("")
+    folder = root / "gtFine" / "val" / "bonn"
+    folder.mkdir(parents=True)
+    if isinstance(ids, np.ndarray):
+        Image.fromarray(ids).save(folder / "bonn_1_2_gtFine_instanceIds.png")
+    elif ids is not None:
+        (folder / "bonn_1_2_gtFine_instanceIds.png").write_bytes(ids)
+    return root
+
+
+def test_cityscapes_ignores_what_is_hidden(tmp_path):
+    data = load_data("cityscapes", cityscapes(tmp_path, np.full((20, 30), 26001, np.uint16)))
+    assert len(data) == 1 and data[0].boxes.tolist() == [[0, 0, 30, 20]]
+
+
+@pytest.mark.parametrize(
+    "ids, words",
+    [
+        (None, "instanceIds.png does not exist"),
+        (b"", "cannot be read as instance ids"),
+        (b"no image", "cannot be read as instance ids"),
+        (np.zeros((10, 30), np.uint16), "is 30x10, but its image is 30x20"),
+        (np.zeros((20, 30, 3), np.uint8), "is 3x30x20, but its image is 30x20"),
+    ],
+)
+def test_wrong_instance_ids_raise_when_their_image_is_read(tmp_path, ids, words):
+    data = load_data("cityscapes", cityscapes(tmp_path, ids))
+    with pytest.raises(ImageError, match=words) as error:
+        data[0]
+    assert "\n" not in str(error.value)
+
+
 def test_cityscapes_reads_instances_and_groups_as_crowd(tmp_path):
     save(tmp_path / "leftImg8bit" / "val" / "bonn" / "bonn_1_2_leftImg8bit.png")
     ids = np.zeros((20, 30), np.int32)

@@ -99,12 +99,80 @@ def test_the_answer_names_the_classes(task):
     assert task.answer(torch.zeros(3, 64, 64)) == "nothing"
 
 
+def test_objects_are_matched_by_the_names_of_their_classes(task):
+    """Whatever the order and number of the data set's classes."""
+    own = square("a", red=True, labels=torch.tensor([1]))
+    for classes in (["grey", "red"], ["green", "Red"], ["zebra", "RED", "grey"], ["grey_", "red-"]):
+        known = square("a", red=True, labels=torch.tensor([1]), classes=classes)
+        assert (
+            task.measure(own.image.roll(6, 2), known)["objects"]["truth"]
+            == task.measure(own.image, own)["objects"]["truth"]
+        )
+    swapped = square("a", red=True, labels=torch.tensor([0]), classes=["red", "grey"])
+    assert task.measure(own.image, swapped)["mAP"] == ONE
+    assert task.notes("set", swapped) == []
+
+
+def test_objects_of_other_classes_are_left_out_and_noted(task):
+    boxes = torch.tensor([[16.0, 16, 48, 48], [0, 0, 9, 9]])
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 16:48, 16:48] = masks[1, :9, :9] = True
+    facts = dict(boxes=boxes, masks=masks, labels=torch.tensor([1, 0]), classes=["zebra", "grey"])
+    measured = task.measure(square("a").image, square("a", **facts))
+    assert measured["mAP"] == ONE and len(measured["objects"]["truth"]) == 1
+    [note] = task.notes("set", square("a", **facts))
+    assert note.startswith("the network squares has no class for zebra of set: their objects are left out")
+
+
+def test_detections_of_classes_that_are_not_annotated_are_left_out(task):
+    seen = square("a", red=True, boxes=torch.zeros(0, 4), masks=torch.zeros(0), labels=torch.zeros(0), classes=["grey"])
+    assert task.measure(seen.image, seen)["mAP"] == 1
+    both = square(
+        "a", red=True, boxes=torch.zeros(0, 4), masks=torch.zeros(0), labels=torch.zeros(0), classes=["grey", "red"]
+    )
+    assert task.measure(both.image, both)["mAP"] == 0
+
+
+def test_where_no_class_fits_the_score_is_agreement(task):
+    other = square("a", classes=["zebra"], labels=torch.tensor([0]))
+    measured = task.measure(other.image, other)
+    assert measured["score"] == measured["agreement"] == ONE and "mAP" not in measured
+    [note] = task.notes("set", other)
+    assert "no class for zebra of set: the score is agreement with its own detections" in note
+
+
+def test_where_no_object_is_of_a_class_that_fits_the_score_is_agreement_too(task):
+    facts = dict(classes=["zebra", "grey"], labels=torch.tensor([0]))
+    assert task.measure(square("a").image, square("a", **facts))["score"] == 0  # another image may have a grey one
+    measured = task.measure(square("a").image, square("a", present=[0], **facts))
+    assert measured["score"] == measured["agreement"] == ONE
+    [note] = task.notes("set", square("a", present=[0], **facts))
+    assert "no class for zebra of set: the score is agreement" in note
+    only_known = square("a", classes=["zebra", "grey"], labels=torch.tensor([1]), present=[1])
+    assert task.measure(only_known.image, only_known)["mAP"] == ONE and task.notes("set", only_known) == []
+
+
+def test_a_table_names_the_classes_of_objects(monkeypatch):
+    monkeypatch.setattr(det, "load_detector", lambda *arguments: Squares())
+    zebra = square("a", classes=["zebra"], labels=torch.tensor([0]))
+    for table in ({"zebra": "grey"}, "{zebra: 0}"):
+        task = lc.load_task("det", classes=table)
+        assert task.measure(zebra.image, zebra)["mAP"] == ONE and task.notes("set", zebra) == []
+    assert lc.load_task("det", classes="{zebra: red}").measure(zebra.image, zebra)["mAP"] == 0
+
+
 def test_data_of_other_classes_or_without_masks_is_told_in_one_line(task):
     with pytest.raises(lc.LoraCompError, match="objects of class 7, but the network squares has classes 0 to 1"):
         task.measure(square("a").image, square("a", labels=torch.tensor([7])))
     if task.name == "seg":
-        with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):
-            task.measure(square("a").image, square("a", masks=torch.zeros(0)))
+        for classes in ((), ["grey"]):
+            boxes = square("a", masks=torch.zeros(0), classes=classes)
+            with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone: use task=det"):
+                task.measure(boxes.image, boxes)
+        with pytest.raises(lc.LoraCompError, match="a is annotated with boxes alone"):
+            task.notes("set", boxes)  # before anything is coded
+        other = square("a", masks=torch.zeros(0), classes=["zebra"])
+        assert task.measure(other.image, other)["agreement"] == ONE
 
 
 def test_an_empty_image_is_rightly_seen_as_empty():

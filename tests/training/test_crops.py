@@ -50,6 +50,17 @@ def test_other_folders_are_searched_recursively(tmp_path):
     assert len(data.training) + len(data.validation) == 3
 
 
+def test_nothing_hidden_is_read_and_the_rest_is_counted(tmp_path, capsys):
+    fill(
+        tmp_path, "a.png", "b.png", "c.jfif", ".ipynb_checkpoints/a.png", "more/__MACOSX/a.png", "more/._a.png", "d.tif"
+    )
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    data = Crops([tmp_path], 32)
+    assert sorted(path.name for path in data.sizes) == ["a.png", "b.png", "c.jfif"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("not read: 3 hidden files and folders, 1 .tif file, 1 broken link")
+
+
 def damaged(folder):
     fill(folder, *(f"{i}.png" for i in range(5)))
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:-900])
