@@ -4,7 +4,8 @@ image -> codec.latents -> method.prepare -> adapted.fit(objective) -> codec.code
       -> bitstream.read -> method.restore -> coder().decompress -> codec.synthesize -> image
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -126,8 +127,26 @@ def encode_batch(
     return encode_images(images, codec, task, method, FitSettings(steps, lr, seed, recipe, tile), rois, on_step)
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+@contextmanager
+def _context(gradients: bool) -> Iterator[None]:
+    """PyTorch as the codec needs it, whatever contexts are around the call."""
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        try:
+            yield
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise LoraCompError(
+                "the codec or the task was made under torch.inference_mode(): load it outside"
+            ) from None
+
+
+@_context(gradients=True)
 def encode_images(
     images: Sequence[AnyImage] | Tensor | np.ndarray,
     codec: Any,
@@ -270,7 +289,7 @@ def _decoded(files: Sequence[bytes], codec: Any, method: Method | None) -> Tenso
     return torch.stack([decode(data, codec, method=method) for data in files])
 
 
-@torch.no_grad()
+@_context(gradients=False)
 def decode(
     data: bytes | str | Path | Coded,
     codec: Any = None,

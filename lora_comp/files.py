@@ -65,13 +65,13 @@ def check_output(
             return
         folder = Path(os.path.realpath(path)).parent
         os.stat(folder)  # raises if it is missing
-        if not os.access(folder, os.W_OK):
+        if not os.access(folder if status is None else path, os.W_OK):
             raise LoraCompError(f"cannot write {path}: Permission denied")
         if status is None:
             return
         for one in inputs:
             if _is(one, status):
-                raise LoraCompError(f"{path} is the input {one} itself; name another file to write")
+                raise LoraCompError(f"{path} would be written over the input {one}: name another file")
         if overwrite or not status.st_size:
             return
         with open(path, "rb") as file:

@@ -77,12 +77,14 @@ def to_mask(mask: Tensor | np.ndarray | Image.Image | str | os.PathLike) -> Tens
 def write_image(path: str | os.PathLike, image: Tensor) -> None:
     """Write an image, float (3, H, W) in [0, 1], rounded to 8 bits, in the format of the suffix (.png is lossless).
 
-    The file is replaced atomically. Raises ImageError if it cannot be written.
+    The file is replaced atomically; a device or a pipe without a suffix is given a PNG.
+    Raises ImageError if it cannot be written.
     """
     path = Path(path)
     if image.ndim != 3 or image.shape[0] != 3:
         raise ImageError(f"cannot write {path}: an image has shape (3, H, W), not {tuple(image.shape)}")
-    kind = Image.registered_extensions().get(path.suffix.lower())
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    kind = Image.registered_extensions().get(path.suffix.lower() or ".png" * special)
     if kind is None or kind not in Image.SAVE:
         raise ImageError(f"cannot write {path}: unknown image format {path.suffix!r}; use .png")
     array = image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

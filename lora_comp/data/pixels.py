@@ -72,7 +72,7 @@ def of_array(values: np.ndarray) -> Pixels:
     if values.ndim != 3 or values.shape[2] not in (1, 2, 3, 4) or 0 in shape:
         moved = "; move its channels last" if values.ndim == 3 and shape[0] in (1, 3, 4) else ""
         raise ValueError(f"an array must have shape (H, W), (H, W, 3) or (H, W, 4), not {shape}{moved}")
-    if values.dtype not in (np.uint8, np.uint16) and kind not in "bf":
+    if kind not in "bf" and not (kind == "u" and values.dtype.itemsize <= 2):
         raise ValueError(
             f"an array of {values.dtype} has no agreed range; give uint8, uint16, or floats that lie in [0, 1]"
         )
