@@ -32,7 +32,7 @@ def _decoded(file: BinaryIO, other_order: bool) -> np.ndarray:
     file.seek(0)
     with open_image(file) as image:
         if _raw_mode(image.tile[0]) == GREY_ALPHA:
-            image._mode = "I"
+            image._mode = "I"  # Pillow has no other way to ask for 32 bits
             image.tile = [tile._replace(args="I;32B") for tile in image.tile]
         else:
             image.tile = [tile._replace(args=_args(tile, other_order)) for tile in image.tile]

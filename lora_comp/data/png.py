@@ -2,6 +2,7 @@
 length, which is skipped."""
 
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO
@@ -16,6 +17,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SIGNATURES = (SIGNATURE,)
 TEXT = (b"iTXt", b"tEXt", b"zTXt")
 ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # texts in which Pillow finds a rotation
+PROFILE, MAX_PROFILE = b"iCCP", 1 << 24  # bytes
 GREY = 0  # colour type
 
 
@@ -35,7 +37,7 @@ def read_png(file: BinaryIO) -> Pixels:
 
 
 def _open(file: BinaryIO) -> tuple[ImageFile.ImageFile, BinaryIO]:
-    """A decoded image and its file; without its texts if these are more than Pillow takes."""
+    """A decoded image and its file; of a file with more text, or a larger profile, than Pillow takes, one without."""
     try:
         image = open_image(file)
         image.load()
@@ -43,18 +45,26 @@ def _open(file: BinaryIO) -> tuple[ImageFile.ImageFile, BinaryIO]:
         if "MAX_TEXT" not in str(error):
             raise
         file.seek(0)
-        file = io.BytesIO(SIGNATURE + b"".join(_without_texts(file.read())))
+        profile, chunks = None, [SIGNATURE]
+        for kind, chunk in _chunks(file.read()):
+            if kind == PROFILE:
+                packed = chunk[8:-4].partition(b"\0")[2][1:]  # after a name and the number of the method
+                profile = zlib.decompressobj().decompress(packed, MAX_PROFILE)
+            elif kind not in TEXT or chunk.startswith(ORIENTATION, 8):
+                chunks.append(chunk)
+        file = io.BytesIO(b"".join(chunks))
         image = open_image(file)
         image.load()
+        image.info["icc_profile"] = profile
     return image, file
 
 
-def _without_texts(data: bytes) -> Iterator[bytes]:
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the whole of each chunk."""
     at = len(SIGNATURE)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in TEXT or data.startswith(ORIENTATION, at + 8):
-            yield data[at:end]
+        yield data[at + 4 : at + 8], data[at:end]
         at = end
 
 

@@ -1,10 +1,11 @@
 """Colours of ICC profiles become sRGB; those of sRGB stay as they are."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
-from image_files import ADOBE_RGB, DISPLAY_P3, SRGB, gamma_curve, profile, srgb_curve, tiff
+from image_files import ADOBE_RGB, DISPLAY_P3, SRGB, chunk, gamma_curve, png, profile, srgb_curve, tiff
 from PIL import Image, ImageCms
 
 from lora_comp.data.images import read_image, to_image
@@ -114,6 +115,14 @@ def test_16_bits_of_colour_are_converted(tmp_path):
     (tmp_path / "b.tif").write_bytes(data)
     assert np.abs(shown(tmp_path / "a.tif") - in_srgb(values / 65535, "p3")).max() < 3 / 255
     assert np.abs(shown(tmp_path / "b.tif") - values / 65535).max() < 1e-6
+
+
+@pytest.mark.parametrize("text", [b"", b"x" * (2 << 20)], ids=["", "and a long text"])
+def test_a_profile_of_any_length_in_a_png(tmp_path, text):
+    long = WIDE["p3"] + bytes(2 << 20)
+    before = chunk(b"iCCP", b"a\0\0" + zlib.compress(long)) + chunk(b"zTXt", b"a\0\0" + zlib.compress(text))
+    (tmp_path / "a.png").write_bytes(png(COLOURS.astype(int), 8, 2, before))
+    assert np.abs(shown(tmp_path / "a.png") - in_srgb(COLOURS / 255, "p3")).max() < 2.1 / 255
 
 
 def test_lab_becomes_rgb(tmp_path):
