@@ -1,4 +1,4 @@
-"""The file format: a header, the coded sections, and a checksum over both. This module makes and takes apart bytes.
+"""The file format: a header, the coded sections, and a checksum over both. This module reads and writes bytes only.
 
 ====================  =========  ==================================================================================
 field                 bytes      meaning
