@@ -52,9 +52,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def paths_read(settings: Any, output: str) -> list[str]:
-    """The files that a command reads: all its paths but the argument `output`."""
-    found: list[str] = []
-    for name, entry in leaves(settings).items():
-        if name != output and (entry.about.path or entry.about.argument):
-            found += [one for one in (entry.value if isinstance(entry.value, list) else [entry.value]) if one]
-    return [one for one in found if isinstance(one, str)]
+    """What the paths of a command's settings are, but for the argument `output`; names, as of a network, among them."""
+    values = [entry.value for name, entry in leaves(settings).items() if name != output and entry.about.path]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in flat if isinstance(one, str)]
