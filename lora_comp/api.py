@@ -4,25 +4,31 @@ image -> codec.latents -> method.prepare -> adapted.fit(objective) -> codec.code
       -> bitstream.read -> method.restore -> coder().decompress -> codec.synthesize -> image
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from lora_comp import bitstream
 from lora_comp.codecs import load_codec
+from lora_comp.data.images import to_image, to_mask
 from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
+from lora_comp.files import contents
 from lora_comp.methods import NONE, STEPS, Adapted, FitSettings, Method, load_method, method_of_file
 from lora_comp.objective import TILE, Distortion, Objective, tiles
 from lora_comp.roi import masked_distortion, simplify_background
 
 OnStep = Callable[[int, float], None]
+AnyImage = Tensor | np.ndarray | Image.Image | str | Path
 _loaded = lru_cache(maxsize=8)(load_codec)
 
 
@@ -51,7 +57,7 @@ def pad(images: Tensor, stride: int) -> Tensor:
 
 
 def encode(
-    image: Tensor,
+    image: AnyImage,
     codec: Any,
     task: Any = None,
     method: str | Method | None = "svd_lora",
@@ -60,17 +66,19 @@ def encode(
     seed: int = 0,
     on_step: OnStep | None = None,
     recipe: str = "latents",
-    roi: Tensor | None = None,
+    roi: AnyImage | None = None,
     tile: int = TILE,
 ) -> Coded:
     """Encode an image with a codec adapted to the image and to a task.
 
     For a guarded method (`Method.guarded`) the plain file is encoded too, both are decoded, and the file of lower
     objective is returned. An image of more than `tile` rows or columns is processed in tiles (`objective.tiles`); it
-    still has one adapter and one file.
+    still has one adapter and one file. The contexts of PyTorch around the call (no_grad, inference_mode, autocast)
+    have no effect.
 
     Args:
-        image: float (3, H, W) in [0, 1].
+        image: float (3, H, W) in [0, 1]. Or a NumPy array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16, or floats in
+            [0, 1]; a PIL image; a path: see `to_image`.
         codec: from `load_codec`.
         task: from `load_task`; may be None with the method "none".
         method: "svd_lora", "lora", "none", or a method from `load_method`.
@@ -79,7 +87,8 @@ def encode(
         recipe: what the encoder optimises besides the transmitted updates. For svd_lora and lora, "latents": the
             latents of the image; "adapter": the encoder's adapter, whose memory grows with the image; "published": the
             same with the published optimiser, for which steps=40 and lr=5e-3 were published.
-        roi: weights of the pixels, float (H, W) in [0, 1]; None for equal weights. See `roi.region`.
+        roi: weights of the pixels, float (H, W) in [0, 1]; None for equal weights. Or a mask in any of the forms of
+            an image, white where pixels count: see `read_mask` and `roi.region`.
         tile: maximal side of a tile in pixels, a multiple of 128. 256 is published for detection.
     Raises:
         LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, or a
@@ -90,7 +99,7 @@ def encode(
 
 
 def encode_batch(
-    images: Sequence[Tensor] | Tensor,
+    images: Sequence[AnyImage] | Tensor | np.ndarray,
     codec: Any,
     task: Any = None,
     method: str | Method | None = "svd_lora",
@@ -99,7 +108,7 @@ def encode_batch(
     seed: int = 0,
     on_step: OnStep | None = None,
     recipe: str = "latents",
-    rois: Sequence[Tensor] | None = None,
+    rois: Sequence[AnyImage] | None = None,
     tile: int = TILE,
 ) -> list[Coded]:
     """`encode` for several images of one size, optimised in one batch, which is faster on a GPU.
@@ -108,7 +117,7 @@ def encode_batch(
     sums, which may change the rounding of a symbol. Memory grows with the number of images.
 
     Args:
-        images: float (3, H, W) in [0, 1] each, of one size, or (B, 3, H, W).
+        images: float (3, H, W) in [0, 1] each, of one size, or (B, 3, H, W); or other forms of images, see `encode`.
         codec, task, method, steps, lr, seed, recipe, tile: see `encode`.
         on_step: called with the number of steps taken and the mean objective.
         rois: weights for each image, see `encode`.
@@ -118,13 +127,33 @@ def encode_batch(
     return encode_images(images, codec, task, method, FitSettings(steps, lr, seed, recipe, tile), rois, on_step)
 
 
+@contextmanager
+def _context(gradients: bool) -> Iterator[None]:
+    """PyTorch as the codec needs it, whatever contexts are around the call."""
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        try:
+            yield
+        except RuntimeError as error:
+            if "Inference tensors" not in str(error):
+                raise
+            raise LoraCompError(
+                "the codec or the task was made under torch.inference_mode(): load it outside"
+            ) from None
+
+
+@_context(gradients=True)
 def encode_images(
-    images: Sequence[Tensor] | Tensor,
+    images: Sequence[AnyImage] | Tensor | np.ndarray,
     codec: Any,
     task: Any,
     method: str | Method | None,
     settings: FitSettings,
-    rois: Sequence[Tensor] | None = None,
+    rois: Sequence[AnyImage] | None = None,
     on_step: OnStep | None = None,
 ) -> list[Coded]:
     """`encode_batch` with its settings as one object."""
@@ -167,18 +196,21 @@ def _plain(codec: Any, x: Tensor, size: tuple[int, int]) -> list[bytes]:
     return write(codec, codec.latents(x), size)
 
 
-def _stacked(images: Sequence[Tensor] | Tensor, codec: Any) -> Tensor:
-    for image in images:
-        check(image)
-    if len({image.shape for image in images}) != 1:
-        sizes = " and ".join(sorted({f"{image.shape[1]}x{image.shape[2]}" for image in images}))
+def _stacked(images: Sequence[AnyImage] | Tensor | np.ndarray, codec: Any) -> Tensor:
+    if isinstance(images, str | Path | Image.Image):
+        raise LoraCompError("a batch is a list of images; encode takes one")
+    tensors = [to_image(image).detach() for image in images]
+    for tensor in tensors:
+        check(tensor)
+    if len({tensor.shape for tensor in tensors}) != 1:
+        sizes = " and ".join(sorted({f"{tensor.shape[1]}x{tensor.shape[2]}" for tensor in tensors}))
         raise LoraCompError(f"a batch needs images of one size, not of {sizes or 'none'}: encode them separately")
     device = next(codec.parameters()).device
-    return torch.stack([image.to(device, torch.float32) for image in images])
+    return torch.stack([tensor.to(device, torch.float32) for tensor in tensors])
 
 
 def _objective(
-    originals: Tensor, codec: Any, task: Any, tile: int, rois: Sequence[Tensor] | None
+    originals: Tensor, codec: Any, task: Any, tile: int, rois: Sequence[AnyImage] | None
 ) -> tuple[Objective, Tensor]:
     """The objective of images, and the input of the encoder, whose background is simplified outside of regions."""
     if rois is not None and codec.output.features is not None:
@@ -210,14 +242,15 @@ def bpp(data: bytes, size: tuple[int, int]) -> float:
     return 8 * len(data) / (size[0] * size[1])
 
 
-def _regions(rois: Sequence[Tensor], originals: Tensor) -> Tensor:
+def _regions(rois: Sequence[AnyImage], originals: Tensor) -> Tensor:
     """Regions of interest (H, W) of images (B, 3, H, W) as one tensor (B, 1, H, W)."""
-    size, sizes = tuple(originals.shape[2:]), {tuple(roi.shape) for roi in rois}
-    if len(rois) != len(originals) or sizes != {size}:
+    masks = [to_mask(roi).detach() for roi in rois]
+    size, sizes = tuple(originals.shape[2:]), {tuple(mask.shape) for mask in masks}
+    if len(masks) != len(originals) or sizes != {size}:
         raise LoraCompError(
             f"a region of interest is (H, W) like its image, {size}, not {' and '.join(map(str, sorted(sizes)))}"
         )
-    weights = torch.stack(list(rois))[:, None].to(originals)
+    weights = torch.stack(masks)[:, None].to(originals)
     if not (weights.min() >= 0 and weights.max() <= 1):
         raise LoraCompError("the weights of a region of interest must lie in [0, 1]: scale or clamp them")
     return weights
@@ -256,9 +289,9 @@ def _decoded(files: Sequence[bytes], codec: Any, method: Method | None) -> Tenso
     return torch.stack([decode(data, codec, method=method) for data in files])
 
 
-@torch.no_grad()
+@_context(gradients=False)
 def decode(
-    data: bytes,
+    data: bytes | str | Path | Coded,
     codec: Any = None,
     method: Method | None = None,
     adapter: str | Path | None = None,
@@ -267,14 +300,16 @@ def decode(
     """Decode a file to an image, float32 (3, H, W) in [0, 1], or to features (C, h, w) if its codec outputs those.
 
     Args:
+        data: the bytes of the file, its path, or what `encode` returned.
         codec: the codec that wrote the file; None to load it from the package.
         method: the method that wrote the file; None to load it by the name in the file.
         adapter: path of a pre-trained adapter that is not in the package.
         max_pixels: larger images are rejected before memory is allocated for them.
     Raises:
         BitstreamError: the file is corrupt, too large, or needs weights that are not available.
+        LoraCompError: the path cannot be read.
     """
-    header, sections = bitstream.read(data, max_pixels)
+    header, sections = bitstream.read(data.data if isinstance(data, Coded) else contents(data), max_pixels)
     codec = codec_of_file(header, codec)
     if header.method != NONE:
         if method is None or (method.name, method.identity) != (header.method, header.adapter_hash):

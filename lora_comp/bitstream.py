@@ -35,12 +35,14 @@ Traceback (most recent call last):
 lora_comp.errors.BitstreamError: the file is truncated: it has 34 of the 35 bytes that its header declares
 """
 
+import os
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_comp.errors import BitstreamError
+from lora_comp.files import contents
 
 MAGIC = b"LCZ"
 VERSION = 2
@@ -169,11 +171,17 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
     return header, sections
 
 
-def info(data: bytes) -> dict:
-    """The header of a file as a dict, with its sizes in pixels, bytes and bpp, for an image of any size.
+def is_magic(start: bytes) -> bool:
+    """Whether a file that starts so is one of this format, of any version."""
+    return start.startswith(MAGIC)
 
-    Raises BitstreamError as `read` does.
+
+def info(data: bytes | str | os.PathLike) -> dict:
+    """The header of a file, its bytes or its path, as a dict: sizes in pixels, bytes and bpp, for an image of any size.
+
+    Raises BitstreamError as `read` does, and LoraCompError for a path that cannot be read.
     """
+    data = contents(data)
     header, sections = read(data, max_pixels=2**64)
     latents = (
         ["bytes_z", "bytes_y"]

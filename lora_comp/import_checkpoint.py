@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lora_comp.codecs import load_codec
 from lora_comp.errors import LoraCompError
+from lora_comp.files import check_output
 from lora_comp.reference import ALPHA, RANK, from_reference
 from lora_comp.weights import write_weights
 
 
-def import_checkpoint(path: Path, system: str, quality: int, into: Path) -> list[str]:
+def import_checkpoint(path: Path, system: str, quality: int, into: Path, overwrite: bool = False) -> list[str]:
     """Write the weights of a checkpoint to safetensors files in `into`.
 
     Args:
@@ -26,18 +27,22 @@ def import_checkpoint(path: Path, system: str, quality: int, into: Path) -> list
     Returns:
         For each file a line with the settings that load it.
     Raises:
-        LoraCompError: the file is not a checkpoint of that system, or the files cannot be written.
+        LoraCompError: the file is not a checkpoint of that system, or the files cannot be written, or exist without
+            `overwrite`.
     """
     module = from_reference(system, read_checkpoint(path))
     tensors = {name.removeprefix("codec.").replace(".layer.", "."): p for name, p in module.named_parameters()}
     adapter = {name: p for name, p in tensors.items() if name.rsplit(".", 1)[-1] in ("U", "S", "V")}
     card = {"codec": "tic", "quality": quality, "system": system, "checkpoint": path.name}
     codec_file = into / f"{path.name.split('.')[0]}.safetensors"
+    adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
+    if into.is_dir():
+        for file in [codec_file, adapter_file][: 2 if adapter else 1]:
+            check_output(file, [path], overwrite)
     write_weights(codec_file, {n: p for n, p in tensors.items() if n not in adapter}, card, torch.float32)
     words = f"codec=tic codec.weights={codec_file} quality={quality}"
     if not adapter:
         return [f"{codec_file}: use it with {words}"]
-    adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
     codec_hash = load_codec("tic", quality, codec_file).hash.hex()
     write_weights(
         adapter_file,

@@ -1,14 +1,18 @@
 """What the programs of the package share."""
 
+import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, TextIO
 
+from lora_comp.config import leaves
 from lora_comp.errors import LoraCompError
 
 STOPPED = "stopped; nothing was written"
 RESUMES = "stopped; what is done is kept, and the same command resumes from there"
+UNREAD = 1  # exit code where the reader of the output has left, as `head` does
 
 
 def report_errors(program: Callable[[], None], stopped: str = STOPPED) -> int:
@@ -16,25 +20,46 @@ def report_errors(program: Callable[[], None], stopped: str = STOPPED) -> int:
 
     Warnings that other libraries mean for programmers are not shown, unless Python is asked for them (python -W).
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not stop a program
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
             program()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, since Python itself would print a traceback
     except LoraCompError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return UNREAD
     except OSError as error:
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        _tell(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+        _discard(sys.stdout)
         return 2
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        _tell(stopped)
         return 130
     return 0
 
 
-def read_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise LoraCompError(f"cannot read {path}: {error.strerror}") from None
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(line, file=sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what a stream still holds to nowhere, since Python writes it when it ends, and fails again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def paths_read(settings: Any, output: str) -> list[str]:
+    """What the paths of a command's settings are, but for the argument `output`; names, as of a network, among them."""
+    values = [entry.value for name, entry in leaves(settings).items() if name != output and entry.about.path]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in flat if isinstance(one, str)]

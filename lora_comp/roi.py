@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_comp.data.images import read_image
+from lora_comp.data.images import read_mask
 from lora_comp.errors import LoraCompError
 from lora_comp.objective import Distortion
 
@@ -23,12 +23,13 @@ def region(roi: str, image: Tensor, task) -> Tensor:
     """The weights of an image (3, H, W): float32 (H, W) in [0, 1].
 
     roi: "boxes", the confident detections of the task's network (the whole image if there are none), or the path of a
-    mask of the same size, white where pixels count.
-    Raises LoraCompError for a task without detections or a mask of another size, ImageError for an unreadable mask.
+    mask of the same size, white and opaque where pixels count (`read_mask`).
+    Raises LoraCompError for a task without detections or a mask of another size, ImageError for a mask that cannot be
+    read or that selects nothing.
     """
     height, width = image.shape[1:]
     if roi != BOXES:
-        mask = read_image(roi).mean(0)
+        mask = read_mask(roi)
         if mask.shape != (height, width):
             raise LoraCompError(
                 f"{Path(roi).name} is {mask.shape[1]}x{mask.shape[0]}, the image {width}x{height}: give a mask of "

@@ -63,6 +63,18 @@ def test_an_imported_adapter_matches_the_checkpoint(tmp_path, state, image):
     assert not torch.equal(ours["x_hat"], plain["x_hat"])
 
 
+@pytest.mark.parametrize("name", ["cls.safetensors", "cls-adapter.safetensors"])
+def test_weights_that_exist_are_replaced_only_when_told(tmp_path, state, capsys, name):
+    torch.save(state, tmp_path / "cls.pth.tar")
+    (tmp_path / name).write_text("mine")
+    words = ["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]
+    assert cli.command(words) == 2
+    assert f"{tmp_path / name} exists and would be lost" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+    assert cli.command([*words, "--overwrite"]) == 0
+    assert lc.load_codec("tic", 1, tmp_path / "cls.safetensors")
+
+
 @pytest.mark.data
 def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, image):
     import json

@@ -68,6 +68,7 @@ def build(name: str, quality: float = 1, seed: int = 0) -> Any:
         return spec(name, quality).build(quality).to(memory_format=torch.channels_last)
 
 
+@torch.inference_mode(False)
 def load_codec(name: str, quality: float, weights: str | Path | None = "default") -> Any:
     """Load a frozen codec in evaluation mode, with attributes `name`, `quality` and `hash` (4 bytes).
 

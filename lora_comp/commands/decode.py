@@ -3,7 +3,8 @@ from dataclasses import dataclass
 from lora_comp import api, bitstream
 from lora_comp.codecs import load_codec
 from lora_comp.data import write_image
-from lora_comp.program import read_file
+from lora_comp.files import check_output, read_file
+from lora_comp.program import paths_read
 from lora_comp.settings import argument, setting
 
 
@@ -13,6 +14,7 @@ class DecodeConfig:
     image: str = argument("the image to write, as cat.png")
     adapter: str | None = setting(None, "the adapter that the file was encoded with, where it does not ship", path=True)
     weights: str | None = setting(None, "the codec's weights, where they do not ship", path=True)
+    overwrite: bool = setting(False, "replace an image that exists; the files that are read are never replaced")
     max_pixels: int = setting(bitstream.MAX_PIXELS, "a larger image is refused", low=1, high=2**63 - 1)
 
 
@@ -23,6 +25,7 @@ def decode(config: DecodeConfig) -> None:
       lora-comp decode cat.lcz cat.png
       lora-comp decode cat.lcz cat.png weights=tic.safetensors adapter=tic-adapter.safetensors
     """
+    check_output(config.image, paths_read(config, "image"), config.overwrite)
     data, codec = read_file(config.file), None
     if config.weights is not None:
         header, _ = bitstream.read(data, config.max_pixels)

@@ -1,14 +1,18 @@
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress
 
-from lora_comp import api
+from lora_comp import api, bitstream
 from lora_comp.codecs import load_codec
 from lora_comp.data import read_image
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
-from lora_comp.files import write_file
+from lora_comp.files import check_output, write_file
 from lora_comp.methods import load_method
+from lora_comp.program import paths_read
 from lora_comp.roi import region
 from lora_comp.settings import Choice, argument, group, setting
 from lora_comp.tasks import load_task
@@ -24,6 +28,7 @@ class EncodeConfig:
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
         path=True,
     )
+    overwrite: bool = setting(False, "replace a file that exists and that lora-comp did not write")
     codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
     method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted")
     task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
@@ -38,6 +43,7 @@ def encode(config: EncodeConfig) -> None:
       lora-comp encode street.png street.lcz task=open task.network=detector.onnx engine.steps=40
     """
     engine = config.engine.options
+    check_output(config.file, paths_read(config, "file"), config.overwrite, bitstream.is_magic)
     image = read_image(config.image)
     device = start_engine(engine)
     codec = load_codec(quality=config.quality, **config.codec.given()).to(device)
@@ -46,7 +52,8 @@ def encode(config: EncodeConfig) -> None:
     if "parts" in chosen:
         raise LoraCompError(f"encode takes one method, not {' and '.join(chosen['parts'])}: run compares several")
     method = load_method(codec=codec, task=task.key, **chosen)
-    with Progress(transient=True, disable=method is None) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=method is None or not console.is_terminal) as progress:
         bar = progress.add_task("adapting", total=engine.steps)
         coded = api.encode(
             image,
@@ -64,5 +71,6 @@ def encode(config: EncodeConfig) -> None:
     write_file(config.file, coded.data)
     print(
         f"{config.file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
-        f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here"
+        f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here",
+        file=sys.stdout if Path(config.file).is_file() else sys.stderr,  # a pipe takes the file alone
     )

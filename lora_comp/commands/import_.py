@@ -12,6 +12,7 @@ class ImportConfig:
     system: str = setting(REQUIRED, f"whose checkpoint it is: {', '.join(SYSTEMS)}")
     quality: int = setting(1, "rate point that the codec goes by", low=1, high=4)
     into: str = setting(".", "folder for the weights", path=True)
+    overwrite: bool = setting(False, "replace weights that exist")
 
 
 def import_(config: ImportConfig) -> None:
@@ -21,5 +22,6 @@ def import_(config: ImportConfig) -> None:
       lora-comp import base_codec_2.pth.tar --system tic quality=2
       lora-comp import cls.pth.tar --system tic_svdlora into=weights
     """
-    for line in import_checkpoint(Path(config.checkpoint), config.system, config.quality, Path(config.into)):
+    path, into = Path(config.checkpoint), Path(config.into)
+    for line in import_checkpoint(path, config.system, config.quality, into, config.overwrite):
         print(line)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from lora_comp import bitstream
-from lora_comp.program import read_file
 from lora_comp.settings import argument
 
 
@@ -19,5 +18,5 @@ def info(config: InfoConfig) -> None:
       lora-comp info cat.lcz
       lora-comp info results/cls-scenes-svd_lora/files/scene-val-0-000000-cls-tic-s-q2-svd_lora.lcz
     """
-    for name, value in bitstream.info(read_file(config.file)).items():
+    for name, value in bitstream.info(config.file).items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")

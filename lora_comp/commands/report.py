@@ -1,6 +1,5 @@
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -271,12 +270,4 @@ def _finite(value):
 
 
 def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise LoraCompError(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, json.dumps(_finite(content), indent=1, allow_nan=False).encode())

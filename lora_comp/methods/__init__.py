@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import svd_lora
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
@@ -38,6 +40,7 @@ def combine(parts: Mapping[str, Any]) -> Several:
     return Several(dict(parts))
 
 
+@torch.inference_mode(False)
 def load_method(name: str, codec: Any, task: str | None = None, **options: Any) -> Method | None:
     """Load a method for a codec; None for "none".
 

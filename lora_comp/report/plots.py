@@ -1,5 +1,6 @@
 """Plots: score over rate, an original beside its plain and adapted reconstructions, and benchmark times."""
 
+import io
 import math
 import os
 import textwrap
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
-from lora_comp.errors import LoraCompError
+from lora_comp.files import write_file
 from lora_comp.report.bench import Speeds, three_digits
 from lora_comp.report.summary import PLAIN, lower_is_better, score_name
 
@@ -240,15 +241,7 @@ def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
-    """Write the figure to a temporary file, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     FigureCanvasAgg(figure)
-    try:
-        try:
-            figure.savefig(temporary, dpi=dpi, facecolor="white")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise LoraCompError(f"cannot write {path}: {error.strerror}") from error
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=Path(path).suffix[1:] or None, dpi=dpi, facecolor="white")
+    write_file(path, drawn.getvalue())
