@@ -100,15 +100,16 @@ class ExternalNetwork(nn.Module):
 
     def _known(self, probe: Probe, layers: Sequence[str]) -> list[str]:
         """The layers asked for, in order of computation."""
-        known = usable(probe)
-        asked = {probe.aliases.get(str(name), str(name)): str(name) for name in layers}
-        for name, given in asked.items():
-            if name not in known:
+        known, asked = usable(probe), dict[str, str]()
+        for given in map(str, layers):
+            parts = probe.parts(given)
+            if not any(name in known for name in parts):
                 close = difflib.get_close_matches(given, known, 4, 0) or list(known)[:4]
-                why = "has no gradient to the image" if name in probe.tensors else "is unknown"
+                why = "has no gradient to the image" if parts else "is unknown"
                 raise LoraCompError(
                     f"the layer {given!r} of {self.name} {why}; there are {len(known)}, such as {', '.join(close)}"
                 )
+            asked |= {name: given if given in probe.aliases else name for name in parts}
         return [asked[name] for name in known if name in asked]
 
     @torch.no_grad()

@@ -40,8 +40,8 @@ def stages(model: nn.Module) -> list[str]:
     listed = [one for one in getattr(info, "info", info) if one.get("module") and one["reduction"] >= 4]
     every = [one["module"].replace("block.", "blocks.") for one in listed]  # timm's own slip of the pen, of twins
     last = list({one["reduction"]: name for one, name in zip(listed, every, strict=True)}.values())
-    if len(every) <= STAGES:
-        return every
+    if len(set(every)) <= STAGES:  # one may be listed for each of its branches
+        return list(dict.fromkeys(every))
     if len(last) >= STAGES - 1:
         return last[-STAGES:]
     return [every[math.ceil(len(every) * quarter / STAGES) - 1] for quarter in range(1, STAGES + 1)]
