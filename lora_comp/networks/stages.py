@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def find_stages(probe: Probe, size: tuple[int, int], listed: Sequence[str] = (),
     heads, after = _heads(probe, tensors)
     inner = {name: t for name, t in tensors.items() if t.grad_fn not in after and name not in heads}
     ends = {probe.tensors[name].grad_fn for name in heads}
-    stages = _listed(probe, listed, tensors, ends) or _search(inner, ends, size)
+    stages = _listed(probe, listed, tensors, ends) or _search(inner, ends, size, _levels(probe, inner))
     found = {name for stage in stages for name in stage}
     if classifier and inner.keys() >= found:  # else its last products are inside of the last stage
         stages = _completed(stages, _read_by(ends, inner), inner)
@@ -105,14 +105,21 @@ def _unread(tensors: Tensors) -> list[Tensor]:
     return [tensor for tensor in tensors.values() if tensor.grad_fn not in read]
 
 
-def _search(inner: Tensors, ends: Collection, size: tuple[int, int]) -> list[list[str]]:
+def _levels(probe: Probe, inner: Tensors) -> dict[str, int]:
+    """How many submodules that return a tensor enclose each tensor."""
+    returning = {alias for alias, name in probe.aliases.items() if name in inner}
+    prefixes = {name: list(accumulate(name.split("."), "{}.{}".format))[:-1] for name in inner}
+    return {name: sum(outer in returning for outer in prefixes[name]) for name in inner}
+
+
+def _search(inner: Tensors, ends: Collection, size: tuple[int, int], levels: Mapping[str, int]) -> list[list[str]]:
     """The last cuts at each resolution, or evenly spaced ones of a network of one resolution. Of a network that has
     none for most of its depth, such as one with a feature pyramid, the last tensors at each resolution."""
     cuts = Cuts(inner, ends)
     chain = [cut for cut in cuts.find(1) if _is_spread(inner[cut[0]])]
     if _is_dense(chain, cuts, inner):
-        return _along(chain, cuts, inner, size)
-    stages = _resolutions(inner, size)
+        return _along(chain, cuts, inner, size, levels)
+    stages = _resolutions(inner, size, levels)
     if len(stages) >= STAGES - 1:
         return [[name] for name in stages]
     for width in range(2, WIDEST + 1):
@@ -128,10 +135,12 @@ def _is_dense(found: Sequence[Sequence[str]], cuts: Cuts, inner: Tensors) -> boo
     return all(after - before <= GAP for before, after in pairwise(depths))
 
 
-def _along(chain: Sequence[Sequence[str]], cuts: Cuts, inner: Tensors, size: tuple[int, int]) -> list[list[str]]:
+def _along(
+    chain: Sequence[Sequence[str]], cuts: Cuts, inner: Tensors, size: tuple[int, int], levels: Mapping[str, int]
+) -> list[list[str]]:
     """The last cuts of one tensor at each resolution; or, if most of the network works at one, evenly spaced ones."""
     tensors = {name: inner[name] for cut in chain for name in cut}
-    stages = _resolutions(tensors, size)
+    stages = _resolutions(tensors, size, levels)
     depths = [0.0, *(cuts.depth([name], inner) for name in stages)]
     if len(stages) > 1 and all(b - a < 3 / 4 for a, b in pairwise(depths)):
         return [[name] for name in stages]
@@ -158,22 +167,16 @@ def _spaced(found: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(found[place]) for place in places if place >= 0]
 
 
-def _resolutions(tensors: Tensors, size: tuple[int, int]) -> list[str]:
+def _resolutions(tensors: Tensors, size: tuple[int, int], levels: Mapping[str, int]) -> list[str]:
     """The last tensors at each of the coarsest octaves of resolution, from a quarter of the image's on. What outer
     submodules return comes before what is inside of them, if it shows as many."""
-    last, levels = _octaves(tensors, size), {name: _level(name, tensors) for name in tensors}
-    for level in sorted(set(levels.values())):
+    last = _octaves(tensors, size)
+    for level in sorted({levels[name] for name in tensors}):
         outer = _octaves({name: tensor for name, tensor in tensors.items() if levels[name] <= level}, size)
         if len(outer) == len(last):
             last = outer
             break
     return [name for name in tensors if name in {last[octave] for octave in sorted(last)[-STAGES:]}]
-
-
-def _level(name: str, tensors: Tensors) -> int:
-    """How many submodules that return a tensor enclose the one of this name."""
-    parts = name.split(".")
-    return sum(".".join(parts[:count]) in tensors for count in range(1, len(parts)))
 
 
 def _octaves(tensors: Tensors, size: tuple[int, int]) -> dict[int, str]:

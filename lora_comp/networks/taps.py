@@ -62,9 +62,11 @@ class Probe:
             self.tensors[name], self._versions[name] = value, value._version
 
     def finish(self, answer: Any) -> "Probe":
-        """Drop what was overwritten, name each tensor after the last submodule that returned it, add the outputs."""
+        """Drop what was overwritten, name each tensor after the outermost submodule that returned it (of several the
+        last), add the outputs."""
         intact = {n: t for n, t in self.tensors.items() if t._version == self._versions[n]}
-        names = {id(tensor): name for name, tensor in intact.items()}
+        inwards = sorted(intact.items(), key=lambda one: -one[0].count("."))
+        names = {id(tensor): name for name, tensor in inwards}
         self.tensors = {names[id(tensor)]: tensor for tensor in intact.values()}
         self.aliases = {name: names[id(tensor)] for name, tensor in intact.items()}
         for name, tensor in tensors_in(answer).items():

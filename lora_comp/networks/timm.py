@@ -30,7 +30,8 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
     facts: dict = model.pretrained_cfg  # type: ignore[assignment]
     height, width = facts["input_size"][1:]
     own = Input((height, width) if facts["fixed_input_size"] else None, mean=facts["mean"], std=facts["std"])
-    return Source(Modules(model), own, stages=stages(model), classifier=True, least_side=LEAST_SIDE)
+    least = max(LEAST_SIDE, *(facts.get("min_input_size") or (0,))[-2:])
+    return Source(Modules(model), own, False, False, stages(model), True, least, (height, width))
 
 
 def stages(model: nn.Module) -> list[str]:

@@ -28,4 +28,7 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         load_checkpoint(model, weights)
     side = getattr(model, "image_size", None)  # of a ViT, which takes no other
     own = Input((side, side) if side else None, mean=MEAN, std=STD)
-    return Source(Modules(model), own, classifier=classifier, least_side=LEAST_SIDE if classifier else 1)
+    if not classifier:
+        return Source(Modules(model), own)
+    crop = torchvision.models.get_model_weights(kind)["DEFAULT"].transforms().crop_size
+    return Source(Modules(model), own, classifier=True, least_side=LEAST_SIDE, usual=(crop[0], crop[-1]))
