@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 
 from torch import nn
 
@@ -26,7 +27,8 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
     except (OSError, RuntimeError) as error:
         raise no_weights(name, error) from error
     if weights is not None and not published:
-        load_checkpoint(model, weights)
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        model = load_checkpoint(model, weights, lambda classes: timm.create_model(kind, num_classes=classes), convert)
     facts: dict = model.pretrained_cfg  # type: ignore[assignment]
     height, width = facts["input_size"][1:]
     own = Input((height, width) if facts["fixed_input_size"] else None, mean=facts["mean"], std=facts["std"])

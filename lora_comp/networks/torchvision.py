@@ -25,7 +25,9 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
     except (OSError, RuntimeError) as error:
         raise no_weights(name, error) from error
     if weights is not None and not published:
-        load_checkpoint(model, weights)
+        model = load_checkpoint(
+            model, weights, lambda classes: torchvision.models.get_model(kind, num_classes=classes, **options)
+        )
     side = getattr(model, "image_size", None)  # of a ViT, which takes no other
     own = Input((side, side) if side else None, mean=MEAN, std=STD)
     if not classifier:
