@@ -12,10 +12,8 @@ from torch import Tensor
 _DTYPES = {str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _ALLOWED = {
     "collections": {"OrderedDict", "defaultdict"},
-    "torch": {"Size", "device", "Tensor"}
-    | {str(value)[6:] for value in vars(torch).values() if isinstance(value, torch.dtype)},
+    "torch": {"Size", "device"} | _DTYPES,
     "torch._utils": {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state"},
-    "torch.nn.parameter": {"Parameter"},
     "torch.serialization": {"_get_layout"},
 }
 
