@@ -94,8 +94,7 @@ def _load_weights(model: nn.Module, path: str | os.PathLike) -> None:
                 saved = _Arrays(file, encoding="latin1").load()["model"]
             state = {key: torch.as_tensor(value) for key, value in saved.items()}
         else:
-            saved = read_checkpoint(path)
-            state = saved.get("model", saved)
+            state = read_checkpoint(path)
         lacking = model.load_state_dict(state, strict=False).missing_keys
         if lacking:
             raise ValueError(f"{len(lacking)} tensors are missing, as {lacking[0]}")

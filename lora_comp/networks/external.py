@@ -3,11 +3,10 @@
 import difflib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,15 @@ from torch.nn import functional as F
 
 from lora_comp.data.folders import photograph
 from lora_comp.errors import LoraCompError, first_line
-from lora_comp.networks.input import Input, Preparation
+from lora_comp.networks.input import Fit, Input, Preparation
 from lora_comp.networks.stages import find_stages, usable
 from lora_comp.networks.taps import Graph, Modules, Probe, Script
 
 LEAST_SIDE = 64  # pixels; several classifiers cannot halve a smaller image five times
 SIDES = (256, 224, 384, 512, 640)  # of the images on which a network without a size of its own is tried
+STEPS = (32, 64, 128)  # pixels, to multiples of which images are padded
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -30,7 +31,8 @@ class Source:
 
     input: the input it expects. channels_last: it takes (B, H, W, 3). one_image: it takes one image at a time.
     stages: names of its stages, where its library lists them. classifier: it returns logits (B, classes).
-    least_side: smaller images are enlarged until their shorter side has so many pixels.
+    least_side: smaller images are enlarged until their shorter side has so many pixels. usual: the size (H, W) that it
+        was made for, where it takes others too.
     names: for each of its classes the names it goes by, the one to show first; empty where they are not known.
     """
 
@@ -41,6 +43,7 @@ class Source:
     stages: Sequence[str] = ()
     classifier: bool = False
     least_side: int = 1
+    usual: tuple[int, int] | None = None
     names: Sequence[tuple[str, ...]] = ()
 
 
@@ -70,6 +73,7 @@ class ExternalNetwork(nn.Module):
         self.taps, self.one_image = source.taps, source.one_image
         self.prepare = Preparation(settings, source.channels_last, source.least_side)
         self.probed, probe = self._first_probe()
+        self.usual = source.usual or self.probed
         if layers is None:
             self.layers = find_stages(probe, self.probed, source.stages, source.classifier)
         else:
@@ -104,15 +108,16 @@ class ExternalNetwork(nn.Module):
 
     def _known(self, probe: Probe, layers: Sequence[str]) -> list[str]:
         """The layers asked for, in order of computation."""
-        known = usable(probe)
-        asked = {probe.aliases.get(str(name), str(name)): str(name) for name in layers}
-        for name, given in asked.items():
-            if name not in known:
+        known, asked = usable(probe), dict[str, str]()
+        for given in map(str, layers):
+            parts = probe.parts(given)
+            if not any(name in known for name in parts):
                 close = difflib.get_close_matches(given, known, 4, 0) or list(known)[:4]
-                why = "has no gradient to the image" if name in probe.tensors else "is unknown"
+                why = "has no gradient to the image" if parts else "is unknown"
                 raise LoraCompError(
                     f"the layer {given!r} of {self.name} {why}; there are {len(known)}, such as {', '.join(close)}"
                 )
+            asked |= {name: given if given in probe.aliases else name for name in parts}
         return [asked[name] for name in known if name in asked]
 
     @torch.no_grad()
@@ -153,38 +158,49 @@ class ExternalNetwork(nn.Module):
         return [parts[name] for name in self.layers if name in parts]
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        with self._explained(x):
-            if self.one_image and len(x) > 1:
-                each = [self.taps.kept(self.prepare(image)) for image in x.split(1)]
-                return [torch.cat(same) for same in zip(*each, strict=True)]
-            return self.taps.kept(self.prepare(x))
+        return self._fitted(x, self._kept)
+
+    def _kept(self, x: Tensor) -> list[Tensor]:
+        if self.one_image and len(x) > 1:
+            each = [self.taps.kept(self.prepare(image)) for image in x.split(1)]
+            return [torch.cat(same) for same in zip(*each, strict=True)]
+        return self.taps.kept(self.prepare(x))
 
     def forward(self, x: Tensor) -> Any:
         """What the network itself returns, of one image if it takes no more."""
-        with self._explained(x):
-            return self.taps.answer(self.prepare(x))
+        return self._fitted(x, lambda x: self.taps.answer(self.prepare(x)))
 
-    @contextmanager
-    def _explained(self, x: Tensor) -> Iterator[None]:
-        """Turn whatever the network raises into one line, with a size of image that it takes."""
+    def _fitted(self, x: Tensor, compute: Callable[[Tensor], Answer]) -> Answer:
+        """What is computed from images; of a size that the network cannot take, at the first of `_fits` that it can,
+        and from then on always so. Raises LoraCompError, in one line, if there is none."""
         try:
-            yield
+            return compute(x)
         except Exception as error:  # whatever the network's own code raises
-            height, width = x.shape[2:]
-            what = f"{self.name} cannot take an image of {height}x{width}: {first_line(error)}"
-            sizes = [(-(-height // 32) * 32, -(-width // 32) * 32), *((side, side) for side in (32, 64, 128, *SIDES))]
-            fits = None if self.prepare.wanted.size else next(filter(self._runs, sizes), None)
-            if fits:
-                what += f"; it takes {fits[0]}x{fits[1]}: task=open resizes with task.input.size=[{fits[0]},{fits[1]}]"
-            raise LoraCompError(what) from error
+            refused = error
+        size = self.prepare.enlarged(x)
+        for fit in [] if size in self.prepare.fits or _is_memory(refused) else self._fits(size):
+            self.prepare.fits[size] = fit
+            try:
+                return compute(x)
+            except Exception:
+                del self.prepare.fits[size]
+        what = f"{self.name} cannot take an image of {x.shape[2]}x{x.shape[3]}: {first_line(refused)}"
+        wanted = self.prepare.wanted.size
+        resized = f"; its input is resized to {wanted[0]}x{wanted[1]}" if wanted else ""
+        raise LoraCompError(what + resized) from refused
 
-    @torch.no_grad()
-    def _runs(self, size: tuple[int, int]) -> bool:
-        try:
-            self.taps.answer(self.prepare(photos(size)[:1].to(self.prepare.mean.device)))
-        except Exception:
-            return False
-        return True
+    def _fits(self, size: tuple[int, int]) -> list[Fit]:
+        """How images of a size that the network cannot take may be changed: padded to multiples, or resized to the size
+        that the network was made for, or else to one that it takes."""
+        if self.prepare.wanted.size:
+            return []
+        padded = [Fit((-(-size[0] // step) * step, -(-size[1] // step) * step), pads=True) for step in STEPS]
+        return [fit for fit in dict.fromkeys(padded) if fit.size != size] + [Fit(self.usual), Fit(self.probed)]
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether it says that there is not enough memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def photos(size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lora_comp.errors import LoraCompError, first_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+LONGEST = 1024  # pixels, of the longer side of a small image that is enlarged
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,25 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+class Fit(NamedTuple):
+    """How an image of a size that a network cannot take is changed: to `size` (H, W), by repeating its last row and
+    column if `pads`, else by resizing."""
+
+    size: tuple[int, int]
+    pads: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.pads:
+            (height, width), (rows, columns) = x.shape[2:], self.size
+            return F.pad(x, (0, columns - width, 0, rows - height), mode="replicate")
+        return F.interpolate(x, self.size, mode="bilinear", antialias=True)
+
+
 class Preparation(nn.Module):
     """Turns images (B, 3, H, W) in [0, 1] into a network's input.
 
     channels_last: into (B, H, W, 3). least_side: the shorter side of smaller images is enlarged to so many pixels.
+    fits: size (H, W), after that -> how images of it are changed, of those that the network cannot take.
     """
 
     mean: Tensor
@@ -104,15 +120,24 @@ class Preparation(nn.Module):
     def __init__(self, wanted: Input, channels_last: bool = False, least_side: int = 1):
         super().__init__()
         self.wanted, self.channels_last, self.least_side = wanted, channels_last, least_side
+        self.fits = dict[tuple[int, int], Fit]()
         self.register_buffer("mean", torch.tensor(wanted.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(wanted.std).view(1, 3, 1, 1), persistent=False)
 
+    def enlarged(self, x: Tensor) -> tuple[int, int]:
+        """The size (H, W) of images, of small ones after they are enlarged. A line of pixels becomes no huge image."""
+        height, width = x.shape[2:]
+        scale = max(self.least_side / min(height, width), 1)
+        longest = max(height, width, LONGEST)
+        return min(round(height * scale), longest), min(round(width * scale), longest)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.wanted.size and x.shape[2:] != self.wanted.size:
-            x = F.interpolate(x, self.wanted.size, mode="bilinear", antialias=True)
-        elif not self.wanted.size and (short := min(x.shape[2:])) < self.least_side:
-            size = [round(side * self.least_side / short) for side in x.shape[2:]]
+            x = Fit(self.wanted.size)(x)
+        elif (size := self.enlarged(x)) != x.shape[2:]:
             x = F.interpolate(x, size, mode="bilinear")
+        if fit := self.fits.get((x.shape[2], x.shape[3])):
+            x = fit(x)
         if self.wanted.channels == "bgr":
             x = x.flip(1)
         x = (x * self.wanted.range - self.mean) / self.std

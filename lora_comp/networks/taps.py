@@ -15,6 +15,7 @@ Tensors that are overwritten later, as by an in-place ReLU, cannot be kept and a
 """
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 
-def tensors_in(answer: Any, name: str = "output") -> dict[str, Tensor]:
+def tensors_in(answer: Any, name: str = "output", joint: str = ".") -> dict[str, Tensor]:
     """The tensors in what a network returned: a tensor, or (nested) lists, tuples, dicts and dataclasses of them."""
     if isinstance(answer, Tensor):
         return {name: answer}
@@ -33,14 +34,19 @@ def tensors_in(answer: Any, name: str = "output") -> dict[str, Tensor]:
         parts = dict(enumerate(answer))
     else:
         parts = {key: getattr(answer, key) for key in getattr(answer, "__dataclass_fields__", ())}
-    return {key: tensor for part, value in parts.items() for key, tensor in tensors_in(value, f"{name}.{part}").items()}
+    return {
+        key: tensor
+        for part, value in parts.items()
+        for key, tensor in tensors_in(value, f"{name}{joint}{part}", joint).items()
+    }
 
 
 @dataclass
 class Probe:
     """The tensors that a network computed from one image.
 
-    tensors: name -> tensor, in order of computation; of a submodule that runs several times, the last.
+    tensors: name -> tensor, in order of computation; of a submodule that runs several times, the last. What a submodule
+        returns in a tuple, list or dict is named after it and its place there: blocks.3:0.
     outputs: names of those that the network returns.
     aliases: name -> name in `tensors`, of each submodule or node; several may return the same tensor.
     """
@@ -56,9 +62,11 @@ class Probe:
             self.tensors[name], self._versions[name] = value, value._version
 
     def finish(self, answer: Any) -> "Probe":
-        """Drop what was overwritten, name each tensor after the last submodule that returned it, add the outputs."""
+        """Drop what was overwritten, name each tensor after the outermost submodule that returned it (of several the
+        last), add the outputs."""
         intact = {n: t for n, t in self.tensors.items() if t._version == self._versions[n]}
-        names = {id(tensor): name for name, tensor in intact.items()}
+        inwards = sorted(intact.items(), key=lambda one: -one[0].count("."))
+        names = {id(tensor): name for name, tensor in inwards}
         self.tensors = {names[id(tensor)]: tensor for tensor in intact.values()}
         self.aliases = {name: names[id(tensor)] for name, tensor in intact.items()}
         for name, tensor in tensors_in(answer).items():
@@ -66,6 +74,22 @@ class Probe:
             self.tensors[name], self.aliases[name] = tensor, name
             self.outputs.append(name)
         return self
+
+    def parts(self, name: str) -> list[str]:
+        """The names in `tensors` that a submodule or node returned; for a list of submodules, that its last did."""
+        if name in self.aliases:
+            return [self.aliases[name]]
+        inside = [found for alias, found in self.aliases.items() if alias.startswith(f"{name}:")]
+        if inside:
+            return list(dict.fromkeys(inside))
+        listed = [int(last) for alias in self.aliases if (last := _place_in(name, alias)) is not None]
+        return self.parts(f"{name}.{max(listed)}") if listed else []
+
+
+def _place_in(name: str, alias: str) -> str | None:
+    """ "3" of the alias blocks.3:0 in blocks."""
+    found = re.fullmatch(rf"{re.escape(name)}\.(\d+)(:.*)?", alias)
+    return found and found[1]
 
 
 def freeze(module: nn.Module) -> None:
@@ -93,7 +117,11 @@ class Modules(nn.Module):
         probe = Probe()
 
         def adder(name: str) -> Callable:
-            return lambda module, inputs, output: probe.add(name, output)
+            def add(module: nn.Module, inputs: Any, output: Any) -> None:
+                for part, tensor in tensors_in(output, name, ":").items():
+                    probe.add(part, tensor)
+
+            return add
 
         hooks = [self.module.get_submodule(name).register_forward_hook(adder(name)) for name in names]
         try:
@@ -107,8 +135,9 @@ class Modules(nn.Module):
 
     def kept(self, x: Tensor) -> list[Tensor]:
         parts = {name for name, _ in self.module.named_modules()}
-        tensors = self._run(x, [name for name in self.names if name in parts]).tensors
-        return [tensors[name] for name in self.names]
+        owners = {name.partition(":")[0] for name in self.names}
+        probe = self._run(x, [name for name in owners if name in parts])
+        return [probe.tensors[probe.aliases[name]] for name in self.names]
 
     def answer(self, x: Tensor) -> Any:
         return self.module(x)

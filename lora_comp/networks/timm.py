@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 
 from torch import nn
@@ -28,12 +29,20 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
     except (OSError, RuntimeError) as error:
         raise no_weights(name, error) from error
     if weights is not None and not published:
-        load_checkpoint(model, weights)
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        model = load_checkpoint(model, weights, lambda classes: timm.create_model(kind, num_classes=classes), convert)
     facts: dict = model.pretrained_cfg  # type: ignore[assignment]
     height, width = facts["input_size"][1:]
     own = Input((height, width) if facts["fixed_input_size"] else None, mean=facts["mean"], std=facts["std"])
-    names = class_names(model, facts)
-    return Source(Modules(model), own, stages=stages(model), classifier=True, least_side=LEAST_SIDE, names=names)
+    return Source(
+        Modules(model),
+        own,
+        stages=stages(model),
+        classifier=True,
+        least_side=max(LEAST_SIDE, *(facts.get("min_input_size") or (0,))[-2:]),
+        usual=(height, width),
+        names=class_names(model, facts),
+    )
 
 
 def class_names(model: nn.Module, facts: dict) -> Sequence[tuple[str, ...]]:
@@ -53,8 +62,8 @@ def stages(model: nn.Module) -> list[str]:
     listed = [one for one in getattr(info, "info", info) if one.get("module") and one["reduction"] >= 4]
     every = [one["module"].replace("block.", "blocks.") for one in listed]  # timm's own slip of the pen, of twins
     last = list({one["reduction"]: name for one, name in zip(listed, every, strict=True)}.values())
-    if len(every) <= STAGES:
-        return every
+    if len(set(every)) <= STAGES:  # one may be listed for each of its branches
+        return list(dict.fromkeys(every))
     if len(last) >= STAGES - 1:
         return last[-STAGES:]
     return [every[math.ceil(len(every) * quarter / STAGES) - 1] for quarter in range(1, STAGES + 1)]

@@ -25,11 +25,20 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         model = torchvision.models.get_model(kind, weights="DEFAULT" if published else None, **options)
     except (OSError, RuntimeError) as error:
         raise no_weights(name, error) from error
+    counts = []  # of classes, where a checkpoint has its own
+
+    def with_classes(count: int):
+        counts.append(count)
+        return torchvision.models.get_model(kind, num_classes=count, **options)
+
     if weights is not None and not published:
-        load_checkpoint(model, weights)
+        model = load_checkpoint(model, weights, with_classes)
     side = getattr(model, "image_size", None)  # of a ViT, which takes no other
     own = Input((side, side) if side else None, mean=MEAN, std=STD)
     if not classifier:
         return Source(Modules(model), own)
-    names = imagenet_names(len(torchvision.models.get_model_weights(kind).DEFAULT.meta["categories"]))
-    return Source(Modules(model), own, classifier=True, least_side=LEAST_SIDE, names=names)
+    facts = torchvision.models.get_model_weights(kind)["DEFAULT"]
+    crop = facts.transforms().crop_size
+    names = imagenet_names(counts[-1] if counts else len(facts.meta["categories"]))
+    usual = (crop[0], crop[-1])
+    return Source(Modules(model), own, classifier=True, least_side=LEAST_SIDE, usual=usual, names=names)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_comp.errors import LoraCompError
-from lora_comp.networks import load_external
+from lora_comp.networks import load_external, load_network
 
 
 class Detector(nn.Module):
@@ -222,7 +222,84 @@ def test_without_onnx2torch_it_is_told_how_to_get_it(tmp_path, monkeypatch):
         load_external(tmp_path / "a.onnx")
 
 
-def test_a_image_that_a_network_cannot_take_is_told_with_a_size_that_it_takes(tmp_path):
-    network = load_external(script_of(Halves(), tmp_path / "halves.pt"))
-    with pytest.raises(LoraCompError, match=r"cannot take an image of 40x50: .*; it takes 64x64: .*size=\[64,64\]"):
-        network.stages(torch.rand(1, 3, 40, 50))
+# Sizes
+
+
+class Half(nn.Module):
+    """Takes images of one size alone."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 8, 1)
+        self.head = nn.Linear(4 * (side // 8) ** 2, 5)
+
+    def forward(self, x):
+        return self.head(F.relu(self.conv(x)).flatten(1))
+
+
+class Fails(nn.Module):
+    """Refuses dark images, of whatever size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 8, 1)
+
+    def forward(self, x):
+        if not x.any():
+            raise ValueError("it is\ndark")
+        return self.conv(x)
+
+
+SIZES = [(1, 1), (16, 16), (40, 50), (131, 97), (1, 300), (300, 2), (320, 256)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_images_are_padded_to_a_size_that_a_network_can_halve(size, tmp_path):
+    network, x = load_external(script_of(Halves(), tmp_path / "halves.pt")), torch.rand(2, 3, *size, requires_grad=True)
+    stages, again = network.stages(x), network.stages(x)
+    rows, columns = (-(-side // 32) for side in size)
+    assert stages[0].shape[2:] == (rows, columns)
+    assert all(torch.equal(one, same) for one, same in zip(stages, again, strict=True))
+    assert torch.autograd.grad(sum(stage.sum() for stage in stages), x)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_network_of_one_size_gets_images_of_that_size(size, tmp_path):
+    network = load_external(script_of(Half(224), tmp_path / "half.pt", 224))
+    assert network.stages(torch.rand(1, 3, *size))[0].shape[2:] == (28, 28)
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    {
+        "timm/hrnet_w18_small": [(1, 1), (131, 97)],
+        "timm/dla34": [(1, 200), (131, 97)],
+        "timm/test_coatnet": [(1, 1), (320, 256)],
+        "torchvision/maxvit_t": [(320, 256)],
+    }.items(),
+)
+def test_classifiers_of_the_libraries_take_images_of_any_size(name, sizes):
+    network = load_network(name, None)
+    for size in sizes:
+        x = torch.rand(1, 3, *size, requires_grad=True)
+        stages = network.stages(x)
+        assert network(x).shape == (1, 1000) and all(torch.isfinite(stage).all() for stage in stages)
+        assert torch.autograd.grad(sum(stage.sum() for stage in stages), x)[0].any()
+
+
+def test_an_image_that_a_network_takes_stays_as_it_is(tmp_path):
+    network, x = load_external(script_of(Halves(), tmp_path / "halves.pt")), torch.rand(1, 3, 64, 96)
+    network.stages(x)
+    assert not network.prepare.fits and torch.equal(network.prepare(x), x)
+
+
+def test_what_no_other_size_helps_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "nets_that_fail.py").write_text(
+        f"import sys; sys.path.append({str(__file__).rpartition('/')[0]!r}); from test_external import Fails\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    network = load_external("nets_that_fail:Fails")
+    with pytest.raises(LoraCompError, match=r"cannot take an image of 40x50: it is dark$"):
+        network.stages(torch.zeros(1, 3, 40, 50))
+    assert not network.prepare.fits
+    assert network.stages(torch.ones(1, 3, 40, 50))
