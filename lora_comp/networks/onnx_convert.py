@@ -21,8 +21,15 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.onnx_tensor import OnnxTensor
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
-from onnx_ir.passes.common import TopologicalSortPass
-from onnxscript import optimizer
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+    TopologicalSortPass,
+)
+from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, fx, nn
 
 from lora_comp.errors import first_line
@@ -36,7 +43,9 @@ OWN = "lora_comp."  # before the name of an operator of `OURS`
 VERSION = 17  # of ONNX: what changed since in operators that are not ours are their types alone
 REALS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 FIRST = 7  # of ONNX: before it, operators are converted to the newer ones
-LIMIT = 2**31  # numbers in a tensor; anything constant is folded
+LIMIT = 2**31  # numbers in a tensor: all that is constant is folded
+BEFORE = (RemoveInitializersFromInputsPass(), InlinePass(), TopologicalSortPass())
+AFTER = (RemoveUnusedNodesPass(), LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), NameFixPass())
 ONNX = ("", "ai.onnx")  # the domain of its own operators
 SEVERAL = ("Split", "TopK")  # operators of ours that return several tensors
 BRANCHES = ("If", "Loop", "Scan")
@@ -113,8 +122,9 @@ def _refused_node(model: ModelProto) -> str | None:
         try:
             converter = get_converter(node.operation_type, versions.get(node.domain, 1), node.domain)
         except NotImplementedError:
-            depends = "; it depends on the image: export with a fixed size" if node.operation_type in BRANCHES else ""
-            return f"{what} is unknown{depends}"
+            if node.operation_type in BRANCHES:
+                return f"{what} branches on what it computes: export the network alone, for a fixed size"
+            return f"{what} is unknown"
         try:
             converter(node, graph)
         except Exception as error:
@@ -135,7 +145,8 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _in_float32(model: ModelProto) -> ModelProto:
-    """A copy whose numbers of other floating-point types are float32: on a CPU float16 is slow, and lossy."""
+    """A copy whose numbers of other floating-point types are float32: on a CPU float16 is slow, and lossy. Nodes
+    without a name are called by their operators."""
     twin = ModelProto()
     twin.CopyFrom(model)
     graphs = [*_graphs(twin.graph)]
@@ -144,6 +155,8 @@ def _in_float32(model: ModelProto) -> ModelProto:
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.type.tensor_type.elem_type in REALS:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in nodes:
+        node.name = node.name or node.op_type
     tensors = [tensor for graph in graphs for tensor in graph.initializer]
     for node in nodes:
         tensors += [attribute.t for attribute in node.attribute if attribute.type == AttributeProto.TENSOR]
@@ -159,10 +172,7 @@ def _in_float32(model: ModelProto) -> ModelProto:
 
 def _simplified(model: ModelProto) -> ModelProto:
     """With its functions inlined and its constants folded; the graph as it is if onnxscript fails on it."""
-    known = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in known]
-    del model.graph.input[:], model.graph.value_info[:]  # shapes are inferred anew: those in files may be wrong
-    model.graph.input.extend(inputs)
+    del model.graph.value_info[:]  # shapes are inferred anew: those in files may be wrong
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     versions = {opset.domain: opset.version for opset in model.opset_import}
@@ -173,19 +183,20 @@ def _simplified(model: ModelProto) -> ModelProto:
     level = log.level
     log.setLevel(logging.ERROR)  # what is not folded is of no interest
     try:
-        read = onnx_ir.from_proto(model)
-        optimizer.optimize_ir(
-            read,
-            input_size_limit=LIMIT,
-            output_size_limit=LIMIT,
-            should_fold=lambda node: True,  # weights too
-        )
-        TopologicalSortPass()(read)
-        return onnx_ir.to_proto(read)
+        graph = onnx_ir.from_proto(model)
+        for change in (*BEFORE, _fold, *AFTER):
+            change(graph)
+        return onnx_ir.to_proto(graph)
     except Exception:
         return model
     finally:
         log.setLevel(level)
+
+
+def _fold(graph: onnx_ir.Model) -> None:
+    fold_constants_ir(
+        graph, onnx_shape_inference=True, input_size_limit=LIMIT, output_size_limit=LIMIT, should_fold=lambda node: True
+    )
 
 
 def _prepare(model: ModelProto) -> None:

@@ -243,6 +243,7 @@ def attention(
     *,
     is_causal: int = 0,
     scale: float | None = None,
+    softcap: float = 0.0,
     q_num_heads: int = 0,
     kv_num_heads: int = 0,
     qk_matmul_output_mode: int = 0,
@@ -253,8 +254,15 @@ def attention(
     if flat:
         heads = zip((query, key, value), (q_num_heads, kv_num_heads, kv_num_heads), strict=True)
         query, key, value = (part.unflatten(2, (number, -1)).transpose(1, 2) for part, number in heads)
-    grouped = query.shape[1] != key.shape[1]
-    out = F.scaled_dot_product_attention(query, key, value, mask, 0.0, bool(is_causal), scale=scale, enable_gqa=grouped)
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores[0, 0]).triu(1).bool(), float("-inf"))
+    out = scores.softmax(3) @ value
     return out.transpose(1, 2).flatten(2) if flat else out
 
 
