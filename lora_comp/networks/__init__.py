@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,9 @@ import torch
 
 from lora_comp import zoo
 from lora_comp.errors import LoraCompError
-from lora_comp.networks.external import ExternalNetwork, Source
-from lora_comp.networks.input import read_input
+from lora_comp.networks.byte_input import expects_bytes
+from lora_comp.networks.external import SIDES, ExternalNetwork, Source, photos
+from lora_comp.networks.input import Input, read_input
 from lora_comp.networks.protocol import Classifier, Detector, TaskNetwork
 from lora_comp.networks.resnet import SmallResNet
 from lora_comp.networks.saved import save_network
@@ -139,14 +141,18 @@ def load_external(
         weights: see `load_network`; files and functions have their own.
         layers: names of the tensors to compare; None to find them (`stages.find_stages`).
         settings: the input it expects, see `input.read_input`; the default is the network's own, or RGB in [0, 1] at
-            the image's size.
+            the image's size; in 0 to 255 if its first steps are to divide by 255, or to subtract a mean of bytes.
     Raises:
         LoraCompError, in one line: a file or name that is no network, a network that cannot be converted, does not run
         on a photograph, returns no tensor or has no gradient to its input, and unknown layers or settings.
     """
     with _seeded(0):
         source = _read(str(name), weights)
-        network = ExternalNetwork(str(name), source, read_input(settings, source.input), layers)
+        own = source.input
+        if replace(own, size=None) == Input():  # neither its library nor the file says what it expects
+            image = photos(read_input(settings, own).size or (SIDES[0],) * 2)[:1]
+            own = replace(own, range=255 if expects_bytes(source.taps.answer, image) else 1)
+        network = ExternalNetwork(str(name), source, read_input(settings, own), layers)
         network.stage_variance = network.measure_variance()
     return network
 

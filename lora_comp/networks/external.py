@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 class Source:
     """A network as it was read.
 
-    input: the input it expects. channels_last: it takes (B, H, W, 3). one_image: it takes one image at a time.
+    input: the input it expects. one_image: it takes one image at a time.
     stages: names of its stages, where its library lists them. classifier: it returns logits (B, classes).
     least_side: smaller images are enlarged until their shorter side has so many pixels. usual: the size (H, W) that it
         was made for, where it takes others too.
@@ -38,7 +38,6 @@ class Source:
 
     taps: Modules | Graph | Script
     input: Input = field(default_factory=Input)
-    channels_last: bool = False
     one_image: bool = False
     stages: Sequence[str] = ()
     classifier: bool = False
@@ -71,7 +70,7 @@ class ExternalNetwork(nn.Module):
         self.classes = [names[0] for names in source.names]
         self.stage_variance: list[float] | None = None
         self.taps, self.one_image = source.taps, source.one_image
-        self.prepare = Preparation(settings, source.channels_last, source.least_side)
+        self.prepare = Preparation(settings, source.least_side)
         self.probed, probe = self._first_probe()
         self.usual = source.usual or self.probed
         if layers is None:

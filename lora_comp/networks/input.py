@@ -38,7 +38,8 @@ class Input:
 def read_input(given: Mapping | str | os.PathLike | None, own: Input) -> Input:
     """`own`, changed by the settings given: by name, or in a YAML file. None leaves a setting as it is.
 
-    Raises LoraCompError for a file that cannot be read, an unknown setting and a value that does not fit.
+    Raises LoraCompError for a file that cannot be read, an unknown setting, a value that does not fit, and a mean or
+    standard deviation that seems to be of another range where no range is given.
     """
     if isinstance(given, (str, os.PathLike)):
         given = _read_yaml(Path(given))
@@ -48,7 +49,26 @@ def read_input(given: Mapping | str | os.PathLike | None, own: Input) -> Input:
     changed: dict[str, Any] = {
         str(name): _fitting(str(name), value) for name, value in (given or {}).items() if value is not None
     }
-    return replace(own, **changed)
+    wanted = replace(own, **changed)
+    if "range" not in changed:
+        _check_range(wanted, [name for name in ("mean", "std") if name in changed])
+    return wanted
+
+
+def _check_range(wanted: Input, given: Sequence[str]) -> None:
+    """Ask for the range where a mean or standard deviation is not in its units."""
+    for name in given:
+        numbers = getattr(wanted, name)
+        largest = max(map(abs, numbers))
+        bytes_in_one = wanted.range == 1 and largest > 1
+        shares_of_bytes = name == "mean" and wanted.range > 1 and 0 < largest <= 1
+        if bytes_in_one or shares_of_bytes:
+            shown = ", ".join(f"{number:g}" for number in numbers)
+            other = 255 if bytes_in_one else 1
+            raise LoraCompError(
+                f"the {name} [{shown}] does not fit an input whose white is {wanted.range:g}: set "
+                f"task.input.range={other} if the network takes 0 to {other}, else range={wanted.range:g}"
+            )
 
 
 def _read_yaml(path: Path) -> Mapping:
@@ -110,16 +130,16 @@ class Fit(NamedTuple):
 class Preparation(nn.Module):
     """Turns images (B, 3, H, W) in [0, 1] into a network's input.
 
-    channels_last: into (B, H, W, 3). least_side: the shorter side of smaller images is enlarged to so many pixels.
+    least_side: the shorter side of smaller images is enlarged to so many pixels.
     fits: size (H, W), after that -> how images of it are changed, of those that the network cannot take.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, wanted: Input, channels_last: bool = False, least_side: int = 1):
+    def __init__(self, wanted: Input, least_side: int = 1):
         super().__init__()
-        self.wanted, self.channels_last, self.least_side = wanted, channels_last, least_side
+        self.wanted, self.least_side = wanted, least_side
         self.fits = dict[tuple[int, int], Fit]()
         self.register_buffer("mean", torch.tensor(wanted.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(wanted.std).view(1, 3, 1, 1), persistent=False)
@@ -140,5 +160,4 @@ class Preparation(nn.Module):
             x = fit(x)
         if self.wanted.channels == "bgr":
             x = x.flip(1)
-        x = (x * self.wanted.range - self.mean) / self.std
-        return x.permute(0, 2, 3, 1) if self.channels_last else x
+        return (x * self.wanted.range - self.mean) / self.std
