@@ -5,7 +5,6 @@ and results.json. `bytes` of a record is the size of the file that was decoded f
 """
 
 import json
-import os
 import sys
 import time
 import zlib
@@ -22,14 +21,12 @@ from torch import Tensor
 from lora_comp import api, bitstream
 from lora_comp.data import Sample
 from lora_comp.errors import ImageError
-from lora_comp.files import make_folder, write_file
+from lora_comp.files import make_folder, short_name, write_file
 from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import region, weighted_psnr
 from lora_comp.tasks.human import psnr
 from lora_comp.tasks.labels import Labels
-
-NAME_BYTES = 220  # of a file's name: file systems take 255, a temporary name beside it is longer
 
 
 @dataclass(frozen=True)
@@ -241,19 +238,10 @@ def score(
 
 
 def file_of(image: str, what: str) -> Path:
-    """The path of an image's file below the output folder. Names too long for a file system are cut and end in a
-    checksum; a name that leads out of its folder stays inside."""
+    """The path of an image's file below the output folder. A name that leads out of its folder stays inside."""
     parts = ["_" if part == ".." or Path(part).is_absolute() else part for part in Path(image).parts]
-    *folders, last = [_cut(part, NAME_BYTES // 2) for part in parts]
-    return Path("files", *folders, f"{last}-{_cut(what, NAME_BYTES // 2)}.lcz")
-
-
-def _cut(name: str, size: int) -> str:
-    """A name of at most `size` bytes."""
-    coded = os.fsencode(name)
-    if len(coded) <= size:
-        return name
-    return f"{coded[: size - 9].decode(errors='ignore')}~{zlib.crc32(coded):08x}"
+    *folders, last = parts or ["_"]
+    return Path("files", *map(short_name, folders), short_name(f"{last}-{what}.lcz"))
 
 
 def record_of(

@@ -32,6 +32,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lora_comp.errors import LoraCompError
 from lora_comp.settings import REQUIRED, NoOptions, setting
 from lora_comp.tasks.cls import Classification
@@ -59,6 +61,7 @@ def combine(parts: Mapping[str, Any]) -> MultiTaskOptions:
     return MultiTaskOptions(dict(parts))
 
 
+@torch.inference_mode(False)
 def load_task(name: str, parts: Mapping[str, Mapping] | None = None, shares: Sequence[float] | None = None, **options):
     """A task by name, ready to use: "human"; "cls", "det" and "seg" (options network, weights, classes); "open"
     (network, weights, layers, input); "MODULE:CLASS", a class in an importable module; or several under any name, with

@@ -272,7 +272,7 @@ def test_every_name_has_a_file_inside_the_folder(parts, what):
     name = "/".join(parts).replace("\0", "_")
     path = evaluate.file_of(name, what)
     assert path.parts[0] == "files" and ".." not in path.parts and not path.is_absolute()
-    assert all(len(os.fsencode(part)) <= 240 for part in path.parts)
+    assert all(len(os.fsencode(part)) <= 255 for part in path.parts)
 
 
 def test_names_too_long_for_a_file_system_are_cut_and_stay_apart(start, tmp_path, make_image):

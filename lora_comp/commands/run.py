@@ -54,6 +54,10 @@ def run(config: RunConfig) -> None:
     """
     console, engine = Console(), config.engine.options
     device = start_engine(engine)
+    out = Path(config.out) if config.out else default_folder(config)
+    images = getattr(config.data.options, "path", None)
+    if images and out.resolve().is_relative_to(Path(images).resolve()):
+        raise LoraCompError(f"the results would lie among the images, in {out}: name another folder with out=FOLDER")
     data = load_data(**config.data.given())
     task = load_task(**config.task.given()).to(device)
     codecs = {q: load_codec(quality=q, **config.codec.given()).to(device) for q in config.quality}
@@ -67,7 +71,6 @@ def run(config: RunConfig) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    out = Path(config.out) if config.out else default_folder(config)
     with Progress(*columns, console=console) as progress:
         settings = FitSettings(engine.steps, engine.lr or task.lr, engine.seed, engine.recipe, engine.tile)
         records = evaluate(data, points, task, settings, out, progress, engine.batch, config.roi)

@@ -91,6 +91,21 @@ def test_unreadable_images_are_counted_and_do_not_stop_a_run(tmp_path, over_fold
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == 2
 
 
+@pytest.mark.parametrize("out", [".", "results", "../images/out"])
+def test_results_do_not_lie_among_the_images(tmp_path, over_folder, refused, monkeypatch, out):
+    monkeypatch.chdir(tmp_path / "images")
+    assert "the results would lie among the images" in refused(run.main, *over_folder[:-1], "data.path=.", f"out={out}")
+    assert "name another folder with out=FOLDER" in refused(run.main, *over_folder[:-1], "data.path=.")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.png", "images"]
+
+
+def test_a_name_as_long_as_a_file_system_takes_stops_no_run(tmp_path, over_folder):
+    image = tmp_path / "images" / "cat.png"
+    image.rename(image.with_name("x" * 251 + ".png"))
+    assert run.main(over_folder) == 0
+    assert len(list((tmp_path / "out" / "files").iterdir())) == 2
+
+
 def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
     (tmp_path / "images" / "cat.png").write_bytes(b"")
     assert "none of the images could be read" in refused(run.main, *over_folder)
@@ -117,8 +132,9 @@ def test_a_setting_of_a_run_that_cannot_be_is_named(tmp_path, over_folder, refus
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("out", ["/proc/out", "images/cat.png"])
+@pytest.mark.parametrize("out", ["/proc/out", "taken"])
 def test_an_output_folder_that_cannot_be(tmp_path, over_folder, refused, out, everything_under):
+    (tmp_path / "taken").write_text("a file")
     before = everything_under(tmp_path)
     assert "cannot make the folder" in refused(run.main, *over_folder, f"out={os.path.join(tmp_path, out)}")
     assert everything_under(tmp_path) == before
