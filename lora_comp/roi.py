@@ -29,6 +29,8 @@ def region(roi: str, image: Tensor, task) -> Tensor:
     """
     height, width = image.shape[1:]
     if roi != BOXES:
+        if not Path(roi).exists():
+            raise LoraCompError(f"roi must be {BOXES} or the path of a mask; there is no file {roi}")
         mask = read_mask(roi)
         if mask.shape != (height, width):
             raise LoraCompError(
@@ -37,7 +39,7 @@ def region(roi: str, image: Tensor, task) -> Tensor:
             )
         return mask
     if not hasattr(task, "detections"):
-        raise LoraCompError(f"roi=boxes needs a task with a detector, as task=det or task=[{task.name},det]")
+        raise LoraCompError("roi=boxes needs a task with a detector, as task=det, or det among several: task=[cls,det]")
     weights = torch.zeros(height, width)
     for one in task.detections(image):
         if one["score"] >= task.score_threshold:
