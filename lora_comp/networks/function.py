@@ -9,6 +9,7 @@ from torch import nn
 from lora_comp.errors import LoraCompError, first_line
 from lora_comp.networks.external import Source
 from lora_comp.networks.taps import Modules
+from lora_comp.networks.timm import stages
 
 
 def read(name: str, weights: str | os.PathLike | None) -> Source:
@@ -26,4 +27,4 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         raise LoraCompError(f"{name} cannot be called: {reason}") from error
     if not isinstance(made, nn.Module):
         raise LoraCompError(f"{name}() returns a {type(made).__name__}, not a torch.nn.Module")
-    return Source(Modules(made))
+    return Source(Modules(made), stages=stages(made) if hasattr(made, "pretrained_cfg") else ())  # timm's have it

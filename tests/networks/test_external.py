@@ -120,6 +120,14 @@ def test_of_a_module_what_its_parts_return_is_matched_unless_it_is_overwritten(t
     assert load_external("nets_of_mine:detector").layers == ["stem", "body.0", "box", "sure"]
 
 
+def test_of_a_function_that_returns_timms_network_timms_stages_are_matched(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_timm.py").write_text(
+        "import timm\n\ndef small():\n    return timm.create_model('test_resnet')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_external("nets_of_timm:small").layers == ["layer1", "layer2", "layer3", "layer4", "fc"]
+
+
 def test_a_transformer_in_torchscript_is_matched_along_its_depth_and_at_the_size_it_takes(tmp_path):
     import timm
 
