@@ -1,14 +1,21 @@
 """torchvision's networks by name: its classifiers, and for task=open its segmenters, detectors and others too."""
 
 import os
+import re
 
 import torchvision
+from torch import nn
 
 from lora_comp.errors import LoraCompError
 from lora_comp.networks.checkpoints import load_checkpoint, no_weights
 from lora_comp.networks.external import LEAST_SIDE, Source
 from lora_comp.networks.input import MEAN, STD, Input
 from lora_comp.networks.taps import Modules
+
+
+def _renamed(state: dict, model: nn.Module) -> dict:
+    """The published DenseNets have "norm.1" for "norm1"."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): value for key, value in state.items()}
 
 
 def read(name: str, weights: str | os.PathLike | None) -> Source:
@@ -26,7 +33,7 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         raise no_weights(name, error) from error
     if weights is not None and not published:
         model = load_checkpoint(
-            model, weights, lambda classes: torchvision.models.get_model(kind, num_classes=classes, **options)
+            model, weights, lambda classes: torchvision.models.get_model(kind, num_classes=classes, **options), _renamed
         )
     side = getattr(model, "image_size", None)  # of a ViT, which takes no other
     own = Input((side, side) if side else None, mean=MEAN, std=STD)
