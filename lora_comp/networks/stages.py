@@ -119,7 +119,8 @@ def _search(inner: Tensors, ends: Collection, size: tuple[int, int], levels: Map
     chain = [cut for cut in cuts.find(1) if _is_spread(inner[cut[0]])]
     if _is_dense(chain, cuts, inner):
         return _along(chain, cuts, inner, size, levels)
-    stages = _resolutions(inner, size, levels)
+    depths = {name: name.count(".") for name in inner}
+    stages = _resolutions({name: tensor for name, tensor in inner.items() if tensor.ndim == 4}, size, depths)
     if len(stages) >= STAGES - 1:
         return [[name] for name in stages]
     for width in range(2, WIDEST + 1):
