@@ -112,22 +112,22 @@ def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
         for kind, names in kinds.items()
         if names
     ]
-    return "of its tensors " + ", ".join(told) if told else ""
+    return "tensors: " + ", ".join(told) if told else ""
 
 
 def classes_of(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], classes: int) -> int:
-    """The number of classes of a state dict for a network of `classes`: another one where nothing but the length of
-    tensors of that length differs."""
-    lengths = {
-        len(state[name])
+    """The number of classes of a state dict for a network of `classes`: another one where its tensors differ in nothing
+    but their length, a multiple of that number."""
+    counts = {
+        len(state[name]) / (len(tensor) // classes)
         for name, tensor in expected.items()
         if name in state
-        and tensor.ndim
-        and len(tensor) == classes
-        and state[name].ndim == tensor.ndim
+        and state[name].shape != tensor.shape
         and state[name].shape[1:] == tensor.shape[1:]
+        and len(tensor) % classes == 0
     }
-    return lengths.pop() if len(lengths) == 1 else classes
+    count = counts.pop() if len(counts) == 1 else classes
+    return int(count) if count == int(count) else classes
 
 
 def load_checkpoint(
@@ -135,20 +135,20 @@ def load_checkpoint(
     path: str | os.PathLike,
     with_classes: Callable[[int], nn.Module] | None = None,
     convert: Callable[[dict, nn.Module], dict] | None = None,
+    classes: int = 1000,
 ) -> nn.Module:
     """The model with the weights of a checkpoint file.
 
-    with_classes: makes the model for another number of classes, where the checkpoint has one. convert: the library's
-    own conversion of the files that an architecture's authors published.
+    with_classes: makes the model for another number of classes than `classes`, where the checkpoint has one. convert:
+    the library's own conversion of the files that an architecture's authors published.
     """
     with fitting(path, type(model).__name__):
         saved = read_checkpoint(path)
         state = fitted(saved, model.state_dict())
         if convert and not model.state_dict().keys() <= state.keys():
             state = fitted(convert(dict(saved), model), model.state_dict())
-        had = getattr(model, "num_classes", 1000)
-        if with_classes and (classes := classes_of(state, model.state_dict(), had)) != had:
-            model = with_classes(classes)
+        if with_classes and (count := classes_of(state, model.state_dict(), classes)) != classes:
+            model = with_classes(count)
         if reason := _misfit(state, model.state_dict()):
             raise ValueError(reason)
         model.load_state_dict(state, strict=False)

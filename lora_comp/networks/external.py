@@ -19,7 +19,8 @@ from lora_comp.networks.stages import find_stages, usable
 from lora_comp.networks.taps import Graph, Modules, Probe, Script
 
 LEAST_SIDE = 64  # pixels; several classifiers cannot halve a smaller image five times
-SIDES = (256, 224, 384, 512, 640)  # of the images on which a network without a size of its own is tried
+# Of the images on which a network without a size of its own is tried.
+SIDES = (256, 224, 384, 512, 640, 160, 192, 240, 288, 299, 320, 336, 448, 480, 518, 128, 96, 64, 32)
 STEPS = (32, 64, 128)  # pixels, to multiples of which images are padded
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 Answer = TypeVar("Answer")

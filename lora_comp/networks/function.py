@@ -9,6 +9,7 @@ from torch import nn
 from lora_comp.errors import LoraCompError, first_line
 from lora_comp.networks.external import Source
 from lora_comp.networks.taps import Modules
+from lora_comp.networks.timm import stages
 
 
 def read(name: str, weights: str | os.PathLike | None) -> Source:
@@ -24,6 +25,7 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
     except Exception as error:  # whatever the user's own code raises
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise LoraCompError(f"{name} cannot be called: {reason}") from error
+    made = getattr(made, "_orig_mod", made)  # of torch.compile, in whose code hooks are not called
     if not isinstance(made, nn.Module):
         raise LoraCompError(f"{name}() returns a {type(made).__name__}, not a torch.nn.Module")
-    return Source(Modules(made))
+    return Source(Modules(made), stages=stages(made) if hasattr(made, "pretrained_cfg") else ())  # timm's have it

@@ -39,7 +39,7 @@ def usable(probe: Probe) -> dict[str, Tensor]:
         and len(t) == 1
         and t.numel() > 1
         and torch.isfinite(t).all()
-        and t.detach().double().var() > 1e-12 * t.detach().double().square().mean()
+        and t.detach().float().var() > 1e-12 * t.detach().float().square().mean()
     }
 
 
@@ -107,7 +107,7 @@ def _unread(tensors: Tensors) -> list[Tensor]:
 
 def _levels(probe: Probe, inner: Tensors) -> dict[str, int]:
     """How many submodules that return a tensor enclose each tensor."""
-    returning = {alias for alias, name in probe.aliases.items() if name in inner}
+    returning = {alias.partition(":")[0] for alias, name in probe.aliases.items() if name in inner}
     prefixes = {name: list(accumulate(name.split("."), "{}.{}".format))[:-1] for name in inner}
     return {name: sum(outer in returning for outer in prefixes[name]) for name in inner}
 
@@ -119,7 +119,8 @@ def _search(inner: Tensors, ends: Collection, size: tuple[int, int], levels: Map
     chain = [cut for cut in cuts.find(1) if _is_spread(inner[cut[0]])]
     if _is_dense(chain, cuts, inner):
         return _along(chain, cuts, inner, size, levels)
-    stages = _resolutions(inner, size, levels)
+    depths = {name: name.count(".") for name in inner}
+    stages = _resolutions({name: tensor for name, tensor in inner.items() if tensor.ndim == 4}, size, depths)
     if len(stages) >= STAGES - 1:
         return [[name] for name in stages]
     for width in range(2, WIDEST + 1):

@@ -30,7 +30,10 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         raise no_weights(name, error) from error
     if weights is not None and not published:
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        model = load_checkpoint(model, weights, lambda classes: timm.create_model(kind, num_classes=classes), convert)
+        classes: int = getattr(model, "num_classes", 0) or 1000  # type: ignore[assignment]
+        model = load_checkpoint(
+            model, weights, lambda count: timm.create_model(kind, num_classes=count), convert, classes
+        )
     facts: dict = model.pretrained_cfg  # type: ignore[assignment]
     height, width = facts["input_size"][1:]
     own = Input((height, width) if facts["fixed_input_size"] else None, mean=facts["mean"], std=facts["std"])

@@ -1,8 +1,10 @@
 """torchvision's networks by name: its classifiers, and for task=open its segmenters, detectors and others too."""
 
 import os
+import re
 
 import torchvision
+from torch import nn
 
 from lora_comp.errors import LoraCompError
 from lora_comp.networks.checkpoints import load_checkpoint, no_weights
@@ -10,6 +12,11 @@ from lora_comp.networks.external import LEAST_SIDE, Source
 from lora_comp.networks.imagenet import imagenet_names
 from lora_comp.networks.input import MEAN, STD, Input
 from lora_comp.networks.taps import Modules
+
+
+def _renamed(state: dict, model: nn.Module) -> dict:
+    """The published DenseNets have "norm.1" for "norm1"."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): value for key, value in state.items()}
 
 
 def read(name: str, weights: str | os.PathLike | None) -> Source:
@@ -32,7 +39,7 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         return torchvision.models.get_model(kind, num_classes=count, **options)
 
     if weights is not None and not published:
-        model = load_checkpoint(model, weights, with_classes)
+        model = load_checkpoint(model, weights, with_classes, _renamed)
     side = getattr(model, "image_size", None)  # of a ViT, which takes no other
     own = Input((side, side) if side else None, mean=MEAN, std=STD)
     if not classifier:

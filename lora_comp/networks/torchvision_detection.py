@@ -59,12 +59,20 @@ class TorchvisionDetector(nn.Module):
         return found
 
 
-def _checkpoint(model: nn.Module, kind: str, path: str | os.PathLike) -> None:
-    load_checkpoint(model, path)
+def _checkpoint(model: nn.Module, kind: str, path: str | os.PathLike, categories: list[str]) -> nn.Module:
+    """The model with the weights of a file. If they are for another number of classes, whose names nobody knows, it is
+    made for it, and `categories` is changed."""
+
+    def with_classes(count: int) -> nn.Module:
+        categories[1:] = [f"class {index}" for index in range(1, count)]
+        return get_model(kind, weights=None, weights_backbone=None, num_classes=count)
+
+    model = load_checkpoint(model, path, with_classes, classes=len(categories))
     if kind in _WITHOUT_EPS and Path(path).name == Path(get_model_weights(kind)["COCO_V1"].url).name:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
+    return model
 
 
 def load(name: str, weights: str | os.PathLike | None, masks: bool) -> TorchvisionDetector:
@@ -77,8 +85,8 @@ def load(name: str, weights: str | os.PathLike | None, masks: bool) -> Torchvisi
         model = get_model(name, weights="DEFAULT" if published else None, weights_backbone=None)
     except (OSError, RuntimeError) as error:
         raise no_weights(f"torchvision/{name}", error) from error
+    categories = list(get_model_weights(name)["COCO_V1"].meta["categories"])
     if weights is not None and not published:
-        _checkpoint(model, name, weights)
+        model = _checkpoint(model, name, weights, categories)
     scale = 0.2 if weights is not None and isinstance(model, detection.FasterRCNN) else None
-    categories = get_model_weights(name)["COCO_V1"].meta["categories"]
     return TorchvisionDetector(f"torchvision/{name}", model, categories, scale)

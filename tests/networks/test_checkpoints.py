@@ -3,6 +3,7 @@ those that do not fit."""
 
 import argparse
 import pickle
+import re
 from collections import OrderedDict
 
 import pytest
@@ -13,7 +14,7 @@ import torchvision
 from torch import nn
 
 from lora_comp.errors import LoraCompError
-from lora_comp.networks import load_network
+from lora_comp.networks import load_detector, load_network
 from lora_comp.networks.checkpoints import read_checkpoint
 
 NAME = "test_resnet"  # timm's own small one
@@ -123,6 +124,25 @@ def test_so_it_is_for_torchvision(name, tmp_path, make_image):
     path = tmp_path / "fine.pth"
     torch.save(nn.DataParallel(torchvision.models.get_model(name, num_classes=7)).state_dict(), path)
     assert load_network(f"torchvision/{name}", path)(make_image(64, 64)[None]).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"])
+def test_so_it_is_for_torchvisions_detectors(name, tmp_path, make_image):
+    path = tmp_path / "fine.pth"
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=4)
+    torch.save({"model": model.state_dict(), "args": argparse.Namespace()}, path)
+    detector = load_detector(f"torchvision/{name}", path)
+    assert detector.classes == ["class 1", "class 2", "class 3"]
+    assert (detector.detect(make_image(64, 64)[None])[0]["labels"] < 3).all()
+
+
+def test_the_names_of_published_densenets_are_known(tmp_path):
+    path, model = tmp_path / "densenet121-a639ec97.pth", torchvision.models.densenet121()
+    state = {re.sub(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3", key): v for key, v in model.state_dict().items()}
+    assert state.keys() != model.state_dict().keys()
+    torch.save(state, path)
+    found = load_network("torchvision/densenet121", path).model.features.denseblock1.denselayer2.conv1.weight
+    assert torch.equal(found, model.features.denseblock1.denselayer2.conv1.weight)
 
 
 def without(state: dict, *names: str) -> dict:

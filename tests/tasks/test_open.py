@@ -86,7 +86,7 @@ def test_the_command_takes_a_network_and_how_it_wants_images(script, tmp_path, w
         (["task.network=SCRIPT", "task.input=7"], "cannot read 7"),
         (["task.network=SCRIPT", "task.input.channels=yuv"], "task.input.channels must be rgb, bgr or null, not 'yuv'"),
         (["task.network=SCRIPT", "task.weights=w.pth"], "holds its weights"),
-        (["task.network=SCRIPT"], "cannot take an image of 16x64"),
+        (["task.network=SCRIPT", "task.input.size=[16,64]"], "does not run on an image of 16x64"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(script, tmp_path, weights, make_image, capsys, words, says):
