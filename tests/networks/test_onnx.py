@@ -84,6 +84,8 @@ CONV = "a = Conv <pads = [1,1,1,1]> (x, w, b)"
 @pytest.mark.parametrize(
     ("opset", "nodes", "twin"),
     named(
+        ("broadcast-6", 6, "a = Conv (x, w) y = Add <broadcast = 1, axis = 1> (a, b)", "y = Conv (x, w, b)"),
+        ("batch-norm-5", 5, "a = Conv (x, w) y = BatchNormalization <is_test = 1, consumed_inputs = [0,0,0,1,1]> (a, s4, b, b, s4)", "a = Conv (x, w) y = BatchNormalization (a, s4, b, b, s4)"),
         ("computed-clip", 17, f"{CONV} h = ReduceMax <keepdims = 0> (a) l = Neg (h) y = Clip (a, l, h)", None),
         ("clip-6", 9, f"{CONV} y = Clip <min = -0.2, max = 0.3> (a)", None),
         ("clip-one-bound", 13, f"{CONV} h = Constant <value_float = 0.2> () y = Clip (a, , h)", None),
@@ -116,6 +118,8 @@ CONV = "a = Conv <pads = [1,1,1,1]> (x, w, b)"
         ("uneven-pads", 11, "y = Conv <pads = [0,1,1,0], dilations = [2,1]> (x, w, b)", None),
         ("average-pool", 19, f"{CONV} y = AveragePool <kernel_shape = [3,3], strides = [2,2], pads = [0,0,1,1]> (a)", None),
         ("transposed", 11, f"{CONV} y = ConvTranspose <strides = [2,2], pads = [0,1,1,0], output_padding = [1,0]> (a, up, b)", None),
+        ("cumsum", 14, f"{CONV} i = Constant <value = int64 {{3}}> () y = CumSum (a, i)", None),
+        ("cumsum-back", 14, f"{CONV} i = Constant <value = int64 {{-1}}> () y = CumSum <reverse = 1, exclusive = 1> (a, i)", None),
         ("einsum", 12, f"{CONV} y = Einsum <equation = \"nchw,wk->nchk\"> (a, m)", None),
         ("slice-back", 13, "i = Constant <value_ints = [-1]> () e = Constant <value_ints = [-100]> () j = Constant <value_ints = [3]> () y = Slice (x, i, e, j, i)", None),
         ("gather-back", 13, "i = Constant <value_ints = [-1,0]> () y = Gather <axis = 2> (x, i)", None),
@@ -273,6 +277,7 @@ GREY = {"w": weights(4, 1, 3, 3)}
         ("double", "double[N,3,H,W] x", f"{BYTES}y = Conv (f, w)", lambda x: x),
         ("nhwc", "float[N,H,W,3] x", f"{BYTES}{LAST}y = Conv (t, w)", lambda x: x),
         ("open-nhwc", "float[N,A,B,C] x", f"{BYTES}{LAST}y = Conv (t, w)", lambda x: x),
+        ("no-shape", "float x", f"{BYTES}{LAST}y = Conv (t, w)", lambda x: x),
         ("open-nchw", "float[N,A,B,C] x", f"{BYTES}y = Conv (f, w)", lambda x: x),
         ("chw", "float[3,H,W] x", f"{BYTES}i = Constant <value_ints = [0]> () u = Unsqueeze (f, i) y = Conv (u, w)", lambda x: x),
         ("hwc", "float[H,W,3] x", f"{BYTES}i = Constant <value_ints = [0]> () f1 = Unsqueeze (f, i) t = Transpose <perm = [0,3,1,2]> (f1) y = Conv (t, w)", lambda x: x),
@@ -338,8 +343,10 @@ def test_what_a_network_does_first_shows_whether_it_takes_bytes(net, white, form
     ("model", "says"),
     named(
         ("operator", model_of("y = Celu2 (x)"), r"its operator Celu2 \(node Celu2\) is unknown"),
-        ("domain", model_of("y = com.microsoft.FusedConv (x, w)", domains=', "com.microsoft": 1'), "operator FusedConv"),
+        ("domain", model_of("y = com.microsoft.FusedConv (x, w)", domains=', "com.microsoft": 1'), "operator FusedConv .* is onnxruntime's own"),
+        ("integers-alone", model_of("z = Cast <to = 2> (x) y = MatMulInteger (z, z)"), "operator MatMulInteger .* has no gradient"),
         ("branch", model_of("s = ReduceSum <keepdims = 0> (x) z = Constant <value_float = 1.0> () c = Less (s, z) y = If (c) <then_branch = one () => (float e) { e = Relu (x) }, else_branch = two () => (float d) { d = Neg (x) }>"), r"operator If .* branches on what it computes"),
+        ("no-weights", model_of("y = Conv (x, nowhere)"), r"operator Conv \(node Conv\) reads nowhere, which the file does not have"),
         ("attribute", model_of('y = Gelu <approximate = "none", alpha = 1> (x)', 20), r"operator Gelu \(node Gelu\): .*alpha"),
         ("output", model_of("v, i = MaxPool <kernel_shape = [2,2]> (x) z = Cast <to = 1> (i) y = Add (z, v)"), r"operator MaxPool .*its output i"),
         ("shape", model_of("y = Conv (x, w2)"), r"does not run on an image of 16x16: operator Conv, node Conv: "),
