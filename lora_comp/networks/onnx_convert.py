@@ -41,8 +41,8 @@ from lora_comp.networks.onnx_shapes import SHAPES
 OURS: dict[str, Callable] = {**OPERATORS, **SHAPES, **LAYERS, "Resize": resize, "Upsample": upsample}
 OWN = "lora_comp."  # before the name of an operator of `OURS`
 VERSION = 17  # of ONNX: what changed since in operators that are not ours are their types alone
+OLDEST = 6  # until then the others had an attribute more, consumed_inputs, that changes nothing
 REALS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-FIRST = 7  # of ONNX: before it, operators are converted to the newer ones
 LIMIT = 2**31  # numbers in a tensor: all that is constant is folded
 BEFORE = (RemoveInitializersFromInputsPass(), InlinePass(), TopologicalSortPass())
 AFTER = (RemoveUnusedNodesPass(), LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), NameFixPass())
@@ -193,10 +193,6 @@ def _simplified(model: ModelProto) -> ModelProto:
     del model.graph.value_info[:]  # shapes are inferred anew: those in files may be wrong
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    versions = {opset.domain: opset.version for opset in model.opset_import}
-    if 0 < versions.get("", 0) < FIRST:
-        with contextlib.suppress(Exception):  # of its C++
-            model = onnx.version_converter.convert_version(model, VERSION)
     try:
         with _quiet("onnxscript", "onnx_ir"):
             graph = onnx_ir.from_proto(model)
@@ -233,7 +229,7 @@ def _prepare(model: ModelProto) -> None:
     graph = model.graph
     for opset in model.opset_import:
         if opset.domain in ONNX:
-            opset.domain, opset.version = "", min(opset.version, VERSION)
+            opset.domain, opset.version = "", min(max(opset.version, OLDEST), VERSION)
     read = {name for part in _graphs(graph) for node in part.node for name in node.input}
     read |= {value.name for value in graph.output}
     names = set[str]()

@@ -86,6 +86,7 @@ CONV = "a = Conv <pads = [1,1,1,1]> (x, w, b)"
     named(
         ("broadcast-6", 6, "a = Conv (x, w) y = Add <broadcast = 1, axis = 1> (a, b)", "y = Conv (x, w, b)"),
         ("batch-norm-5", 5, "a = Conv (x, w) y = BatchNormalization <is_test = 1, consumed_inputs = [0,0,0,1,1]> (a, s4, b, b, s4)", "a = Conv (x, w) y = BatchNormalization (a, s4, b, b, s4)"),
+        ("relu-1", 5, "a = Conv (x, w, b) y = Relu <consumed_inputs = [0]> (a)", "a = Conv (x, w, b) y = Relu (a)"),
         ("computed-clip", 17, f"{CONV} h = ReduceMax <keepdims = 0> (a) l = Neg (h) y = Clip (a, l, h)", None),
         ("clip-6", 9, f"{CONV} y = Clip <min = -0.2, max = 0.3> (a)", None),
         ("clip-one-bound", 13, f"{CONV} h = Constant <value_float = 0.2> () y = Clip (a, , h)", None),
