@@ -151,7 +151,7 @@ def load_external(
         own = source.input
         if replace(own, size=None) == Input():  # neither its library nor the file says what it expects
             image = photos(read_input(settings, own).size or (SIDES[0],) * 2)[:1]
-            own = replace(own, range=255 if expects_bytes(source.taps.answer, image) else 1)
+            own = replace(own, range=255.0 if expects_bytes(source.taps.answer, image) else 1.0)
         network = ExternalNetwork(str(name), source, read_input(settings, own), layers)
         network.stage_variance = network.measure_variance()
     return network

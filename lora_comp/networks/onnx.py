@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,13 +40,13 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         raise LoraCompError(f"{path} does not take one image of three channels or one, but {shown or 'nothing'}")
     own = _own_input(path, inputs[0].type.tensor_type.elem_type)
     height, width = sides[layout.index("H")], sides[layout.index("W")]
+    own = replace(own, size=(height, width) if height and width else None)
     try:
         module = convert(model)
     except Refused as error:
         raise LoraCompError(f"{path} cannot be converted: {error}") from None
     if (layout, channels) != ("NCHW", 3):
         _arrange(module, layout, channels)
-    own = Input(size=(height, width) if height and width else None, range=own.range, mean=own.mean)
     return Source(Graph(module), own, one_image="N" not in layout or sides[0] == 1)
 
 
@@ -78,14 +79,14 @@ def _own_input(path: Path, kind: int) -> Input:
     if declared not in REALS and declared not in RANGES:
         raise LoraCompError(f"{path} takes an image of type {declared}; known are {', '.join((*REALS, *RANGES))}")
     white, black = RANGES.get(declared, (1, 0))
-    return Input(range=white, mean=(black,) * 3)
+    return Input(range=float(white), mean=(float(black),) * 3)
 
 
 def _form(value, graph) -> tuple[str, int, list[int]]:
     """Of the input: what its axes are, as "NCHW" or "HWC", its number of channels and the length of each axis, 0 where
     any fits; "" if it is not an image. 1 is an axis of length 1 beside batch and channels."""
     kind = value.type.tensor_type
-    sides = [side.dim_value for side in kind.shape.dim] if kind.HasField("shape") else [0] * 4
+    sides = [side.dim_value for side in kind.shape.dim] or [0] * 4  # without any: of any
     if len(sides) == 5:  # of frames or depth; one fits
         ones = [axis for axis in range(1, 5) if sides[axis] == 1]
         rest = {axis: _layout(sides[:axis] + sides[axis + 1 :], value.name, graph) for axis in ones}

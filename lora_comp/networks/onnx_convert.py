@@ -17,7 +17,7 @@ import onnx_ir
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 from onnx2torch import convert as wire
 from onnx2torch.node_converters.registry import add_converter, get_converter
-from onnx2torch.onnx_graph import OnnxGraph
+from onnx2torch.onnx_graph import OnnxGraph, ValueType
 from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.onnx_tensor import OnnxTensor
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
@@ -41,14 +41,15 @@ from lora_comp.networks.onnx_shapes import SHAPES
 OURS: dict[str, Callable] = {**OPERATORS, **SHAPES, **LAYERS, "Resize": resize, "Upsample": upsample}
 OWN = "lora_comp."  # before the name of an operator of `OURS`
 VERSION = 17  # of ONNX: what changed since in operators that are not ours are their types alone
+OLDEST = 6  # until then the others had an attribute more, consumed_inputs, that changes nothing
 REALS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-FIRST = 7  # of ONNX: before it, operators are converted to the newer ones
 LIMIT = 2**31  # numbers in a tensor: all that is constant is folded
 BEFORE = (RemoveInitializersFromInputsPass(), InlinePass(), TopologicalSortPass())
 AFTER = (RemoveUnusedNodesPass(), LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), NameFixPass())
 ONNX = ("", "ai.onnx")  # the domain of its own operators
 SEVERAL = ("Split", "TopK")  # operators of ours that return several tensors
 BRANCHES = ("If", "Loop", "Scan")
+INTEGERS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
 
 class Refused(Exception):
@@ -105,12 +106,15 @@ def convert(model: ModelProto) -> fx.GraphModule:
 
     Raises Refused, in one line, with the first node that cannot be converted.
     """
-    model = _simplified(_in_float32(model))
-    _prepare(model)
+    node = None
     try:
+        model = _simplified(_in_float32(model))
+        _prepare(model)
         return wire(model).eval()
     except Exception as error:
-        raise Refused(_refused_node(model) or first_line(error)) from error
+        with contextlib.suppress(Exception):  # a graph that is wrong as a whole
+            node = _refused_node(model)
+        raise Refused(node or first_line(error).replace(OWN, "")) from error
 
 
 def _refused_node(model: ModelProto) -> str | None:
@@ -118,18 +122,30 @@ def _refused_node(model: ModelProto) -> str | None:
     graph = OnnxGraph(inferred.graph)
     versions = {opset.domain: opset.version for opset in inferred.opset_import}
     for name, node in graph.nodes.items():
-        what = f"its operator {node.operation_type.removeprefix(OWN)} (node {name})"
+        what = f"its operator {node.operation_type.removeprefix(OWN)} (node {node.name or name})"
+        lacking = [value for value in node.input_values if graph.value_type(value) == ValueType.UNKNOWN]
+        if lacking:
+            return f"{what} reads {lacking[0]}, which the file does not have"
         try:
             converter = get_converter(node.operation_type, versions.get(node.domain, 1), node.domain)
         except NotImplementedError:
-            if node.operation_type in BRANCHES:
-                return f"{what} branches on what it computes: export the network alone, for a fixed size"
-            return f"{what} is unknown"
+            return f"{what} {_why(node.domain, node.operation_type)}"
         try:
             converter(node, graph)
         except Exception as error:
             return f"{what}: {first_line(error)}"
     return None
+
+
+def _why(domain: str, operator: str) -> str:
+    """Why an operator is not converted, and what to do."""
+    if operator in BRANCHES:
+        return "branches on what it computes: export the network alone, for a fixed size"
+    if domain == "com.microsoft":
+        return "is onnxruntime's own: take the file as it was before onnxruntime changed it"
+    if operator in INTEGERS:
+        return "computes with integers and has no gradient: quantise with QuantizeLinear and DequantizeLinear, or not"
+    return "is unknown"
 
 
 # Simpler graphs
@@ -163,6 +179,8 @@ def _in_float32(model: ModelProto) -> ModelProto:
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype") and attribute.i in REALS:
                 attribute.i = TensorProto.FLOAT
+            if attribute.type == AttributeProto.STRING:  # TensorFlow's hold bytes that are no text
+                attribute.s = attribute.s.decode(errors="replace").encode()
     for tensor in tensors:
         if tensor.data_type in REALS:
             array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
@@ -175,22 +193,28 @@ def _simplified(model: ModelProto) -> ModelProto:
     del model.graph.value_info[:]  # shapes are inferred anew: those in files may be wrong
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    versions = {opset.domain: opset.version for opset in model.opset_import}
-    if 0 < versions.get("", 0) < FIRST:
-        with contextlib.suppress(Exception):  # of its C++
-            model = onnx.version_converter.convert_version(model, VERSION)
-    log = logging.getLogger("onnxscript")
-    level = log.level
-    log.setLevel(logging.ERROR)  # what is not folded is of no interest
     try:
-        graph = onnx_ir.from_proto(model)
-        for change in (*BEFORE, _fold, *AFTER):
-            change(graph)
-        return onnx_ir.to_proto(graph)
+        with _quiet("onnxscript", "onnx_ir"):
+            graph = onnx_ir.from_proto(model)
+            for change in (*BEFORE, _fold, *AFTER):
+                change(graph)
+            return onnx_ir.to_proto(graph)
     except Exception:
         return model
+
+
+@contextlib.contextmanager
+def _quiet(*libraries: str) -> Iterator[None]:
+    """Without warnings of libraries, as of what they do not fold: what matters comes to light in the conversion."""
+    logs = [logging.getLogger(name) for name in libraries]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _fold(graph: onnx_ir.Model) -> None:
@@ -205,7 +229,7 @@ def _prepare(model: ModelProto) -> None:
     graph = model.graph
     for opset in model.opset_import:
         if opset.domain in ONNX:
-            opset.domain, opset.version = "", min(opset.version, VERSION)
+            opset.domain, opset.version = "", min(max(opset.version, OLDEST), VERSION)
     read = {name for part in _graphs(graph) for node in part.node for name in node.input}
     read |= {value.name for value in graph.output}
     names = set[str]()

@@ -130,6 +130,14 @@ def _folded(function: Callable[[Tensor, Tensor], Tensor], each: Sequence[Tensor]
     return first
 
 
+def cumulated(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
+    along = int(axis)
+    sums = (x.flip(along) if reverse else x).cumsum(along)
+    if exclusive:
+        sums = sums.roll(1, along).index_fill(along, torch.zeros(1, dtype=torch.int64, device=x.device), 0)
+    return sums.flip(along) if reverse else sums
+
+
 # Reductions
 
 
@@ -190,6 +198,7 @@ OPERATORS: dict[str, Callable] = {
     "GreaterOrEqual": torch.ge,
     "LessOrEqual": torch.le,
     "Mod": mod,
+    "CumSum": cumulated,
     "Mean": mean,
     "Sum": total,
     "Max": largest,

@@ -52,6 +52,11 @@ def tile(x: Tensor, repeats: Numbers) -> Tensor:
     return x.repeat(integers(repeats))
 
 
+def concat(*each: Tensor, axis: int = 1) -> Tensor:
+    """Without an axis, as version 1 allows, of channels."""
+    return torch.cat(each, axis)
+
+
 def split(x: Tensor, split: Numbers | None = None, *, axis: int = 0, num_outputs: int = 1) -> tuple[Tensor, ...]:
     sizes = -(-x.shape[axis] // num_outputs) if split is None else integers(split)
     return x.split(sizes, axis)
@@ -221,6 +226,7 @@ SHAPES: dict[str, Callable] = {
     "Transpose": transpose,
     "Expand": expand,
     "Tile": tile,
+    "Concat": concat,
     "Split": split,
     "Slice": cut,
     "Pad": pad,

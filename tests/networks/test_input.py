@@ -46,3 +46,19 @@ def test_small_images_are_enlarged_for_networks_that_halve_them_often():
     assert prepare(torch.rand(1, 3, 16, 40)).shape[2:] == (64, 160)
     x = torch.rand(1, 3, 64, 90)
     assert torch.equal(prepare(x), x)
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "other"),
+    [
+        ({"mean": [123.675, 116.28, 103.53]}, Input(), 255),
+        ({"mean": [0, 0, 0], "std": [255, 255, 255]}, Input(), 255),
+        ({"mean": [-127.5, 0, 0]}, Input(), 255),
+        ({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, Input(range=255), 1),
+    ],
+)
+def test_a_mean_that_is_of_another_range_is_questioned_unless_the_range_is_given(given, own, other):
+    with pytest.raises(LoraCompError, match=rf"set task\.input\.range={other} .*, else range={own.range:g}"):
+        read_input(given, own)
+    for value in (1, 255):
+        assert read_input({**given, "range": value}, own).range == value
