@@ -1,10 +1,16 @@
 """One frozen image codec, adapted to each image and to whatever will look at it."""
 
+import os
 from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 
 __version__ = "0.1.0"
+
+# How often a waiting thread of OpenMP looks again before it sleeps. At libgomp's 300,000, threads that wait for one
+# which another process has displaced take the core that it needs (docs/speed.md). It is read when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # In a checkout's root, `python -m lora_comp.run` finds this folder before the installed package. The compiled _C is
 # then missing unless the install is editable, and tasks/ stands beside the package instead of inside it. So a

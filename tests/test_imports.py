@@ -36,3 +36,15 @@ def test_no_module_imports_one_above_it_and_none_in_a_circle(tmp_path):
     )
     assert checked.returncode == 0, checked.stdout
     assert "2 kept, 0 broken" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    "given, spins",
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(given, spins):
+    """docs/speed.md, beside other work."""
+    own = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    program = "import lora_comp, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=own | given, capture_output=True, text=True)
+    assert told.stdout.split() == [spins, "False"], told.stderr

@@ -324,6 +324,11 @@ def test_bad_pnms_are_refused(refused):
     assert "floating-point" in refused(f"Pf\n{WIDTH} {HEIGHT}\n-1.0\n".encode() + bytes(4 * WIDTH * HEIGHT))
 
 
+def _words(value) -> str:
+    """A name for a test that is the same in every process."""
+    return value if isinstance(value, str) else "-".join(value)
+
+
 @pytest.mark.parametrize(
     "kind, options",
     [
@@ -335,7 +340,7 @@ def test_bad_pnms_are_refused(refused):
         ("ICO", {"bitmap_format": "png", "sizes": [(37, 5)]}),
         ("QOI", {}),
     ],
-    ids=str,
+    ids=_words,
 )
 def test_transparency_of_other_formats(reads, kind, options):
     values = steps(np.concatenate([COLOUR, ALPHA], 2), 255)
@@ -344,7 +349,7 @@ def test_transparency_of_other_formats(reads, kind, options):
     reads(file.getvalue(), on_white(values[..., :3] / 255, values[..., 3:] / 255))
 
 
-@pytest.mark.parametrize("options", [{}, {"save_all": True, "append_images": [Image.new("P", (37, 5))]}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"save_all": True, "append_images": [Image.new("P", (37, 5))]}], ids=_words)
 def test_the_transparent_colour_of_a_gif(reads, options):
     image = Image.fromarray(steps(COLOUR, 255).astype(np.uint8)).quantize(16)
     file = io.BytesIO()
