@@ -16,7 +16,9 @@ Tensors that are overwritten later, as by an in-place ReLU, cannot be kept and a
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,6 +193,14 @@ def _operator(node: Any) -> str:
     return name if library != "prim" else ""
 
 
+@contextmanager
+def undeprecated() -> Iterator[None]:
+    """Without the warnings by which torch deprecates TorchScript: who uses a file of it cannot help it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class Script(nn.Module):
     """A TorchScript module, frozen: its weights are constants of its graph. Its tensors are named after the operator
     that computes them and its place in the graph: relu_12."""
@@ -202,7 +212,8 @@ class Script(nn.Module):
         self._freeze(torch.device("cpu"))
 
     def _freeze(self, device: torch.device) -> None:
-        self.module = torch.jit.freeze(copy.deepcopy(self.original[0]).to(device).eval())
+        with undeprecated():
+            self.module = torch.jit.freeze(copy.deepcopy(self.original[0]).to(device).eval())
         self.device = device
         if self.names:
             self.keep(self.names)

@@ -6,13 +6,14 @@ import torch
 
 from lora_comp.errors import LoraCompError, first_line
 from lora_comp.networks.external import Source, check_file
-from lora_comp.networks.taps import Script
+from lora_comp.networks.taps import Script, undeprecated
 
 
 def read(name: str, weights: str | os.PathLike | None) -> Source:
     path = check_file(name, weights)
     try:
-        return Source(Script(torch.jit.load(path, map_location="cpu")))
+        with undeprecated():
+            return Source(Script(torch.jit.load(path, map_location="cpu")))
     except RuntimeError as error:
         if "constants.pkl" in str(error) or "PytorchStreamReader" in str(error):
             raise LoraCompError(

@@ -153,6 +153,12 @@ def test_a_segmenter_returns_a_dict_and_takes_any_size():
     assert list(network(torch.rand(1, 3, 40, 70))) == ["out"]
 
 
+def test_a_torchscript_file_is_used_without_torchs_warnings_to_its_author(files, recwarn):
+    network = load_external(files / "scripted.pt")
+    network.to("cpu").stages(torch.rand(1, 3, 64, 64))
+    assert [str(one.message) for one in recwarn if one.category is not DeprecationWarning] == []
+
+
 def test_layers_can_be_named(files):
     assert load_external(files / "exported.pt2", layers=["softmax", "conv2d_2"]).layers == ["conv2d_2", "softmax"]
 
