@@ -88,7 +88,7 @@ def test_the_detectors_own_boxes_are_a_region(both, human):
     sample = square("a")
     assert torch.equal(region("boxes", sample.image, both()), sample.masks[0].float())
     assert region("boxes", torch.zeros(3, 64, 64), both()).min() == 1  # nothing was found: all of it counts
-    with pytest.raises(lc.LoraCompError, match=r"needs a task with a detector, as task=det or task=\[human,det\]"):
+    with pytest.raises(lc.LoraCompError, match=r"needs a task with a detector, as task=det, or det among several"):
         region("boxes", sample.image, human)
 
 
