@@ -93,7 +93,7 @@ def default_folder(config: RunConfig) -> Path:
     own = {name: value for name, value in changed(config).items() if name not in shared and name[:7] != "engine."}
     if own:
         values = [one for value in own.values() for one in (value if isinstance(value, list) else [value])]
-        words = [re.sub(r"[^\w.-]+", "_", Path(one).stem)[:40] for one in values if isinstance(one, str)]
+        words = [re.sub(r"[^\w.-]+", "_", Path(one).stem)[:40].strip("_") for one in values if isinstance(one, str)]
         places = [os.path.abspath(one) if isinstance(one, str) and Path(one).exists() else one for one in values]
         names += [*words[:3], f"{zlib.crc32(repr([*own, *places]).encode()):08x}"]
     return Path("results", "-".join(names))
