@@ -41,7 +41,7 @@ def read(name: str, weights: str | os.PathLike | None) -> Source:
         Modules(model),
         own,
         stages=stages(model),
-        classifier=True,
+        classifier=bool(model.num_classes),  # 0 for those that are published as backbones, such as DINOv3's
         least_side=max(LEAST_SIDE, *(facts.get("min_input_size") or (0,))[-2:]),
         usual=(height, width),
         names=class_names(model, facts),

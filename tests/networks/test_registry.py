@@ -51,6 +51,11 @@ def test_a_network_of_another_kind_is_not_known_to_be_a_detector(tmp_path, monke
             load_detector(name, masks=masks)
 
 
+def test_a_backbone_without_a_classifier_is_none():
+    with pytest.raises(LoraCompError, match="is not known to be a classifier; task=open takes any network"):
+        load_network("timm/vit_tiny_patch16_dinov3_qkvb", None)
+
+
 def test_a_name_without_its_library_is_answered_with_it():
     with pytest.raises(LoraCompError, match=r"'resnet50'; did you mean torchvision/resnet50 or timm/resnet50\?"):
         load_network("resnet50")

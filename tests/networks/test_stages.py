@@ -68,7 +68,7 @@ KINDS = {  # a small one of each kind: what its stages return, how its blocks ar
 }
 INSIDE = re.compile(r"attn|mlp|token|qkv|fc\d|pool_q")  # names of what lies inside of a residual branch
 HEAD = re.compile(r"head|classifier|(^|\.)fc\.|aggregate|last_linear|^weights$|^norm\.(alpha|beta)$")
-# One small network of nearly every module and prefix of timm.
+# One small classifier of nearly every module and prefix of timm.
 MANY = """
 botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny coat_tiny coatnet_pico_rw_224 coatnext_nano_rw_224
 convformer_s18 convit_tiny convnext_zepto_rms convnextv2_atto cpubone_nano crossvit_9_dagger_240
@@ -76,7 +76,7 @@ crossvit_tiny_240 cs3darknet_focus_s csatv2 cspdarknet53 cspnext_tiny cspresnet5
 deit_tiny_distilled_patch16_224 deit_tiny_patch16_224 densenet121 densenetblur121d dla34 dla46x_c dpn48b
 eca_botnext26ts_256 eca_nfnet_l0 eca_resnext26ts eca_vovnet39b ecaresnet26t ecaresnetlight ecaresnext26t_32x4d
 edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientnet_lite0 efficientnetv2_rw_t
-efficientvim_m1 efficientvit_b0 efficientvit_m0 ese_vovnet19b_slim_dw eva02_tiny_patch14_224 fasternet_t0
+efficientvim_m1 efficientvit_b0 efficientvit_m0 ese_vovnet19b_slim_dw fasternet_t0
 fastvit_t8 fbnetc_100 fbnetv3_b flexivit_small focalnet_tiny_srf gc_efficientnetv2_rw_t gcresnet33ts
 gcresnext26ts gcvit_xxtiny gernet_s ghostnet_050 ghostnetv3_050 gmixer_12_224 gmlp_ti16_224 haloregnetz_b
 hardcorenas_b hgnet_tiny hgnetv2_b0 hgnetv2_b1 hiera_tiny_224 hieradet_small hrnet_w18_small iformer_t
@@ -88,13 +88,13 @@ mobileone_s1 mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nextvit_small n
 pit_ti_224 pit_xs_224 poolformer_s12 poolformerv2_s12 pvt_v2_b0 rdnet_tiny regnetv_040 regnetx_002 regnety_002
 regnetz_005 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m0_9 res2next50 resmlp_12_224 resnest14d resnet10t
 resnet32ts resnetaa34d resnetblur18 resnetv2_18 resnext26ts resnext50_32x4d rexnet_100 rexnetr_100
-sam2_hiera_tiny sedarknet21 sehalonet33ts selecsls42 semnasnet_050 sequencer2d_s seresnet18 seresnet33ts
+sedarknet21 sehalonet33ts selecsls42 semnasnet_050 sequencer2d_s seresnet18 seresnet33ts
 seresnetaa50d seresnext26d_32x4d seresnext26ts shvit_s1 skresnet18 skresnext50_32x4d spnasnet_100 starnet_s050
 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256 test_byobnet test_coatnet
 test_convnext test_efficientnet test_mambaout test_nfnet test_resnet test_vit test_vit_relpos tf_mixnet_s
 tf_mobilenetv3_small_075 tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_224 tnt_s_patch16_224 tresnet_m
 twins_pcpvt_small twins_svt_small visformer_tiny vit_relpos_small_patch16_rpn_224 vit_small_r26_s32_224
-vit_tiny_patch16_224 vit_tiny_patch16_dinov3_qkvb vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 vovnet39a
+vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 vovnet39a
 xcit_nano_12_p8_224 xcit_tiny_12_p16_224
 """.split()  # noqa: SIM905
 
@@ -175,7 +175,7 @@ def test_in_a_traced_network_the_stages_are_cuts(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MANY if name != "sam2_hiera_tiny"])  # it has no classifier
+@pytest.mark.parametrize("name", MANY)
 def test_so_it_is_throughout_timm(name):
     check_stages(load_network(f"timm/{name}", None))
 
