@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_comp import bitstream
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import CODECS, at_quality, load_codec, spec
 from lora_comp.data.images import to_image, to_mask
 from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
@@ -29,7 +29,12 @@ from lora_comp.roi import masked_distortion, simplify_background
 
 OnStep = Callable[[int, float], None]
 AnyImage = Tensor | np.ndarray | Image.Image | str | Path
-_loaded = lru_cache(maxsize=8)(load_codec)
+
+
+@lru_cache(maxsize=8)
+def _loaded(name: str, rate_point: float | None) -> Any:
+    """The codec whose weights in the package are for a rate point, or for all."""
+    return load_codec(name, CODECS[name].qualities[0] if rate_point is None else rate_point)
 
 
 @dataclass(frozen=True)
@@ -328,7 +333,8 @@ def codec_of_file(header: bitstream.Header, codec: Any) -> Any:
     """`codec`, or the one that the header names. Raises BitstreamError if its weights are not those of the file."""
     if codec is None:
         try:
-            codec = _loaded(header.codec, header.quality)
+            variable = spec(header.codec, header.quality).variable
+            codec = _loaded(header.codec, None if variable else header.quality)
         except LoraCompError as error:
             raise BitstreamError(f"the file's codec cannot be loaded: {error}") from None
     if codec.hash != header.codec_hash:
@@ -336,4 +342,9 @@ def codec_of_file(header: bitstream.Header, codec: Any) -> Any:
             f"the file needs other weights of {header.codec} quality {header.quality:g} ({header.codec_hash.hex()}) "
             f"than those loaded ({codec.hash.hex()})"
         )
-    return codec
+    if codec.rate_point is not None:
+        return codec
+    try:
+        return at_quality(codec, header.quality)
+    except LoraCompError as error:
+        raise BitstreamError(f"the file's header is not valid: {error}") from None

@@ -183,12 +183,8 @@ def info(data: bytes | str | os.PathLike) -> dict:
     """
     data = contents(data)
     header, sections = read(data, max_pixels=2**64)
-    latents = (
-        ["bytes_z", "bytes_y"]
-        if len(sections.latents) == 2
-        else [f"bytes_latents_{i}" for i in range(len(sections.latents))]
-    )
-    sizes = dict(zip(latents, map(len, sections.latents), strict=True))
+    first, *rest = map(len, sections.latents)
+    sizes = {"bytes_z": first, "bytes_y": sum(rest)} if rest else {"bytes_y": first}
     if sections.payload is not None:
         sizes["bytes_adapter"] = len(sections.payload)
     if sections.hints:

@@ -20,7 +20,7 @@ from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.labels import CLASSES_HELP, HOW, Labels, unmatched
 from lora_comp.tasks.rate import rate_lambda
 
-LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006)
+LAMBDAS = (0.0009, 0.0017, 0.0033, 0.006, 0.0115, 0.022)  # published for four rate points, extended in proportion
 PUBLISHED, STAGES = "torchvision/resnet50", 4  # the network for which the lambdas were published
 
 
@@ -94,7 +94,7 @@ class Classification:
             f"the originals{others} ({HOW})"
         ]
 
-    def weight(self, quality: int) -> float:
+    def weight(self, quality: float) -> float:
         return 1000 * rate_lambda(LAMBDAS, quality)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.labels import CLASSES_HELP, HOW, Labels, unmatched
 from lora_comp.tasks.rate import rate_lambda
 
-LAMBDAS = (2.0, 1.0, 0.5, 0.2)  # weight of bpp against the feature distance
+LAMBDAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05)  # weight of bpp against the feature distance; published for four rate points
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Detection:
     def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
         return self.distortion(decoded, self.targets(original)).mean()
 
-    def weight(self, quality: int) -> float:
+    def weight(self, quality: float) -> float:
         return 1 / rate_lambda(LAMBDAS, quality)
 
     def detections(self, image: Tensor) -> list[dict]:

@@ -4,10 +4,10 @@ import torch
 from pytorch_msssim import ms_ssim
 from torch import Tensor
 
+from lora_comp.codecs.tic_v import LAMBDAS
 from lora_comp.data.sample import Sample
 from lora_comp.tasks.rate import rate_lambda
 
-LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # CompressAI's for MSE in 8-bit units
 MS_SSIM_SIDE = 161  # the least side for its five scales with a window of 11
 
 
@@ -46,7 +46,7 @@ class Human:
     def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
         return self.distortion(decoded, self.targets(original)).mean()
 
-    def weight(self, quality: int) -> float:
+    def weight(self, quality: float) -> float:
         return 255**2 * rate_lambda(LAMBDAS, quality)
 
     def answer(self, image: Tensor) -> None:

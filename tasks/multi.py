@@ -92,7 +92,7 @@ class MultiTask:
     def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
         return self.distortion(decoded, self.targets(original)).mean()
 
-    def weight(self, quality: int) -> float:
+    def weight(self, quality: float) -> float:
         return self.first.weight(quality)
 
     def answer(self, image: Tensor) -> str | None:

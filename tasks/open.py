@@ -112,7 +112,7 @@ class Open:
     def loss(self, decoded: Tensor, original: Tensor) -> Tensor:
         return self.distortion(decoded, self.targets(original)).mean()
 
-    def weight(self, quality: int) -> float:
+    def weight(self, quality: float) -> float:
         return 1000 * WEIGHT * rate_lambda(LAMBDAS, quality)
 
     @torch.no_grad()

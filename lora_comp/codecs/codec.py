@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp.entropy.coder import LatentCoder
-from lora_comp.entropy.models import round_ste
+from lora_comp.entropy.models import Rounding, round_ste
 
 Latents: TypeAlias = Mapping[str, Tensor]
-Rounding: TypeAlias = Callable[[Tensor], Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -57,13 +56,15 @@ class Rate:
 class Codec(Protocol):
     """A learned image codec: an nn.Module that depends on no method, task or file format.
 
-    name, quality, hash: set by `load_codec`; `hash` has 4 bytes, see `weights_hash`.
+    name, quality, rate_point, hash: set by `load_codec`. `rate_point` is the quality that the weights are for, None for
+        all; `hash` has 4 bytes, see `weights_hash`.
     stride, latent_stride: pixels per position of the coarsest latent, and of y. Sides of x are multiples of `stride`.
     output: kind of the output of `synthesize`.
     """
 
     name: str
     quality: float
+    rate_point: float | None
     hash: bytes
     stride: int
     latent_stride: int

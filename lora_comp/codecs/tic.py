@@ -8,22 +8,26 @@ Lu et al., "Transformer-based Image Compression", DCC 2022; the variant without 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_comp.codecs.codec import Latents, Output, Rate, Rounding
+from lora_comp.codecs.codec import Latents, Output, Rate
 from lora_comp.codecs.swin import RSTB, init_weights
 from lora_comp.entropy import models
 from lora_comp.entropy.coder import LatentCoder, cached
+from lora_comp.entropy.hyperprior import HyperpriorCoder
 from lora_comp.entropy.mean_scale import MeanScale
 from lora_comp.entropy.models import (
     EntropyBottleneck,
+    Rounding,
     add_noise,
     bottleneck_likelihood,
     gaussian_likelihood,
     round_ste,
 )
+from lora_comp.entropy.prior import quantise
 from lora_comp.ops import gdn
 
 
@@ -52,10 +56,12 @@ class TIC(nn.Module):
             (Balle et al., ICLR 2017), so that convolutions are always separated by a nonlinearity.
         heads: attention heads at the same strides.
         hyper_heads: attention heads in h_a and h_s, whose stages have two blocks each.
+        prior: the `entropy.prior.Prior` of y; None for `MeanScale`.
     """
 
-    name: str  # these three are set by `load_codec`
+    name: str  # these four are set by `load_codec`
     quality: float
+    rate_point: float | None
     hash: bytes
     stride, latent_stride = 64, 16
     output = Output()
@@ -67,6 +73,7 @@ class TIC(nn.Module):
         depths: Sequence[int] = (2, 4, 6, 2),
         heads: Sequence[int] = (8, 8, 8, 16),
         hyper_heads: int = 16,
+        prior: Any = None,
     ):
         super().__init__()
         self.N, self.M = N, M
@@ -95,14 +102,19 @@ class TIC(nn.Module):
         self.h_s = nn.Sequential(
             RSTB(**hyper, shifts=False), deconv(N, N, 3), RSTB(**hyper, shifts=True), deconv(N, 2 * M, 3)
         )
+        self.prior = MeanScale() if prior is None else prior
         self.entropy_bottleneck = EntropyBottleneck(N)
         self.apply(init_weights)
 
     def latents(self, x: Tensor) -> Latents:
         """x (B, 3, H, W), H and W multiples of 64, to y (B, M, H/16, W/16) and z (B, N, H/64, W/64), float32."""
+        return self.latents_from(self.analyze(x))
+
+    def analyze(self, x: Tensor) -> Tensor:
+        """Analysis transform: x (B, 3, H, W), H and W multiples of 64, to y (B, M, H/16, W/16), float32."""
         if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             raise ValueError(f"the sides of x must be multiples of {self.stride}, not {tuple(x.shape)}")
-        return self.latents_from(self.g_a(x.contiguous(memory_format=torch.channels_last)).float())
+        return self.g_a(x.contiguous(memory_format=torch.channels_last)).float()
 
     def latents_from(self, y: Tensor) -> Latents:
         with torch.autocast(y.device.type, enabled=False):  # small maps whose precision affects all rates
@@ -114,8 +126,7 @@ class TIC(nn.Module):
         y, z, medians = latents["y"], latents["z"], self.medians[:, None, None]
         with torch.autocast(y.device.type, enabled=False):
             z_hat = rounding(z - medians) + medians
-            scales, means = self.h_s(z_hat).chunk(2, 1)
-        y_hat = rounding(y - means) + means
+            y_hat, scales, means = quantise(self.prior, y, self.h_s(z_hat), rounding)
         noisy = self.training
         likelihoods = {
             "y": gaussian_likelihood(add_noise(y) if noisy else y_hat, scales, means),
@@ -135,7 +146,7 @@ class TIC(nn.Module):
         return {"x_hat": x_hat, "y_hat": rate.y_hat, "likelihoods": rate.likelihoods, **latents, **rate.predictions}
 
     def coder(self) -> LatentCoder:
-        return cached(lambda: MeanScale(self), self.h_s, self.entropy_bottleneck)
+        return cached(lambda: HyperpriorCoder(self), self.h_s, self.prior, self.entropy_bottleneck)
 
     @property
     def medians(self) -> Tensor:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lora_comp import api
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import load_codecs
 from lora_comp.config import changed
 from lora_comp.data import load_data
 from lora_comp.engine import start_engine
@@ -60,7 +60,7 @@ def run(config: RunConfig) -> None:
         raise LoraCompError(f"the results would lie among the images, in {out}: name another folder with out=FOLDER")
     data = load_data(**config.data.given())
     task = load_task(**config.task.given()).to(device)
-    codecs = {q: load_codec(quality=q, **config.codec.given()).to(device) for q in config.quality}
+    codecs = {q: codec.to(device) for q, codec in load_codecs(qualities=config.quality, **config.codec.given()).items()}
     chosen = config.method.given()
     methods = {q: load_methods(chosen, codec, task.key) for q, codec in codecs.items()}
     points = [Point(codec, [None, *methods[q].values()]) for q, codec in codecs.items()]

@@ -5,7 +5,7 @@
     latents {y, z, ...} --compress--> sections, CRC-32 of all symbols, hints
                         <-decompress--
 
-Implementations: `mean_scale.MeanScale` (a hyperprior that predicts all of y at once).
+Implementations: `hyperprior.HyperpriorCoder` (y in the steps of an `entropy.prior.Prior`).
 
 Encoder and decoder must select the same table for every symbol. Both evaluate the hyper-synthesis in float64 on the
 CPU, where results differ by about 1e-14 relative between thread counts, libraries and instruction sets. For a scale

@@ -1,117 +1,20 @@
-"""Latent coder of the mean-scale hyperprior (Minnen et al., "Joint Autoregressive and Hierarchical Priors for Learned
-Image Compression", NeurIPS 2018, without the autoregressive part).
-
-    y, z --round--> z symbols --rANS, a table per channel--> section 0
-                       |
-                      h_s in float64 --> scales: select tables;  means: quantisation offsets of y
-                                             |
-                                         y symbols --rANS, a table per scale--> section 1
-                                             `-> hints: see `entropy.coder`
+"""The mean-scale hyperprior without a context: all of y in one step (Minnen et al., "Joint Autoregressive and
+Hierarchical Priors for Learned Image Compression", NeurIPS 2018, without the autoregressive part).
 """
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lora_comp import _C, rans
-from lora_comp.entropy.coder import HINT, MARGIN, CodedLatents, checksum
-from lora_comp.entropy.models import EntropyBottleneck
-from lora_comp.entropy.tables import BETWEEN, bottleneck_tables, gaussian_tables
-from lora_comp.errors import BitstreamError
+from lora_comp.entropy.prior import Part
 
 
-class Hyperprior(Protocol):
-    """The attributes of a codec that this coder uses."""
+class MeanScale(nn.Module):
+    """The hyper synthesis is scales and means."""
 
-    N: int
-    M: int
-    stride: int
-    latent_stride: int
+    steps = 1
 
-    @property
-    def h_s(self) -> nn.Module: ...
+    def part(self, step: int, y: Tensor) -> Part:
+        return ...
 
-    @property
-    def entropy_bottleneck(self) -> EntropyBottleneck: ...
-
-    @property
-    def medians(self) -> Tensor: ...
-
-
-class MeanScale:
-    """Codes y (1, M, h, w) and z (1, N, ceil(h / 4), ceil(w / 4)) with float64 copies of a codec's models.
-
-    Later changes of the codec's weights have no effect.
-    """
-
-    def __init__(self, codec: Hyperprior):
-        self.h_s = copy.deepcopy(codec.h_s).double().cpu()
-        self.medians = codec.medians.double().cpu()[:, None, None]  # (N, 1, 1)
-        self.z_tables = bottleneck_tables(codec.entropy_bottleneck)
-        self.tables: Sequence[np.ndarray] = (*self.z_tables, *gaussian_tables())
-        self.N, self.M, self.stride = codec.N, codec.M, codec.stride
-        self.positions = (codec.stride // codec.latent_stride) ** 2  # of y per position of z
-
-    def compress(self, latents: Mapping[str, Tensor]) -> CodedLatents:
-        """See `LatentCoder.compress`."""
-        y, z = latents["y"], latents["z"]
-        z_symbols = (z[0].detach().double().cpu() - self.medians).round().numpy().astype(np.int32)
-        means, scales = self.predict(z_symbols)
-        y_symbols = np.empty(means.shape, np.int32)
-        coded, hints = _C.encode_latents(
-            y[0].detach().float().cpu().contiguous().numpy(),
-            means,
-            scales,
-            BETWEEN,
-            *gaussian_tables(),
-            MARGIN,
-            y_symbols,
-            torch.get_num_threads(),
-        )
-        coded_z = rans.encode(z_symbols, self.channels(z_symbols.shape), *self.z_tables)
-        return CodedLatents([coded_z, coded], checksum(z_symbols, y_symbols), np.array(hints, HINT).tobytes())
-
-    def decompress(self, coded: CodedLatents, size: tuple[int, int]) -> Tensor:
-        """See `LatentCoder.decompress`."""
-        shape = self.N, *(math.ceil(side / self.stride) for side in size)
-        if len(coded.sections) != 2:
-            raise BitstreamError(f"the file has {len(coded.sections)} sections of latents, but its codec has z and y")
-        if len(coded.hints) % HINT.itemsize:
-            raise BitstreamError("the file is corrupt: its hints end early")
-        if len(coded.hints) > HINT.itemsize * self.positions * self.M * shape[1] * shape[2]:
-            raise BitstreamError("the file is corrupt: it has more hints than latents")
-        hints = np.frombuffer(coded.hints, HINT).tolist()
-        z_symbols = rans.decode(coded.sections[0], self.channels(shape), *self.z_tables)
-        means, scales = self.predict(z_symbols)
-        y_symbols, y_hat = np.empty(means.shape, np.int32), np.empty(means.shape, np.float32)
-        _C.decode_latents(
-            coded.sections[1],
-            means,
-            scales,
-            BETWEEN,
-            *gaussian_tables(),
-            hints,
-            y_symbols,
-            y_hat,
-            torch.get_num_threads(),
-        )
-        if checksum(z_symbols, y_symbols) != coded.symbols_crc:
-            raise BitstreamError("the decoded latents differ from the encoded ones: the file is corrupt")
-        return torch.from_numpy(y_hat)[None]
-
-    @torch.no_grad()
-    def predict(self, z_symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Symbols of z, int32 (N, h, w), to the means and scales of y, each float64 (M, 4h, 4w)."""
-        z_hat = torch.from_numpy(z_symbols).double() + self.medians
-        scales, means = self.h_s(z_hat[None])[0].chunk(2)
-        return means.contiguous().numpy(), scales.contiguous().numpy()
-
-    @staticmethod
-    def channels(shape: tuple[int, ...]) -> np.ndarray:
-        """The table of each symbol of z, its channel: int32 of `shape` (N, h, w)."""
-        return np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None, None], shape)
+    def predict(self, step: int, hyper: Tensor, y_hat: Tensor) -> tuple[Tensor, Tensor]:
+        scales, means = hyper.chunk(2, 1)
+        return scales, means

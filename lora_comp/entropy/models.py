@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,8 +13,17 @@ with warnings.catch_warnings():  # importing compressai scripts a function, whic
     from compressai.entropy_models import EntropyBottleneck
     from compressai.layers import GDN
 
-__all__ = ["GDN", "EntropyBottleneck", "add_noise", "bottleneck_likelihood", "gaussian_likelihood", "round_ste"]
+__all__ = [
+    "GDN",
+    "EntropyBottleneck",
+    "Rounding",
+    "add_noise",
+    "bottleneck_likelihood",
+    "gaussian_likelihood",
+    "round_ste",
+]
 
+Rounding: TypeAlias = Callable[[Tensor], Tensor]
 SCALE_MIN = 0.11  # lower bound of y's standard deviations, as in CompressAI
 LIKELIHOOD_MIN = 1e-9
 

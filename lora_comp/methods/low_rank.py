@@ -114,7 +114,7 @@ def read_adapter(path: Path, codec: Any) -> Adapter | None:
     if not {"rank", "alpha"} <= set(card):
         raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
     made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
-    if made_for != (codec.name, codec.quality, codec.hash.hex()):
+    if made_for != (codec.name, codec.rate_point, codec.hash.hex()):
         return None
     return Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
 

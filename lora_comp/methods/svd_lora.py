@@ -264,7 +264,7 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
 
 def shipped(name: str, codec: Any, task: str) -> list[Path]:
     """Paths of the adapters in the package that a method may use for a task."""
-    paths = [zoo.adapter_path(codec.name, codec.quality, kind, task) for kind in VARIANTS[name].adapters]
+    paths = [zoo.adapter_path(codec.name, codec.rate_point, kind, task) for kind in VARIANTS[name].adapters]
     return [path for path in paths if path.exists()]
 
 
@@ -319,7 +319,7 @@ def _shipped_files(name: str, codec: Any) -> dict[Path, str]:
     """The adapters in the package that a method may use with a codec, with the keys of their tasks."""
     found = {}
     for kind in VARIANTS[name].adapters:
-        any_task = zoo.adapter_path(codec.name, codec.quality, kind, "*")
+        any_task = zoo.adapter_path(codec.name, codec.rate_point, kind, "*")
         for path in sorted(any_task.parent.glob(any_task.name)):
             found[path] = path.stem.removeprefix(any_task.stem[:-1])
     return found

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_comp.codecs.tic_v import LAMBDAS
 from lora_comp.objective import use_bf16
 from lora_comp.training import loop, parallel
 from lora_comp.training.crops import Crops
 
-LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013)  # quality 1 to 4
 CLIP = 10.0  # maximal gradient norm; 1 slows down the first steps, where the loss is large
 
 

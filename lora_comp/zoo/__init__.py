@@ -5,12 +5,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 
 
-def codec_path(name: str, quality: float) -> Path:
-    return ROOT / "codecs" / f"{name}-q{quality:g}.safetensors"
+def codec_path(name: str, rate_point: float | None) -> Path:
+    """Weights of a codec for one rate point; None for those of all rates."""
+    return ROOT / "codecs" / f"{_at(name, rate_point)}.safetensors"
 
 
-def adapter_path(codec: str, quality: float, method: str, task: str) -> Path:
-    return ROOT / "adapters" / f"{codec}-q{quality:g}-{method}-{task}.safetensors"
+def adapter_path(codec: str, rate_point: float | None, method: str, task: str) -> Path:
+    return ROOT / "adapters" / f"{_at(codec, rate_point)}-{method}-{task}.safetensors"
+
+
+def _at(codec: str, rate_point: float | None) -> str:
+    return codec if rate_point is None else f"{codec}-q{rate_point:g}"
 
 
 def network_path(name: str) -> Path:

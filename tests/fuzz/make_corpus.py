@@ -13,7 +13,7 @@ from targets import CORPUS, DELTAS
 
 import lora_comp as lc
 from lora_comp import api, bitstream
-from lora_comp.entropy import mean_scale, updates
+from lora_comp.entropy import hyperprior, updates
 from lora_comp.methods import load_method
 from lora_comp.methods.svd_lora import AdaptedLowRank
 
@@ -46,9 +46,9 @@ def valid_files() -> dict[str, bytes]:
                 codec, adapted.latents(x), (height, width), method, adapted
             )
     codec, x = lc.load_codec("tic-s", 2), whole[None, :, :64, :64]
-    margin, mean_scale.MARGIN = mean_scale.MARGIN, 0.01  # about one latent in fifty gets a hint
+    margin, hyperprior.MARGIN = hyperprior.MARGIN, 0.01  # about one latent in fifty gets a hint
     files["hints-64x64-q2"] = plain(codec, x, (64, 64))
-    mean_scale.MARGIN = margin
+    hyperprior.MARGIN = margin
     method = load_method("svd_lora", codec, "cls-scenes")
     adapted = method.prepare(codec, x)
     (files["pretrained-64x64-q2"],) = api.write(codec, adapted.latents(x), (64, 64), method, adapted)
@@ -64,7 +64,8 @@ def forged_files(codec) -> dict[str, bytes]:
         z = torch.full((1, codec.N, 1, 1), float(z_size))
         z[:, ::2] *= -1
         z += codec.medians[None, :, None, None]
-        means, _ = coder.predict((z[0] - codec.medians[:, None, None]).round().int().numpy())
+        hyper = coder.hyper((z[0] - codec.medians[:, None, None]).round().int().numpy())
+        _, means, _ = coder.predict(0, hyper, np.zeros((codec.M, *hyper.shape[2:])))
         y = torch.tensor(means)[None].float()  # y near its means, so that symbols fit int32
         y[:, ::2] += y_size
         y[:, 1::2] -= y_size
