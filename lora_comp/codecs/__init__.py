@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from lora_comp import zoo
-from lora_comp.codecs.codec import Codec, Latents, Output, Rate
+from lora_comp.codecs.codec import Codec, Latents, Output, Rate, Rounding
 from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
 from lora_comp.settings import setting
 from lora_comp.weights import read_weights
 
-__all__ = ["CODECS", "Codec", "Latents", "Output", "Rate", "Spec", "build", "load_codec", "weights_hash"]
+__all__ = ["CODECS", "Codec", "Latents", "Output", "Rate", "Rounding", "Spec", "build", "load_codec", "weights_hash"]
 
 
 @dataclass(frozen=True)
