@@ -2,8 +2,8 @@
 
 Stochastic Gumbel annealing (Yang, Bamler and Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020):
 y and z are optimised by gradient descent while each value is rounded down or up at random, by a relaxed sample that a
-falling temperature makes ever harder. In the end the values lie where rounding gives the best integers, which no
-straight-through gradient finds. The file is an ordinary one.
+falling temperature makes ever harder. A straight-through gradient knows one side of each rounding only; this tries both.
+The file is an ordinary one.
 
 Not to be confused with `methods.refine`, which searches for the transmitted integers of an adapter.
 """
@@ -30,8 +30,8 @@ class Annealing:
     """Rounding of a codec's latents (`codecs.codec.Rounding`) at a falling temperature t.
 
     A value v that lies r above its floor becomes floor(v) + w, where w in (0, 1) is a sample of the relaxed Bernoulli
-    distribution with logit (atanh(r) - atanh(1 - r)) / t and temperature t: eq. 9 and 10 of the paper, for two
-    integers. All images of a batch share their random numbers, so that each is refined as if alone.
+    distribution with logit (atanh(r) - atanh(1 - r)) / t and temperature t, as in the paper. All images of a batch
+    share their random numbers, so that each is refined as if alone.
     """
 
     def __init__(self, device: torch.device):

@@ -107,7 +107,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["refine=-1"], "refine must be an integer >= 0, not -1"),
         (["refine=long"], "refine must be an integer >= 0, not 'long'"),
         (["refine=0.5"], "refine must be"),
-        (["engine.refine=3"], "engine=default has no setting 'engine.refine'; did you mean refine?"),
+        (["engine.refine=3"], "engine=default has no setting 'engine.refine'"),
         (["engine.lr=0"], "engine.lr must be"),
         (["engine.lr=fast"], "engine.lr must be"),
         (["method=lora", "engine.recipe=all"], "recipe must be one of latents, adapter, published, not 'all'"),
