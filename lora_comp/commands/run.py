@@ -32,7 +32,7 @@ class RunConfig:
         path=True,
     )
     refine: int = setting(
-        0, "steps of annealed rounding that refine the latents of every method; of none, in rows of their own", low=0
+        0, "steps of annealed rounding that refine the latents of each method; with none, of a method `refined`", low=0
     )
     out: str | None = setting(
         None,
