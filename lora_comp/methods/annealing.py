@@ -2,8 +2,8 @@
 
 Stochastic Gumbel annealing (Yang, Bamler and Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020):
 y and z are optimised by gradient descent while each value is rounded down or up at random, by a relaxed sample that a
-falling temperature makes ever harder. A straight-through gradient knows one side of each rounding only; this tries both.
-The file is an ordinary one.
+falling temperature makes ever harder. A straight-through gradient knows one side of each rounding only, this tries
+both. The file is an ordinary one.
 
 Not to be confused with `methods.refine`, which searches for the transmitted integers of an adapter.
 """
