@@ -93,8 +93,8 @@ def encode(
         tile: maximal side of a tile in pixels, a multiple of 128. 256 is published for detection.
         refine: steps of annealed rounding that refine the latents y and z after the method's own steps, with the method
             "none" too (`methods.annealing`). The file is an ordinary one. A number of steps, as the papers give it,
-            since time depends on the machine and results must not: 30 take seconds of one core and have half of the
-            gain, 1000 take minutes.
+            since time depends on the machine and results must not: 100 take ten seconds of one core at 256x256 and
+            have two thirds of the gain of 1000 (docs/refinement.md).
     Raises:
         LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, a negative
             number of steps of refinement, or a method or refinement without a task.
@@ -171,8 +171,10 @@ def encode_images(
         method = load_method(method, codec, task and task.key)
     method = annealed(method, refine)
     if task is None:
+        if refine:
+            raise LoraCompError("refinement needs a task: give one, such as human, or refine=0")
         if method is not None:
-            raise LoraCompError("adaptation and refinement need a task: give one, or method='none' and refine=0")
+            raise LoraCompError("adaptation needs a task: give one, or method='none'")
         return [Coded(data, bpp(data, size), NONE) for data in _plain(codec, pad(originals, codec.stride), size)]
     objective, x = _objective(originals, codec, task, settings.tile, rois)
     coded: list[Coded] = []

@@ -133,8 +133,8 @@ def test_images_of_a_batch_share_their_random_numbers():
     "options, line",
     [
         ({"refine": -1}, "refine must be a number of steps, 0 or more, not -1"),
-        ({"task": None}, "refinement need a task"),
-        ({"task": None, "method": "svd_lora"}, "refinement need a task"),
+        ({"task": None}, "refinement needs a task: give one, such as human, or refine=0"),
+        ({"task": None, "method": "svd_lora"}, "refinement needs a task: give one, such as human, or refine=0"),
     ],
 )
 def test_refinement_that_cannot_be_is_refused_in_one_line(codec, human, make_image, options, line):
