@@ -22,7 +22,7 @@ from lora_comp import api, bitstream
 from lora_comp.data import Sample
 from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, short_name, write_file
-from lora_comp.methods import NONE, FitSettings, Method
+from lora_comp.methods import NONE, FitSettings, Method, steps_of
 from lora_comp.report.summary import GROUP, summary
 from lora_comp.roi import region, weighted_psnr
 from lora_comp.tasks.human import psnr
@@ -168,7 +168,7 @@ def evaluate(
                 for method in point.methods:
                     keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
-                    progress.reset(steps)
+                    progress.reset(steps, total=steps_of(method, settings.steps))
                     scored = score(list(missing.values()), point.codec, task, method, settings, out, roi, on_step)
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lora_comp.finetune import _Descent
-from lora_comp.methods import FitSettings, load_method
+from lora_comp.methods import FitSettings, annealed, load_method
+from lora_comp.methods.annealing import Annealing
 from lora_comp.methods.svd_lora import OURS
 from lora_comp.objective import Objective, tiles
 from lora_comp.ops import svd_lora, window_attention
@@ -112,14 +113,23 @@ def to_fake_gpu(module, mode):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning", "ignore:Accessing the data pointer:UserWarning")
-@pytest.mark.parametrize("recipe", ["latents", "adapter"])
-def test_a_step_uses_gpu_tensors_only(codec, monkeypatch, recipe):
-    """Checked up to the loss with fake tensors, which have a device and a shape but no values."""
+@pytest.fixture
+def imagined_gpu(monkeypatch):
+    """A step is checked up to the loss with fake tensors, which have a device and a shape but no values."""
     monkeypatch.setattr(svd_lora._Eager, "apply", lambda *t: svd_lora._operator(*t)[0])
     monkeypatch.setattr(window_attention.__globals__["_C"], "has_cuda", True)
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
     monkeypatch.setattr(torch.autograd, "backward", lambda *_: None)
+
+
+on_the_imagined_gpu = pytest.mark.filterwarnings(
+    "ignore:CUDA is not available:UserWarning", "ignore:Accessing the data pointer:UserWarning"
+)
+
+
+@on_the_imagined_gpu
+@pytest.mark.parametrize("recipe", ["latents", "adapter"])
+def test_a_step_uses_gpu_tensors_only(codec, imagined_gpu, recipe):
     codec = copy.deepcopy(codec)
     adapted = load_method("svd_lora", codec).prepare(codec, torch.rand(1, 3, 64, 128), FitSettings(recipe=recipe))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -131,3 +141,20 @@ def test_a_step_uses_gpu_tensors_only(codec, monkeypatch, recipe):
         descent.set_rates(0)
         with FromOneDevice():
             descent.evaluate_and_track(True)
+
+
+@on_the_imagined_gpu
+def test_a_step_of_refinement_uses_gpu_tensors_only(codec, imagined_gpu):
+    codec = copy.deepcopy(codec)
+    refined = annealed(None, 10).prepare(codec, torch.rand(1, 3, 64, 128), FitSettings())
+    refined.start(torch.rand(1, 3, 64, 128))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = torch.empty(1, 3, 64, 128, device="cuda")
+        refined.refined = {name: nn.Parameter(mode.from_tensor(p.data).cuda()) for name, p in refined.refined.items()}
+        refined.adapted.zeros, rounding = mode.from_tensor(torch.zeros(1)).cuda(), Annealing(x.device)
+        whole = tiles((64, 128), codec, lambda *_: lambda x_hat: x_hat.square().mean((1, 2, 3)))
+        objective = Objective(x, (64, 128), whole, 1.0)
+        to_fake_gpu(codec, mode)
+        with FromOneDevice():
+            rounding.cool(3, 10)
+            objective.evaluate(refined, True, rounding)
