@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lora_comp import api
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import CODECS, load_codecs
 from lora_comp.data import load_data
 from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import make_folder, write_file
@@ -26,7 +27,6 @@ from lora_comp.settings import argument, setting
 from lora_comp.weights import read_weights
 from lora_comp.zoo import ROOT
 
-QUALITIES = (1, 2, 3, 4)
 Coder = Callable[[Tensor], tuple[int, float]]  # an image to its bytes and PSNR
 
 console = Console()
@@ -156,11 +156,15 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
     if out and not out.parent.is_dir():  # said now, not after minutes of coding
         raise LoraCompError(f"cannot write {out}: there is no folder {out.parent}")
     data = load_data("folder", path=folder)
-    through: dict[tuple[str, int], Coder] = {
+    through: dict[tuple[str, float], Coder] = {
         (name, at): partial(measure, name, at) for name in classic_codecs() for at in settings(name)
     }
     if codec:
-        through |= {(codec, quality): _ours(codec, quality) for quality in QUALITIES}
+        if codec not in CODECS:
+            raise LoraCompError(f"unknown codec {codec!r}; available are {', '.join(CODECS)}")
+        qualities = CODECS[codec].qualities
+        ours = zip(qualities, load_codecs(codec, qualities).values(), strict=True)
+        through |= {(codec, quality): _ours(loaded) for quality, loaded in ours}
     for note in getattr(data, "notes", ()):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     records, skipped = [], 0
@@ -196,9 +200,7 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
     return report
 
 
-def _ours(name: str, quality: int) -> Coder:
-    codec = load_codec(name, quality=quality)
-
+def _ours(codec: Any) -> Coder:
     def code(image: Tensor) -> tuple[int, float]:
         data = api.encode(image, codec, None, method="none").data
         return len(data), psnr(to_bytes(image), to_bytes(api.decode(data)))
@@ -208,7 +210,7 @@ def _ours(name: str, quality: int) -> Coder:
 
 def _curves(records: list[dict]) -> dict[str, list[dict]]:
     """Means over the images, per codec a list that follows its settings."""
-    groups: dict[tuple[str, int], list[Point]] = {}
+    groups: dict[tuple[str, float], list[Point]] = {}
     for record in records:
         groups.setdefault((record["codec"], record["setting"]), []).append((record["bpp"], record["psnr"]))
     curves: dict[str, list[dict]] = {}
