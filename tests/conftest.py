@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import lora_comp as lc
+from lora_comp.codecs import build
 from lora_comp.data.folders import photograph
 from lora_comp.networks import SmallResNet, save_network
 from lora_comp.weights import write_weights
@@ -25,25 +26,51 @@ def photograph_tensor() -> torch.Tensor:
     return torch.from_numpy(photograph("chelsea")).permute(2, 0, 1).float() / 255  # (3, 300, 451)
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """A file of seeded random weights for tic-s, adjusted to resemble trained ones: y spreads over several integers,
-    the scales match it, and images are grey instead of black."""
-    codec = lc.load_codec("tic-s", 2, weights=None)
+def write_untrained(name: str, folder: Path) -> Path:
+    """A file of seeded random weights, adjusted to resemble trained ones: y spreads over several integers, the scales
+    match it, images are grey instead of black, and a context has an effect."""
+    codec = build(name, 2).eval()
     with torch.no_grad():
         codec.g_a[6].weight.mul_(4)
         codec.g_s[7].bias.add_(0.5)
+        if hasattr(codec.prior, "fuse"):
+            codec.prior.fuse[4].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         out = codec(photograph_tensor()[None, :, :256, :448])
         spread = (out["y"] - out["means"]).square().mean((0, 2, 3)).sqrt()
         codec.h_s[3].bias[: codec.M] += spread - out["scales"].mean((0, 2, 3))
-    path = tmp_path_factory.mktemp("weights") / "tic-s.safetensors"
-    write_weights(path, dict(codec.named_parameters()), {})
-    return path
+    write_weights(folder / f"{name}.safetensors", dict(codec.named_parameters()), {})
+    return folder / f"{name}.safetensors"
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    return write_untrained("tic-s", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
 def codec(weights):
     return lc.load_codec("tic-s", 2, weights)
+
+
+@pytest.fixture(scope="session")
+def tic_v(tmp_path_factory):
+    return lc.load_codec("tic-v", 2, write_untrained("tic-v", tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(scope="session")
+def trained_tic_v_weights(tmp_path_factory, shared) -> Path:
+    """From a checkpoint whose prior has other parameter names."""
+    stored = torch.load(shared / "tic-v" / "ema.pt", weights_only=True)
+    known = dict(build("tic-v").named_parameters())
+    renamed = {f"prior.{k}" if k.startswith(("seen.", "fuse.")) else k: v.float() for k, v in stored.items()}
+    path = tmp_path_factory.mktemp("weights") / "tic-v.safetensors"
+    write_weights(path, {name: renamed[name] for name in known}, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_tic_v(trained_tic_v_weights):
+    return lc.load_codec("tic-v", 2, trained_tic_v_weights)
 
 
 @pytest.fixture(scope="session")

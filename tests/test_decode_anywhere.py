@@ -15,20 +15,23 @@ import torch
 from PIL import Image
 
 import lora_comp as lc
+from lora_comp.codecs import load_codecs
 from lora_comp.data.folders import photograph
 
 DECODER = """
 import itertools, json, pathlib, sys, torch
 import lora_comp as lc
 from lora_comp import bitstream
+from lora_comp.codecs import load_codecs
 from lora_comp.entropy.coder import CodedLatents
-codecs = {q: lc.load_codec("tic-s", q) for q in (1, 2, 3, 4)}
+folder, name, weights, qualities = pathlib.Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4])
+codecs = load_codecs(name, qualities, weights)
 tried, wrong = 0, []
 for threads, onednn, precision in itertools.product((1, 2), (True, False), ("highest", "medium")):
     torch.set_num_threads(threads)
     torch._C._set_mkldnn_enabled(onednn)
     torch.set_float32_matmul_precision(precision)
-    for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    for path in sorted(folder.iterdir()):
         header, sections = bitstream.read(path.read_bytes())
         try:
             codecs[header.quality].coder().decompress(
@@ -40,19 +43,28 @@ print(json.dumps([torch.backends.cpu.get_cpu_capability(), tried, wrong]))
 """
 
 
-def write_files(arrays, folder):
-    """Encode the images at qualities 1, 2, 3, 4, 1, ..."""
+@pytest.fixture(params=["tic-s", pytest.param("tic-v", marks=pytest.mark.data)])
+def codec(request):
+    """Name, weights and qualities."""
+    if request.param == "tic-s":
+        return "tic-s", "default", [1, 2, 3, 4]
+    return "tic-v", str(request.getfixturevalue("trained_tic_v_weights")), [1, 2.25, 4.5, 6]
+
+
+def write_files(codec, arrays, folder):
+    """Encode the images, each at the next quality."""
+    name, weights, qualities = codec
+    codecs = list(load_codecs(name, qualities, weights).values())
     for i, array in enumerate(arrays):
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255
-        codec = lc.load_codec("tic-s", 1 + i % 4)
-        (folder / f"{i}.lcz").write_bytes(lc.encode(image, codec, method="none").data)
+        (folder / f"{i}.lcz").write_bytes(lc.encode(image, codecs[i % 4], method="none").data)
 
 
-def decode_in_another_process(folder, capability):
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+def decode_in_another_process(codec, folder, capability):
+    name, weights, qualities = codec
     output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DECODER, str(folder)],
-        env=environment,
+        [sys.executable, "-W", "ignore", "-c", DECODER, str(folder), name, weights, json.dumps(qualities)],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         check=True,
         capture_output=True,
         text=True,
@@ -61,33 +73,34 @@ def decode_in_another_process(folder, capability):
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_files_decode_to_the_same_symbols(tmp_path, capability):
+def test_files_decode_to_the_same_symbols(tmp_path, codec, capability):
     cat = photograph("chelsea")
-    write_files([cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
-    used, tried, wrong = decode_in_another_process(tmp_path, capability)
+    write_files(codec, [cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
+    used, tried, wrong = decode_in_another_process(codec, tmp_path, capability)
     assert used == ("DEFAULT" if capability == "default" else used)
     assert (tried, wrong) == (4 * 8, [])
 
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_two_hundred_files_decode_to_the_same_symbols(tmp_path, shared):
+def test_two_hundred_files_decode_to_the_same_symbols(tmp_path, codec, shared):
     paths = sorted((shared / "data" / "photos").rglob("*.jp*g"))[::5]
-    write_files([Image.open(p).convert("RGB") for p in paths], tmp_path)
+    write_files(codec, [Image.open(p).convert("RGB") for p in paths], tmp_path)
     assert len(list(tmp_path.iterdir())) == 200
     widest = "AVX512" in torch.backends.cpu.get_cpu_capability()
     for capability in ("default", "avx2", *["avx512"] * widest):
-        used, tried, wrong = decode_in_another_process(tmp_path, capability)
+        used, tried, wrong = decode_in_another_process(codec, tmp_path, capability)
         print(f"{used}: {tried} decoded, {len(wrong)} mismatches")
         assert (tried, wrong) == (200 * 8, [])
 
 
 @pytest.mark.gpu
-def test_files_decode_to_the_same_image_on_a_gpu(tmp_path):
+def test_files_decode_to_the_same_image_on_a_gpu(tmp_path, codec):
     cat = photograph("chelsea")
-    write_files([cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
+    name, weights, _ = codec
+    write_files(codec, [cat[i : i + 30 + 19 * i, 3 * i : 150 + i] for i in range(4)], tmp_path)
     for path in tmp_path.iterdir():
         data = path.read_bytes()
-        codec = lc.load_codec("tic-s", lc.info(data)["quality"])
-        there = lc.decode(data, codec.cuda()).cpu()
-        assert (there - lc.decode(data)).abs().max() < 1e-3
+        one = lc.load_codec(name, lc.info(data)["quality"], weights)
+        here = lc.decode(data, one)
+        assert (lc.decode(data, one.cuda()).cpu() - here).abs().max() < 1e-3

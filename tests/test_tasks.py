@@ -49,8 +49,9 @@ def test_tasks_accept_images_of_any_size(name, options, size):
 def test_weights_match_the_published_ones(name, base, lambdas):
     task = load_task(name)
     assert [task.weight(quality) for quality in (1, 2, 3, 4)] == [pytest.approx(base * x) for x in lambdas]
-    for quality in (0, 5, 9):
-        with pytest.raises(LoraCompError, match=f"quality must be 1 to 4, not {quality}"):
+    assert task.weight(2.5) == pytest.approx(base * (lambdas[1] * lambdas[2]) ** 0.5)
+    for quality in (0, 6.5, 9):
+        with pytest.raises(LoraCompError, match=f"quality must be 1 to 6, not {quality}"):
             task.weight(quality)
 
 

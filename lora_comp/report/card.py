@@ -63,13 +63,14 @@ def codec_card(scores: dict) -> str:
         + ", ".join(f"{rate:+.1f} % against {a}" for a, rate in scores["bd_rate"].items() if rate is not None)
         + ".",
     ]
-    behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
-    lines += [
-        "",
-        f"Quality {', '.join(map(str, behind))} is below JPEG at equal bpp."
-        if behind
-        else "Every rate point is above JPEG (Pillow, 4:2:0) at equal bpp.",
-    ]
+    if "jpeg" in anchors:
+        behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
+        lines += [
+            "",
+            f"Quality {', '.join(map(str, behind))} is below JPEG at equal bpp."
+            if behind
+            else "Every rate point is above JPEG (Pillow, 4:2:0) at equal bpp.",
+        ]
     return "\n".join(lines) + "\n"
 
 

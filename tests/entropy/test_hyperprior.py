@@ -21,6 +21,11 @@ def latents(codec, image):
         return codec(api.pad(image[None], codec.stride))
 
 
+@pytest.fixture(scope="module", params=["mean-scale", "two-step"])
+def codec(request, codec, tic_v):
+    return codec if request.param == "mean-scale" else tic_v
+
+
 @pytest.fixture(scope="module")
 def coder(codec):
     return HyperpriorCoder(codec)
@@ -52,16 +57,22 @@ def test_decoded_latents_encode_to_the_same_bytes(codec, coder, make_image):
     assert again == coded
 
 
+@pytest.mark.parametrize("sections", [[], [b""], [b""] * 9])
+def test_another_number_of_sections_raises(coder, sections):
+    with pytest.raises(lc.BitstreamError, match=f"the file has {len(sections)} sections of latents, but its codec has"):
+        coder.decompress(CodedLatents(sections, 0), (64, 64))
+
+
 @pytest.mark.parametrize("part", ["h_s.3.weight", "h_s.3.bias", "entropy_bottleneck.quantiles"])
 def test_a_decoder_with_other_weights_raises(codec, coder, make_image, part):
-    other = lc.load_codec("tic-s", 2, weights=None)
+    other = lc.load_codec(codec.name, 2, weights=None)
     other.load_state_dict(codec.state_dict())
     with torch.no_grad():
         other.get_parameter(part).mul_(1.1).add_(0.2)
     out = latents(codec, make_image(64, 64))
     coded = coder.compress(out)
     if part == "entropy_bottleneck.quantiles":
-        coded = CodedLatents([coded.sections[0][::-1], coded.sections[1]], coded.symbols_crc)
+        coded = CodedLatents([coded.sections[0][::-1], *coded.sections[1:]], coded.symbols_crc)
     with pytest.raises(lc.BitstreamError):
         HyperpriorCoder(other).decompress(coded, (64, 64))
 
@@ -71,7 +82,7 @@ def test_bytes_of_another_image_raise(codec, coder, make_image):
         coder.compress(out) for out in (latents(codec, make_image(64, 64)), latents(codec, make_image(64, 64).flip(2)))
     )
     with pytest.raises(lc.BitstreamError):
-        coder.decompress(CodedLatents([one.sections[0], two.sections[1]], one.symbols_crc), (64, 64))
+        coder.decompress(CodedLatents([one.sections[0], *two.sections[1:]], one.symbols_crc), (64, 64))
 
 
 def test_building_a_coder_does_not_change_the_codec(codec):
