@@ -19,13 +19,15 @@ from torch import Tensor
 
 from lora_comp import bitstream
 from lora_comp.codecs import CODECS, at_quality, load_codec, spec
-from lora_comp.data.images import to_image, to_mask
+from lora_comp.data.images import to_image
 from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.files import contents
 from lora_comp.methods import NONE, STEPS, Adapted, FitSettings, Method, load_method, method_of_file
 from lora_comp.objective import TILE, Distortion, Objective, tiles
-from lora_comp.roi import masked_distortion, simplify_background
+from lora_comp.roi import masked_distortion, regions, simplify_background
+from lora_comp.target import Search, Target, check_codec, meet, target_of
+from lora_comp.tasks.human import psnr as psnr_of
 
 OnStep = Callable[[int, float], None]
 AnyImage = Tensor | np.ndarray | Image.Image | str | Path
@@ -45,7 +47,8 @@ class Coded:
     bpp: bits of the file per pixel of the image.
     method: the method of the file; "none" if the plain file has the lower objective.
     loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded. None without a
-        task; loss_before also None for a method that is not guarded (`Method.guarded`).
+        task; loss_before also None for a method that is not guarded (`Method.guarded`). With a target, the plain file
+        is one that meets it too.
     """
 
     data: bytes
@@ -53,6 +56,11 @@ class Coded:
     method: str
     loss_before: float | None = None
     loss_after: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """That of the file: the codec's, or the one that a target led to."""
+        return bitstream.info(self.data)["quality"]
 
 
 def pad(images: Tensor, stride: int) -> Tensor:
@@ -73,6 +81,10 @@ def encode(
     recipe: str = "latents",
     roi: AnyImage | None = None,
     tile: int = TILE,
+    bpp: float | None = None,
+    bytes: int | None = None,
+    psnr: float | None = None,
+    max_bytes: int | None = None,
 ) -> Coded:
     """Encode an image with a codec adapted to the image and to a task.
 
@@ -95,12 +107,16 @@ def encode(
         roi: weights of the pixels, float (H, W) in [0, 1]; None for equal weights. Or a mask in any of the forms of
             an image, white where pixels count: see `read_mask` and `roi.region`.
         tile: maximal side of a tile in pixels, a multiple of 128. 256 is published for detection.
+        bpp, bytes, psnr: at most one of them, in place of the quality of a codec of variable rate: the size of the file
+            within 2 %, or the PSNR of the decoded image within 0.1 dB. Of what cannot be met, the nearest file with a
+            `LoraCompWarning`. An adapted file takes two fits, seldom up to four (docs/rate.md).
+        max_bytes: a size that the file never exceeds. Alone: the codec's quality, or the best lower one that fits.
     Raises:
-        LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, or a
-            method without a task.
+        LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, a
+            method without a task, two targets, one for a codec of fixed rates, or a max_bytes that no file meets.
     """
-    settings = FitSettings(steps, lr, seed, recipe, tile)
-    return encode_images([image], codec, task, method, settings, None if roi is None else [roi], on_step)[0]
+    settings, target = FitSettings(steps, lr, seed, recipe, tile), target_of(bpp, bytes, psnr, max_bytes)
+    return encode_images([image], codec, task, method, settings, None if roi is None else [roi], on_step, target)[0]
 
 
 def encode_batch(
@@ -115,6 +131,10 @@ def encode_batch(
     recipe: str = "latents",
     rois: Sequence[AnyImage] | None = None,
     tile: int = TILE,
+    bpp: float | None = None,
+    bytes: int | None = None,
+    psnr: float | None = None,
+    max_bytes: int | None = None,
 ) -> list[Coded]:
     """`encode` for several images of one size, optimised in one batch, which is faster on a GPU.
 
@@ -126,10 +146,12 @@ def encode_batch(
         codec, task, method, steps, lr, seed, recipe, tile: see `encode`.
         on_step: called with the number of steps taken and the mean objective.
         rois: weights for each image, see `encode`.
+        bpp, bytes, psnr, max_bytes: of each image, see `encode`. Images then differ in quality and are fitted alone.
     Raises:
         LoraCompError: as `encode`; no images, or images of different sizes.
     """
-    return encode_images(images, codec, task, method, FitSettings(steps, lr, seed, recipe, tile), rois, on_step)
+    settings, target = FitSettings(steps, lr, seed, recipe, tile), target_of(bpp, bytes, psnr, max_bytes)
+    return encode_images(images, codec, task, method, settings, rois, on_step, target)
 
 
 @contextmanager
@@ -160,12 +182,17 @@ def encode_images(
     settings: FitSettings,
     rois: Sequence[AnyImage] | None = None,
     on_step: OnStep | None = None,
+    target: Target | None = None,
 ) -> list[Coded]:
     """`encode_batch` with its settings as one object."""
     originals = _stacked(images, codec)
     size = originals.shape[2], originals.shape[3]
     if isinstance(method, str):
         method = load_method(method, codec, task and task.key)
+    if target is not None:
+        each = [None] * len(originals) if rois is None else [list(weights) for weights in regions(rois, originals)]
+        pairs = zip(originals, each, strict=True)
+        return [_meet(target, one, codec, task, method, settings, roi, on_step) for one, roi in pairs]
     if task is None:
         if method is not None:
             raise LoraCompError("adaptation needs a task: give one, or method='none'")
@@ -190,6 +217,35 @@ def encode_images(
         for data, before, loss in zip(files, befores, losses, strict=True)
     ]
     return [new if _lower(new, old) else old for old, new in zip(coded, made, strict=True)] if coded else made
+
+
+def _meet(
+    target: Target,
+    image: Tensor,
+    codec: Any,
+    task: Any,
+    method: Method | None,
+    settings: FitSettings,
+    rois: Sequence[Tensor] | None,
+    on_step: OnStep | None,
+) -> Coded:
+    """The file of an image (3, H, W) that meets a target."""
+    check_codec(codec, target)
+    size = image.shape[1], image.shape[2]
+    with torch.no_grad():
+        unscaled = codec.unscaled(pad(image[None], codec.stride))
+
+    @torch.no_grad()
+    def plain(quality: float) -> bytes:
+        at = at_quality(codec, quality)
+        return write(at, at.latents_from(at.scaled(unscaled)), size)[0]
+
+    def encode_at(quality: float, method: Method | None) -> Coded:
+        return encode_images([image], at_quality(codec, quality), task, method, settings, rois, on_step)[0]
+
+    search = Search(target, codec, size[0] * size[1], plain, lambda data: psnr_of(decode(data, codec, method), image))
+    fit = None if method is None else partial(encode_at, method=method)
+    return meet(search, partial(encode_at, method=None), fit, task and task.weight)
 
 
 def _lower(one: Coded, other: Coded) -> bool:
@@ -220,18 +276,18 @@ def _objective(
     """The objective of images, and the input of the encoder, whose background is simplified outside of regions."""
     if rois is not None and codec.output.features is not None:
         raise LoraCompError(f"roi= needs a codec that decodes to an image, not to features of {codec.output.features}")
-    regions = None if rois is None else _regions(rois, originals)
+    weights = None if rois is None else regions(rois, originals)
 
     def distortion_of(rows: slice, columns: slice) -> Distortion:
         original = originals[..., rows, columns]
         distortion = partial(task.distortion, targets=task.targets(original))
-        return distortion if regions is None else masked_distortion(distortion, original, regions[..., rows, columns])
+        return distortion if weights is None else masked_distortion(distortion, original, weights[..., rows, columns])
 
     size = originals.shape[2], originals.shape[3]
     objective = Objective(
         pad(originals, codec.stride), size, tiles(size, codec, distortion_of, tile), task.weight(codec.quality)
     )
-    return objective, objective.x if regions is None else pad(simplify_background(originals, regions), codec.stride)
+    return objective, objective.x if weights is None else pad(simplify_background(originals, weights), codec.stride)
 
 
 def check(image: Tensor) -> None:
@@ -245,20 +301,6 @@ def check(image: Tensor) -> None:
 def bpp(data: bytes, size: tuple[int, int]) -> float:
     """Bits of a file per pixel of an image of `size` (H, W)."""
     return 8 * len(data) / (size[0] * size[1])
-
-
-def _regions(rois: Sequence[AnyImage], originals: Tensor) -> Tensor:
-    """Regions of interest (H, W) of images (B, 3, H, W) as one tensor (B, 1, H, W)."""
-    masks = [to_mask(roi).detach() for roi in rois]
-    size, sizes = tuple(originals.shape[2:]), {tuple(mask.shape) for mask in masks}
-    if len(masks) != len(originals) or sizes != {size}:
-        raise LoraCompError(
-            f"a region of interest is (H, W) like its image, {size}, not {' and '.join(map(str, sorted(sizes)))}"
-        )
-    weights = torch.stack(masks)[:, None].to(originals)
-    if not (weights.min() >= 0 and weights.max() <= 1):
-        raise LoraCompError("the weights of a region of interest must lie in [0, 1]: scale or clamp them")
-    return weights
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def suggestion(word: str, known: Collection[str]) -> str:
     last = {name: name.rsplit(".", 1)[-1] for name in known}
     parts = difflib.get_close_matches(word.rsplit(".", 1)[-1], set(last.values()), 3)
     near = [name for name in known if last[name] in parts]
-    near.sort(key=lambda name: -difflib.SequenceMatcher(None, word, name).ratio())
+    near.sort(key=lambda name: (parts.index(last[name]), -difflib.SequenceMatcher(None, word, name).ratio()))
     return f"; did you mean {either(near[:3])}?" if near else ""
 
 

@@ -23,18 +23,23 @@ from lora_comp.data import Sample
 from lora_comp.errors import ImageError
 from lora_comp.files import make_folder, short_name, write_file
 from lora_comp.methods import NONE, FitSettings, Method
-from lora_comp.report.summary import GROUP, summary
+from lora_comp.report.summary import group_of, summary
 from lora_comp.roi import region, weighted_psnr
+from lora_comp.target import Target
 from lora_comp.tasks.human import psnr
 from lora_comp.tasks.labels import Labels
 
 
 @dataclass(frozen=True)
 class Point:
-    """A codec at one rate point, and the methods to evaluate on it; None stands for the plain codec."""
+    """A codec at one rate point, and the methods to evaluate on it; None stands for the plain codec.
+
+    target: what every file has to meet, in place of the quality of a codec of variable rate.
+    """
 
     codec: Any
     methods: Sequence[Method | None]
+    target: Target | None = None
 
 
 class Records:
@@ -81,7 +86,7 @@ class Records:
         rows = summary(records)
         if self.pool:
             for row in rows:
-                row |= self.pool([r["objects"] for r in self.requested if all(r[key] == row[key] for key in GROUP)])
+                row |= self.pool([r["objects"] for r in self.requested if group_of(r) == group_of(row)])
         skipped = list(self.skipped.values())
         return {"records": records, "summary": rows, "skipped": skipped, "notes": self.notes}
 
@@ -166,10 +171,10 @@ def evaluate(
                 if not records.requested:
                     records.tell(notes(data, task, together[0]))
                 for method in point.methods:
-                    keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
+                    keys = [record_key(s, point.codec, task, method, settings, roi, point.target) for s in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
                     progress.reset(steps)
-                    scored = score(list(missing.values()), point.codec, task, method, settings, out, roi, on_step)
+                    scored = score(list(missing.values()), point, task, method, settings, out, roi, on_step)
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)
                     records.requested += [records.by_key[key] for key in keys]
@@ -182,7 +187,13 @@ def evaluate(
 
 
 def record_key(
-    sample: Sample, codec: Any, task: Any, method: Method | None, settings: FitSettings, roi: str | None = None
+    sample: Sample,
+    codec: Any,
+    task: Any,
+    method: Method | None,
+    settings: FitSettings,
+    roi: str | None = None,
+    target: Target | None = None,
 ) -> str:
     """Everything that a record depends on, as JSON."""
     facts = {
@@ -197,6 +208,8 @@ def record_key(
     }
     if relabelled := _relabelled(task, sample):
         facts["classes"] = relabelled
+    if target is not None:
+        facts["target"] = str(target)
     if method is not None:
         facts["method"] = [method.name, method.identity and method.identity.hex(), dict(method.settings)]
     return json.dumps(facts, sort_keys=True)
@@ -214,7 +227,7 @@ def _relabelled(task: Any, sample: Sample) -> dict[str, Any]:
 
 def score(
     batch: Sequence[Sample],
-    codec: Any,
+    point: Point,
     task: Any,
     method: Method | None,
     settings: FitSettings,
@@ -231,10 +244,10 @@ def score(
     start = time.perf_counter()
     rois = None if roi is None else [region(roi, sample.image, task) for sample in batch]
     images = [sample.image for sample in batch]
-    coded = api.encode_images(images, codec, task, method, settings, rois, on_step)
+    coded = api.encode_images(images, point.codec, task, method, settings, rois, on_step, point.target)
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
-        yield record_of(sample, one, codec, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}
+        yield record_of(sample, one, point, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}
 
 
 def file_of(image: str, what: str) -> Path:
@@ -247,15 +260,16 @@ def file_of(image: str, what: str) -> Path:
 def record_of(
     sample: Sample,
     coded: api.Coded,
-    codec: Any,
+    point: Point,
     task: Any,
     method: Method | None,
     out: Path,
     roi: Tensor | None = None,
 ) -> dict:
     """Write the file of an image, decode it and score the result."""
-    name = NONE if method is None else method.name
-    path = file_of(sample.name, f"{task.name}-{codec.name}-q{codec.quality:g}-{name}")
+    name, codec = NONE if method is None else method.name, point.codec
+    rate = f"q{codec.quality:g}" if point.target is None else str(point.target)
+    path = file_of(sample.name, f"{task.name}-{codec.name}-{rate}-{name}")
     make_folder((out / path).parent)
     write_file(out / path, coded.data)
     data = (out / path).read_bytes()
@@ -271,7 +285,7 @@ def record_of(
         "task": task.name,
         "method": name,
         "codec": codec.name,
-        "quality": codec.quality,
+        **({"quality": codec.quality} if point.target is None else {"quality": coded.quality, "target": rate}),
         "file": str(path),
         "bytes": len(data),
         "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0),
