@@ -65,7 +65,7 @@ def run(config: RunConfig) -> None:
       lora-comp run task=det data=coco data.path=COCO quality=[2,4] engine=published
       lora-comp run codec=tic-v task=human method=none data=folder data.path=PHOTOS bpp=[0.1,0.25,0.5]
     """
-    console, engine = Console(), config.engine.options
+    console, engine, targets = Console(), config.engine.options, targets_of(config)
     device = start_engine(engine)
     out = Path(config.out) if config.out else default_folder(config)
     images = getattr(config.data.options, "path", None)
@@ -73,7 +73,6 @@ def run(config: RunConfig) -> None:
         raise LoraCompError(f"the results would lie among the images, in {out}: name another folder with out=FOLDER")
     data = load_data(**config.data.given())
     task = load_task(**config.task.given()).to(device)
-    targets = targets_of(config)
     codecs = {q: codec.to(device) for q, codec in codecs_of(config, targets).items()}
     chosen = config.method.given()
     methods = {q: load_methods(chosen, codec, task.key) for q, codec in codecs.items()}
