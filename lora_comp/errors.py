@@ -2,7 +2,13 @@
 
 
 class LoraCompError(Exception):
-    """Invalid input or configuration; the command line prints the message and exits with code 2."""
+    """Invalid input or configuration; the command line prints the message and exits with code 2.
+
+    A message may quote a user's word or file name; control characters in it, such as a newline, are escaped.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message)))
 
 
 class ImageError(LoraCompError):

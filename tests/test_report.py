@@ -22,6 +22,7 @@ from lora_comp.report.bdrate import bd_rate, pareto_front
 from lora_comp.report.codecs import anchor_curve, classic_codecs, gains, measure, psnr, psnr_at, settings
 from lora_comp.report.plots import caption, score_plot, side_by_side
 from lora_comp.report.summary import bd_rate_lines, bd_rates, markdown, metric_names, score_name, summary, table
+from lora_comp.weights import write_weights
 
 SHARED = Path(os.environ.get("LORA_COMP_SHARED", Path(__file__).parents[2] / "shared"))
 CURVE = [(0.1, 27.0), (0.2, 30.0), (0.4, 32.5), (0.8, 36.0)]
@@ -314,10 +315,30 @@ def test_codecs_command_counts_skipped_images(tmp_path, capsys):
     assert "broken.png" in capsys.readouterr().out
 
 
+@pytest.mark.skipif("avif444" not in classic_codecs(slow=True), reason="this Pillow writes no AVIF")
+def test_codecs_command_compares_ours_with_those_named_and_with_published_curves(tmp_path, tic_v, capsys):
+    y, x = np.mgrid[:48, :64]
+    Image.fromarray(np.stack([2 * x, 3 * y, x + y], -1).astype(np.uint8)).save(tmp_path / "a.png")
+    write_weights(tmp_path / "tic-v.safetensors", dict(tic_v.named_parameters()), {})
+    (tmp_path / "curves.json").write_text(json.dumps({"hm": {"points": [[0.1, 5], [4, 60]]}, "jpeg": {"points": []}}))
+    words = ["codec=tic-v", f"weights={tmp_path}/tic-v.safetensors", "against=[avif444,jpeg]"]
+    words += [f"published={tmp_path}/curves.json", f"out={tmp_path}/out.json"]
+    assert main(["codecs", str(tmp_path), *words]) == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert list(report["curves"]) == ["avif444", "jpeg", "tic-v"]
+    assert [row["setting"] for row in report["curves"]["tic-v"]] == [1, 2, 3, 4, 5, 6]
+    assert list(report["published"]) == ["hm", "jpeg"] and report["published"]["hm"] is not None
+    assert "published curve" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["no-such-folder"], "is not a folder"),
+        ([".", "against=[png]"], "this Pillow has no codec 'png'; available are"),
+        ([".", "codec=jpg"], "unknown codec 'jpg'"),
+        ([".", "published=a.png"], "does not hold curves"),
+        ([".", "codec=tic-s", "weights=w", "card=c.md"], "leave out weights="),
         ([".", "--out", "missing/out.json"], "cannot write"),
     ],
 )

@@ -84,8 +84,10 @@ def spec(name: str, quality: float) -> Spec:
 
 
 def nearest(name: str, quality: float) -> float:
-    """A quality as files hold it, in sixteenths. Raises LoraCompError as `spec` does."""
-    return round(quality * SIXTEENTHS) / SIXTEENTHS if spec(name, quality).variable else quality
+    """A quality as files hold it, in sixteenths, an int where it is whole. Raises LoraCompError as `spec` does."""
+    if spec(name, quality).variable:
+        quality = round(quality * SIXTEENTHS) / SIXTEENTHS
+    return int(quality) if quality == int(quality) else quality
 
 
 def at_quality(codec: Any, quality: float) -> Any:

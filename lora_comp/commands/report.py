@@ -1,9 +1,10 @@
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,22 +13,31 @@ from rich.table import Table
 from torch import Tensor
 
 from lora_comp import api
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import CODECS, load_codecs
 from lora_comp.data import load_data
 from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import make_folder, write_file
 from lora_comp.report.bdrate import Point, bd_rate
 from lora_comp.report.bench import read_speeds, speed_table
 from lora_comp.report.card import adapters_card, codec_card, codec_scores, network_card
-from lora_comp.report.codecs import classic_codecs, gains, mean_point, measure, psnr, settings, to_bytes
+from lora_comp.report.codecs import (
+    classic_codecs,
+    gains,
+    mean_point,
+    measure,
+    psnr,
+    published_curves,
+    settings,
+    to_bytes,
+)
 from lora_comp.report.plots import speed_plot
 from lora_comp.report.summary import markdown, rates_markdown
 from lora_comp.settings import argument, setting
 from lora_comp.weights import read_weights
 from lora_comp.zoo import ROOT
 
-QUALITIES = (1, 2, 3, 4)
 Coder = Callable[[Tensor], tuple[int, float]]  # an image to its bytes and PSNR
+CLASSIC = "of jpeg, webp, avif, jpeg2000 and avif444 (4:4:4, slowest: ten seconds an image); null: the first four"
 
 console = Console()
 
@@ -54,6 +64,11 @@ class CodecsConfig:
     codec: str | None = setting(None, "one of our codecs to set beside them, such as tic-s")
     out: str | None = setting(None, "JSON file for the curves and the figures of every image", path=True)
     card: str | None = setting(None, "Markdown file for the card of `codec`; its figures go beside it", path=True)
+    weights: str = setting("default", "default: those of the package; a safetensors file", path=True)
+    against: list[str] | None = setting(None, CLASSIC, filled=True)
+    published: str | None = setting(
+        None, "JSON file of curves on the same images, {NAME: {points: [[bpp, psnr]]}}", path=True
+    )
 
 
 @dataclass(frozen=True)
@@ -98,11 +113,14 @@ def codecs(config: CodecsConfig) -> None:
     Examples:
       lora-comp report codecs KODAK out=kodak.json
       lora-comp report codecs KODAK codec=tic-s card=tic-s.md
+      lora-comp report codecs KODAK codec=tic-v weights=tic-v.safetensors against=[avif,avif444] published=kodak.json
     """
     if config.card and not config.codec:
         raise LoraCompError("card= needs codec=: whose card it is")
+    if config.card and config.weights != "default":
+        raise LoraCompError("card= is for the weights in the package: leave out weights=")
     folder, out = Path(config.folder), Path(config.out) if config.out else None
-    report = compare_codecs(folder, config.codec, out)
+    report = compare_codecs(folder, config.codec, out, config.weights, config.against, config.published)
     if config.card and config.codec:
         scores = _finite(codec_scores(config.codec, report, folder.name))
         _write_json(Path(config.card).with_suffix(".json"), scores)
@@ -146,21 +164,35 @@ def _summary(path: Path) -> list[dict]:
         raise LoraCompError(f"{path} does not hold the results of a run: {error}") from None
 
 
-def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = None) -> dict:
-    """Print and return the curves of the classic codecs, and of `codec`, over the readable images of a folder.
+def compare_codecs(
+    folder: Path,
+    codec: str | None = None,
+    out: Path | None = None,
+    weights: str = "default",
+    against: Sequence[str] | None = None,
+    published: str | None = None,
+) -> dict:
+    """Print and return the curves of conventional codecs, and of `codec`, over the readable images of a folder.
+
+    against: names of conventional codecs; None for all but the slow ones.
+    published: file of more curves of the same images, see `report.codecs.published_curves`.
 
     Returns "images" and "skipped" (counts), "curves" (per codec a list of setting, bpp, psnr: means over images),
-    "bd_rate" (per codec and anchor, percent), "gain_db" (per point of `codec`, dB above each anchor at equal bpp) and
-    "records" (codec, setting, image, bytes, bpp, psnr). Raises LoraCompError for a folder or codec that is not there.
+    "bd_rate" (per codec and anchor, percent), "published" (of `codec`, per published curve), "gain_db" (per point of
+    `codec`, dB above each anchor at equal bpp) and "records" (codec, setting, image, bytes, bpp, psnr). Raises
+    LoraCompError for a folder, codec or file that is not there.
     """
     if out and not out.parent.is_dir():  # said now, not after minutes of coding
         raise LoraCompError(f"cannot write {out}: there is no folder {out.parent}")
     data = load_data("folder", path=folder)
     through: dict[tuple[str, int], Coder] = {
-        (name, at): partial(measure, name, at) for name in classic_codecs() for at in settings(name)
+        (name, at): partial(measure, name, at)
+        for name in (classic_codecs() if against is None else against)
+        for at in settings(name)
     }
+    others = published_curves(published) if published else {}
     if codec:
-        through |= {(codec, quality): _ours(codec, quality) for quality in QUALITIES}
+        through |= _ours(codec, weights)
     for note in getattr(data, "notes", ()):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     records, skipped = [], 0
@@ -188,6 +220,7 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
         "curves": curves,
         "bd_rate": {test: {name: bd_rate(anchors[name], curve) for name in anchors} for test, curve in points.items()},
         "gain_db": gains(points[codec], anchors) if codec else [],
+        "published": {name: bd_rate(curve, points[codec]) for name, curve in others.items()} if codec else {},
         "records": records,
     }
     if out:
@@ -196,14 +229,19 @@ def compare_codecs(folder: Path, codec: str | None = None, out: Path | None = No
     return report
 
 
-def _ours(name: str, quality: int) -> Coder:
-    codec = load_codec(name, quality=quality)
+def _ours(name: str, weights: str) -> dict[tuple[str, int], Coder]:
+    if name not in CODECS:
+        raise LoraCompError(f"unknown codec {name!r}; available are {', '.join(CODECS)}")
 
-    def code(image: Tensor) -> tuple[int, float]:
-        data = api.encode(image, codec, None, method="none").data
-        return len(data), psnr(to_bytes(image), to_bytes(api.decode(data)))
+    def coder(codec: Any) -> Coder:
+        def code(image: Tensor) -> tuple[int, float]:
+            data = api.encode(image, codec, None, method="none").data
+            return len(data), psnr(to_bytes(image), to_bytes(api.decode(data, codec)))
 
-    return code
+        return code
+
+    codecs = load_codecs(name, CODECS[name].qualities, weights)
+    return {(name, int(quality)): coder(codec) for quality, codec in codecs.items()}
 
 
 def _curves(records: list[dict]) -> dict[str, list[dict]]:
@@ -252,6 +290,12 @@ def _print(report: dict, codec: str | None) -> None:
     for name, values in report["bd_rate"].items():
         differences.add_row(name, *[_signed(values[anchor], 1) for anchor in anchors])
     console.print(differences)
+    if report["published"]:
+        title = f"rate of {codec} at equal PSNR, percent"
+        beside = Table("published curve", "BD-rate", title=title, box=box.SIMPLE_HEAD, padding=0)
+        for name, value in report["published"].items():
+            beside.add_row(name, _signed(value, 1))
+        console.print(beside)
     if report["skipped"]:
         console.print(f"{report['skipped']} unreadable images skipped")
 

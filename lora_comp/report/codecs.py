@@ -1,10 +1,12 @@
 """Conventional codecs through Pillow's encoders: bytes of real files, and the PSNR of the decoded images.
 
 JPEG uses 4:2:0 chroma and optimised Huffman tables; WebP its slowest method; AVIF 4:2:0 at Pillow's default speed;
-JPEG 2000 the irreversible wavelet and colour transform, as a bare codestream.
+JPEG 2000 the irreversible wavelet and colour transform, as a bare codestream. "avif444" is AVIF 4:4:4 at its slowest
+speed, which takes ten seconds for a Kodak image.
 """
 
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,6 +16,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from lora_comp.errors import LoraCompError
+from lora_comp.files import read_file
 from lora_comp.report.bdrate import Point, pareto_front
 
 
@@ -27,6 +30,10 @@ def _webp(image: Image.Image, quality: int) -> bytes:
 
 def _avif(image: Image.Image, quality: int) -> bytes:
     return _save(image, "AVIF", quality=quality, subsampling="4:2:0")
+
+
+def _avif444(image: Image.Image, quality: int) -> bytes:
+    return _save(image, "AVIF", quality=quality, subsampling="4:4:4", speed=0)
 
 
 def _jpeg2000(image: Image.Image, ratio: int) -> bytes:
@@ -57,13 +64,17 @@ _CLASSIC: dict[str, tuple[Encoder, tuple[int, ...]]] = {
     "webp": (_webp, (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)),
     "avif": (_avif, (15, 25, 35, 45, 55, 65, 75, 85)),
     "jpeg2000": (_jpeg2000, (240, 160, 120, 80, 60, 40, 30, 20, 15, 10)),
+    "avif444": (_avif444, (15, 25, 35, 45, 55, 65, 75, 85)),
 }
 
 
-def classic_codecs() -> list[str]:
-    """Names of the conventional codecs that this build of Pillow can write."""
-    present = {"jpeg": "jpg", "webp": "webp", "avif": "avif", "jpeg2000": "jpg_2000"}
-    return [name for name in _CLASSIC if features.check(present[name])]
+SLOW = ("avif444",)
+
+
+def classic_codecs(slow: bool = False) -> list[str]:
+    """Names of the conventional codecs that this build of Pillow can write, the slow ones where they are asked for."""
+    present = {"jpeg": "jpg", "webp": "webp", "avif": "avif", "jpeg2000": "jpg_2000", "avif444": "avif"}
+    return [name for name in _CLASSIC if features.check(present[name]) and (slow or name not in SLOW)]
 
 
 def settings(name: str) -> tuple[int, ...]:
@@ -71,8 +82,8 @@ def settings(name: str) -> tuple[int, ...]:
 
     Raises LoraCompError for a codec that this build of Pillow cannot write.
     """
-    if name not in classic_codecs():
-        raise LoraCompError(f"this Pillow has no codec {name!r}; available are {', '.join(classic_codecs())}")
+    if name not in (known := classic_codecs(slow=True)):
+        raise LoraCompError(f"this Pillow has no codec {name!r}; available are {', '.join(known)}")
     return _CLASSIC[name][1]
 
 
@@ -126,6 +137,23 @@ def psnr_at(curve: Sequence[Point], bpp: float) -> float:
         return math.nan
     rates, qualities = np.array(points).T
     return float(PchipInterpolator(np.log(rates), qualities)(math.log(bpp)))
+
+
+def published_curves(path: str) -> dict[str, list[Point]]:
+    """Curves of other codecs from a JSON file, {"NAME": {"points": [[bpp, PSNR in dB], ...]}, ...}.
+
+    Raises LoraCompError for a file that is not of this form.
+    """
+    try:
+        content = json.loads(read_file(path))
+        curves = {name: [(float(bpp), float(psnr)) for bpp, psnr, *_ in one["points"]] for name, one in content.items()}
+        if not all(bpp > 0 and math.isfinite(psnr) for curve in curves.values() for bpp, psnr in curve):
+            raise ValueError("a rate that is not positive, or a PSNR that is no number")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LoraCompError(
+            f'{path} does not hold curves, {{"NAME": {{"points": [[BPP, PSNR], ...]}}}}: {error}'
+        ) from None
+    return curves
 
 
 def gains(curve: Sequence[Point], anchors: Mapping[str, Sequence[Point]]) -> list[dict[str, float]]:

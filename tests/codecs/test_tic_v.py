@@ -25,7 +25,7 @@ def test_a_batch_may_have_a_quality_for_each_image(tic_v, make_image):
 
 def test_qualities_are_held_in_sixteenths(tic_v):
     assert at_quality(tic_v, 3.3).quality == 3.3125
-    assert set(load_codecs("tic-v", [1, 3.3, 6], None)) == {1, 3.3125, 6}
+    assert [*map(str, load_codecs("tic-v", [1, 3.3, 6.0], None))] == ["1", "3.3125", "6"]
 
 
 @pytest.mark.parametrize("quality", [0.9, 6.1, float("nan")])
