@@ -7,6 +7,7 @@ and results.json. `bytes` of a record is the size of the file that was decoded f
 import json
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,12 +21,12 @@ from torch import Tensor
 
 from lora_comp import api, bitstream
 from lora_comp.data import Sample
-from lora_comp.errors import ImageError
+from lora_comp.errors import ImageError, LoraCompWarning
 from lora_comp.files import make_folder, short_name, write_file
 from lora_comp.methods import NONE, FitSettings, Method
 from lora_comp.report.summary import group_of, summary
 from lora_comp.roi import region, weighted_psnr
-from lora_comp.target import Target
+from lora_comp.target import Target, missed
 from lora_comp.tasks.human import psnr
 from lora_comp.tasks.labels import Labels
 
@@ -76,7 +77,7 @@ class Records:
         self.by_key[key] = record
 
     def tell(self, notes: list[str]) -> None:
-        self.notes = notes
+        self.notes += notes
         for line in notes:
             print(f"note: {line}", file=sys.stderr)
 
@@ -182,6 +183,7 @@ def evaluate(
             progress.update(images, completed=len(data) * (done + 1))
     finally:
         if records.requested or records.skipped:
+            records.tell(missed(records.requested))
             records.write()
     return records
 
@@ -244,7 +246,9 @@ def score(
     start = time.perf_counter()
     rois = None if roi is None else [region(roi, sample.image, task) for sample in batch]
     images = [sample.image for sample in batch]
-    coded = api.encode_images(images, point.codec, task, method, settings, rois, on_step, point.target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoraCompWarning)  # `missed` says it of all images in a line
+        coded = api.encode_images(images, point.codec, task, method, settings, rois, on_step, point.target)
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
         yield record_of(sample, one, point, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}

@@ -10,7 +10,7 @@ files up to 24 % larger (docs/rate.md).
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -42,6 +42,12 @@ class Target:
     def size(self, pixels: int) -> float:
         """The bytes that "bpp" or "bytes" asks for, of an image of so many pixels."""
         return self.value * pixels / 8 if self.kind == "bpp" else self.value
+
+    def near(self, found: float) -> bool:
+        """Whether a file with this bpp, bytes or PSNR, by the kind, is as near as was promised."""
+        if self.kind == "psnr":
+            return abs(found - self.value) <= PSNR_TOLERANCE
+        return self.kind is None or abs(math.log(found / self.value)) <= SIZE_TOLERANCE
 
     def __str__(self) -> str:
         parts = {self.kind: self.value, "max_bytes": self.max_bytes}
@@ -164,18 +170,27 @@ class Search:
             place = last_below(excess_of_size, first, place - 1)
         return place if place >= first else None
 
-    def warn(self, data: bytes, quality: float) -> None:
-        """Warn if a file is not near what is asked for, and no limit is the reason."""
-        level = self.level(data, round(quality * SIXTEENTHS))
-        if self.target.kind and not self.met(level):
-            size = math.exp(level.size)
-            found = {"bpp": f"{8 * size / self.pixels:.3f}", "bytes": f"{size:.0f}", "psnr": f"{level.value:.2f}"}
-            warnings.warn(
-                f"{self.target}: the nearest file has {found[self.target.kind]} {UNITS[self.target.kind]}, at quality "
-                f"{quality:g}",
-                LoraCompWarning,
-                stacklevel=2,
-            )
+    def warn(self, coded: Any) -> None:
+        """Warn if a file is not near what is asked for, and `max_bytes` is not the reason."""
+        level, kind = self.level(coded.data, round(coded.quality * SIXTEENTHS)), self.target.kind
+        found = {"bpp": coded.bpp, "bytes": len(coded.data), "psnr": level.value}.get(kind or "", 0)
+        if not self.target.near(found) and not self.met(level):
+            line = f"{self.target}: the nearest file has {found:.5g} {UNITS[kind or '']}, at quality {coded.quality:g}"
+            warnings.warn(line, LoraCompWarning, stacklevel=2)
+
+
+def missed(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each target of an evaluation's records that some files are not near."""
+    found: dict[str, list[bool]] = {}
+    for record in records:
+        kind, _, value = record.get("target", "").partition("=")
+        if kind in UNITS:
+            found.setdefault(record["target"], []).append(Target(kind, float(value)).near(record[kind]))
+    return [
+        f"{target}: {near.count(False)} of {len(near)} files are not near, since no quality of the codec is nearer"
+        for target, near in found.items()
+        if not all(near)
+    ]
 
 
 def meet(
@@ -198,7 +213,7 @@ def meet(
         coded = better(coded, search.of_fits(fit), weight)
     if coded is None:
         raise search.too_few()
-    search.warn(coded.data, coded.quality)
+    search.warn(coded)
     return coded
 
 

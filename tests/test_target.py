@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import lora_comp as lc
 from lora_comp import cli
 from lora_comp.codecs import at_quality
+from lora_comp.commands.run import RunConfig, targets_of
+from lora_comp.config import compose
 from lora_comp.data import write_image
 from lora_comp.errors import LoraCompWarning
 from lora_comp.report.summary import markdown, summary
@@ -211,6 +213,22 @@ def test_a_run_has_a_row_for_each_target(tmp_path, words, capsys):
     table = markdown(results["summary"]).splitlines()
     assert [line.split()[1] for line in table if line.startswith("| bpp")] == ["bpp=1.6"] * 2 + ["bpp=2.4"] * 2
     assert summary(results["records"]) == results["summary"]
+    assert results["notes"] == []
     journal = (tmp_path / "out" / "records.jsonl").read_text()
     assert cli.command([*command, "bpp=[1.6]"]) == 0  # goes on with what is there
     assert (tmp_path / "out" / "records.jsonl").read_text() == journal
+
+
+def test_a_run_counts_the_files_that_no_quality_leads_to(tmp_path, words, capsys):
+    command = ["run", *words, "method=none", "data=folder", f"data.path={tmp_path / 'images'}", f"out={tmp_path}/out"]
+    assert cli.command([*command, "bytes=[100]"]) == 0
+    line = "bytes=100: 2 of 2 files are not near, since no quality of the codec is nearer"
+    assert capsys.readouterr().err == f"note: {line}\n"
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["notes"] == [line]
+
+
+def test_rate_points_are_of_one_kind():
+    config = compose(RunConfig, ["max_bytes=[1500,3000]"], "run")
+    assert targets_of(config) == {f"max_bytes={n}": Target(max_bytes=n) for n in (1500, 3000)}
+    with pytest.raises(lc.LoraCompError, match="bpp and max_bytes exclude each other"):
+        targets_of(compose(RunConfig, ["max_bytes=[1500]", "bpp=1"], "run"))
