@@ -19,14 +19,14 @@ from torch import Tensor
 
 from lora_comp import bitstream
 from lora_comp.codecs import CODECS, at_quality, load_codec, spec
-from lora_comp.data.images import to_image
+from lora_comp.data.images import to_batch
 from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.files import contents
 from lora_comp.methods import NONE, STEPS, Adapted, FitSettings, Method, load_method, method_of_file
 from lora_comp.objective import TILE, Distortion, Objective, tiles
 from lora_comp.roi import masked_distortion, regions, simplify_background
-from lora_comp.target import Search, Target, check_codec, meet, target_of
+from lora_comp.target import Search, Target, check_codec, meet, nearer_means, target_of
 from lora_comp.tasks.human import psnr as psnr_of
 
 OnStep = Callable[[int, float], None]
@@ -183,9 +183,10 @@ def encode_images(
     rois: Sequence[AnyImage] | None = None,
     on_step: OnStep | None = None,
     target: Target | None = None,
+    trim: Callable[[Callable[[float], bytes]], bytes] | None = None,
 ) -> list[Coded]:
-    """`encode_batch` with its settings as one object."""
-    originals = _stacked(images, codec)
+    """`encode_batch` with its settings as objects. trim: of the adapted file of one image, see `target.Search`."""
+    originals = to_batch(images, next(codec.parameters()).device)
     size = originals.shape[2], originals.shape[3]
     if isinstance(method, str):
         method = load_method(method, codec, task and task.key)
@@ -209,7 +210,12 @@ def encode_images(
     adapted = method.prepare(codec, x, settings)
     adapted.fit(objective, replace(settings, lr=settings.lr or task.lr), on_step)
     with torch.no_grad():
-        files = write(codec, adapted.latents(x), size, method, adapted)
+        latents = adapted.latents(x)
+        if trim is None:
+            files = write(codec, latents, size, method, adapted)
+        else:
+            moved = partial(nearer_means, adapted.codec, latents)
+            files = [trim(lambda by: write(codec, moved(by), size, method, adapted)[0])]
     losses = objective.of_files(_decoded(files, codec, method), files, adapted.codec.output.stride)
     befores = [one.loss_before for one in coded] or [None] * len(files)
     made = [
@@ -240,10 +246,12 @@ def _meet(
         at = at_quality(codec, quality)
         return write(at, at.latents_from(at.scaled(unscaled)), size)[0]
 
-    def encode_at(quality: float, method: Method | None) -> Coded:
-        return encode_images([image], at_quality(codec, quality), task, method, settings, rois, on_step)[0]
-
     search = Search(target, codec, size[0] * size[1], plain, lambda data: psnr_of(decode(data, codec, method), image))
+
+    def encode_at(quality: float, method: Method | None) -> Coded:
+        at = at_quality(codec, quality)
+        return encode_images([image], at, task, method, settings, rois, on_step, trim=search.trim)[0]
+
     fit = None if method is None else partial(encode_at, method=method)
     return meet(search, partial(encode_at, method=None), fit, task and task.weight)
 
@@ -255,19 +263,6 @@ def _lower(one: Coded, other: Coded) -> bool:
 @torch.no_grad()
 def _plain(codec: Any, x: Tensor, size: tuple[int, int]) -> list[bytes]:
     return write(codec, codec.latents(x), size)
-
-
-def _stacked(images: Sequence[AnyImage] | Tensor | np.ndarray, codec: Any) -> Tensor:
-    if isinstance(images, str | Path | Image.Image):
-        raise LoraCompError("a batch is a list of images; encode takes one")
-    tensors = [to_image(image).detach() for image in images]
-    for tensor in tensors:
-        check(tensor)
-    if len({tensor.shape for tensor in tensors}) != 1:
-        sizes = " and ".join(sorted({f"{tensor.shape[1]}x{tensor.shape[2]}" for tensor in tensors}))
-        raise LoraCompError(f"a batch needs images of one size, not of {sizes or 'none'}: encode them separately")
-    device = next(codec.parameters()).device
-    return torch.stack([tensor.to(device, torch.float32) for tensor in tensors])
 
 
 def _objective(
@@ -288,14 +283,6 @@ def _objective(
         pad(originals, codec.stride), size, tiles(size, codec, distortion_of, tile), task.weight(codec.quality)
     )
     return objective, objective.x if weights is None else pad(simplify_background(originals, weights), codec.stride)
-
-
-def check(image: Tensor) -> None:
-    """Raise LoraCompError unless `image` is a float tensor (3, H, W) in [0, 1]."""
-    if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
-        raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
-    if not ((image >= 0) & (image <= 1)).all():
-        raise LoraCompError("image must lie in [0, 1]: scale or clamp it, and replace NaNs")
 
 
 def bpp(data: bytes, size: tuple[int, int]) -> float:
