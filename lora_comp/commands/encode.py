@@ -54,8 +54,8 @@ def encode(config: EncodeConfig) -> None:
     check_output(config.file, paths_read(config, "file"), config.overwrite, bitstream.is_magic)
     image = read_image(config.image)
     device = start_engine(engine)
-    quality = config.quality or (CODECS[config.codec.name].qualities[-1] if target else 2)
-    codec = load_codec(quality=quality, **config.codec.given()).to(device)
+    quality = CODECS[config.codec.name].qualities[-1] if target else 2.0
+    codec = load_codec(quality=quality if config.quality is None else config.quality, **config.codec.given()).to(device)
     if target:
         check_codec(codec, target)
     task = load_task(**config.task.given()).to(device)
