@@ -1,6 +1,6 @@
 """A photograph to the bytes of a file and back, 512x768, one thread: tic-v, whose context has two steps, against tic-s
-without a context and CompressAI's models with a hyperprior (mbt2018-mean) and with a raster scan (mbt2018). Seeded random
-weights.
+without a context and CompressAI's models with a hyperprior (mbt2018-mean) and with a raster scan (mbt2018). Random
+weights from a seed.
 """
 
 import pytest

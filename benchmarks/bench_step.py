@@ -74,7 +74,7 @@ def test_training(benchmark, kind, monkeypatch):
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(x.device)):
             out = codec(x)
-        loss = 100 * (out["x_hat"].float() - x).square().mean() + bits(out["likelihoods"]) / x[:, 0].numel()
+        loss = 100 * (out["x_hat"].float() - x).square().mean() + bits(out["likelihoods"]).sum() / x[:, 0].numel()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -23,7 +23,7 @@ from lora_comp import api, bitstream
 from lora_comp.data import Sample
 from lora_comp.errors import ImageError, LoraCompWarning
 from lora_comp.files import make_folder, short_name, write_file
-from lora_comp.methods import NONE, FitSettings, Method
+from lora_comp.methods import NONE, FitSettings, Method, steps_of
 from lora_comp.report.summary import group_of, summary
 from lora_comp.roi import region, weighted_psnr
 from lora_comp.target import Target, missed
@@ -174,7 +174,7 @@ def evaluate(
                 for method in point.methods:
                     keys = [record_key(s, point.codec, task, method, settings, roi, point.target) for s in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
-                    progress.reset(steps)
+                    progress.reset(steps, total=steps_of(method, settings.steps))
                     scored = score(list(missing.values()), point, task, method, settings, out, roi, on_step)
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)
@@ -248,7 +248,7 @@ def score(
     images = [sample.image for sample in batch]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LoraCompWarning)  # `missed` says it of all images in a line
-        coded = api.encode_images(images, point.codec, task, method, settings, rois, on_step, point.target)
+        coded = api.encode_images(images, point.codec, task, method, settings, rois, on_step, target=point.target)
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
         yield record_of(sample, one, point, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}

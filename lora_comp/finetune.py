@@ -45,6 +45,7 @@ def descend(
     schedule: Schedule,
     seed: int = 0,
     on_step: OnStep | None = None,
+    sample: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Take `steps` steps of Adam, then restore each image's best parameters.
 
@@ -52,16 +53,22 @@ def descend(
         evaluate: returns the objectives (B,); called with True, it also accumulates the gradient of their sum.
         on_step: called before each step, and after the last, with the number of steps taken and the mean objective,
             which synchronises a GPU.
+        sample: prepares step i of n, whose objectives are those of a random sample: only the parameters before the
+            first step and after the last are then compared, by evaluate(False).
     Returns:
         The objectives before the first and after each step: float32 (steps + 1, B).
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        descent = _Descent(evaluate, [g for g in groups if g.parameters], steps, schedule)
+        descent = _Descent(evaluate, [g for g in groups if g.parameters], steps, schedule, tracked=sample is None)
         take_step, losses = Replayed(descent.take_step, descent.device), []
+        if sample:
+            descent.evaluate_and_track(False)
         for step in range(steps + 1):
             if step < steps:
                 descent.set_rates(step)
+                if sample:
+                    sample(step, steps)
             losses.append(take_step() if step < steps else descent.evaluate_and_track(False))
             if on_step:
                 on_step(step, losses[-1].mean().item())
@@ -72,8 +79,15 @@ def descend(
 class _Descent:
     """Adam with tracking of each image's best parameters, all in place, so that a CUDA graph can replay a step."""
 
-    def __init__(self, evaluate: Callable[[bool], Tensor], groups: Sequence[Group], steps: int, schedule: Schedule):
-        self.evaluate, self.steps, self.factor = evaluate, steps, schedule.factor
+    def __init__(
+        self,
+        evaluate: Callable[[bool], Tensor],
+        groups: Sequence[Group],
+        steps: int,
+        schedule: Schedule,
+        tracked: bool = True,
+    ):
+        self.evaluate, self.steps, self.factor, self.tracked = evaluate, steps, schedule.factor, tracked
         self.rates = [group.lr for group in groups]
         self.trained = [p.requires_grad_() for group in groups for p in group.parameters]
         self.best = [p.detach().clone() for p in self.trained]
@@ -100,7 +114,7 @@ class _Descent:
     def take_step(self) -> Tensor:
         """The objectives (B,) before the step."""
         self.optimizer.zero_grad(set_to_none=True)
-        objectives = self.evaluate_and_track(True)
+        objectives = self.evaluate_and_track(True) if self.tracked else self.evaluate(True)
         self.optimizer.step()
         return objectives
 

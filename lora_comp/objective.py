@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_comp.codecs import Latents
+from lora_comp.entropy.models import Rounding, round_ste
 from lora_comp.errors import LoraCompError
 from lora_comp.ops.swin_block import HALF
 
@@ -132,14 +133,15 @@ class Objective:
         device = self.x.device
         return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device))
 
-    def evaluate(self, adapted: Adapted, backward: bool = False) -> Tensor:
-        """The objectives (B,), detached; with `backward`, the gradient of their sum is accumulated.
+    def evaluate(self, adapted: Adapted, backward: bool = False, rounding: Rounding = round_ste) -> Tensor:
+        """The objectives (B,), detached, of latents quantised by `rounding`; with `backward`, the gradient of their sum
+        is accumulated.
 
         The synthesis transform and the task run forward and backward tile by tile, then the encoder at once.
         """
         with torch.set_grad_enabled(backward):
             with self.autocast():
-                rate = adapted.codec.rate(adapted.latents(self.x))
+                rate = adapted.codec.rate(adapted.latents(self.x), rounding)
             bpp = (adapted.bits() + rate.bits) / self.pixels  # (B,)
             y_hat = rate.y_hat.detach().requires_grad_(backward)
             total = bpp.detach()

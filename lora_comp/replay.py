@@ -49,5 +49,7 @@ class Replayed:
                 self.result = self.function()
         except RuntimeError:  # an operation that CUDA graphs do not support
             self.capturable = False
+            generator = torch.cuda.default_generators[self.device.index or 0]
+            generator.graphsafe_set_state(generator.clone_state())  # the failed capture still holds the present state
             return None
         return graph

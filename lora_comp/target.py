@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lora_comp.bitstream import METHODS, SIXTEENTHS
+from lora_comp.bitstream import SIXTEENTHS
 from lora_comp.codecs import CODECS
 from lora_comp.errors import LoraCompError, LoraCompWarning
 from lora_comp.settings import either
@@ -24,7 +24,6 @@ from lora_comp.settings import either
 UNITS = {"bpp": "bpp", "bytes": "bytes", "psnr": "dB"}
 SIZE_TOLERANCE = math.log(1.02)
 PSNR_TOLERANCE = 0.1  # dB
-NONE = METHODS[0]  # the plain codec
 FITS = 4  # of an adapted file, at most
 TRIM, TRIMS = 0.125, 128  # the latents of an adapted file are moved by at most this, in so many places
 
@@ -249,7 +248,7 @@ def better(plain: Any, adapted: Any, weight: Callable[[float], float] | None) ->
     assert weight and plain.loss_after is not None and adapted.loss_after is not None
     distortion = (plain.loss_after - plain.bpp) / weight(plain.quality)
     loss = weight(adapted.quality) * distortion + plain.bpp
-    if adapted.method == NONE or adapted.loss_after >= loss:
+    if adapted.loss_after >= min(loss, adapted.loss_before):  # the latter where `encode` preferred the plain file
         return plain
     return replace(adapted, loss_before=loss)
 

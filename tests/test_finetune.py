@@ -34,7 +34,7 @@ class Toy(nn.Module):
     def latents(self, x):
         return {"y": self.colour * torch.ones(x.shape)}
 
-    def rate(self, latents):
+    def rate(self, latents, rounding=None):
         return Rate(latents["y"], {"y": torch.exp2(-self.colour)})
 
     def synthesize(self, y_hat):
@@ -140,6 +140,28 @@ def test_steps_without_on_step_do_not_synchronise(codec, cls, make_image, monkey
             adapted.fit(goal, settings, on_step=lambda *_: None)
 
 
+def test_steps_on_random_samples_keep_the_better_of_start_and_end():
+    """Here the samples are all lower than any objective, which must not count."""
+    for lr, moves in ((0.01, True), (10.0, False)):
+        toy, prepared = Toy(), []
+        goal = objective_of(X, (6, 5), lambda y: (y - 0.7).square().mean((1, 2, 3)), 10.0)
+
+        def evaluate(backward, toy=toy, goal=goal):
+            return goal.evaluate(toy, backward) - 100 * backward
+
+        losses = descend(
+            evaluate,
+            [Group([toy.colour], lr)],
+            4,
+            OURS,
+            sample=lambda step, steps, to=prepared: to.append((step, steps)),
+        )
+        assert prepared == [(0, 4), (1, 4), (2, 4), (3, 4)]
+        assert (losses[:-1] < 0).all() and losses[-1] > 0
+        kept = value(toy.colour.mean().item())
+        assert kept == pytest.approx(losses[-1].item() if moves else value(0.1), rel=1e-4)
+
+
 LINEAR = [1 - step / 40 for step in range(40)]
 HALVED = [1] * 15 + [1 / 2] * 10 + [1 / 4] * 5 + [1 / 8] * 5 + [1 / 16] * 5  # at 15, 25, 30 and 35 of 40 steps
 
@@ -152,7 +174,7 @@ def test_schedules_match_linear_decay_and_the_published_milestones(factor, expec
         def latents(self, x):
             return {"y": x + 0 * self.colour}
 
-        def rate(self, latents):
+        def rate(self, latents, rounding=None):
             return Rate(latents["y"], {"y": torch.exp2(-100 * self.colour)})
 
     toy = Slope()

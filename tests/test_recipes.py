@@ -112,3 +112,11 @@ def test_their_options_are_words_of_the_command_line(tmp_path, capsys):
     capsys.readouterr()
     assert cli.command(["run", *words, "method.amount=much"]) == 2
     assert capsys.readouterr().err == "error: method.amount must be a number, not 'much'\n"
+
+
+@pytest.mark.parametrize("codec_name, method", [("blocks", "none"), ("tic-s", "sharpen")])
+def test_latents_of_recipes_are_refined(codec, make_image, codec_name, method):
+    made = lc.load_codec("blocks", 1, weights=None) if codec_name == "blocks" else codec
+    plain, refined = (lc.encode(make_image(), made, toy_task.Colours(), method, refine=steps) for steps in (0, 20))
+    assert refined.method == method
+    assert refined.loss_after <= plain.loss_after

@@ -10,12 +10,13 @@ from PIL import Image
 
 import lora_comp as lc
 from lora_comp import api
-from lora_comp.codecs import build
+from lora_comp.codecs import CODECS, build
 from lora_comp.methods import load_method
 from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, start
-from lora_comp.training.crops import Crops
+from lora_comp.training.crops import SCALES, Crops
+from lora_comp.weights import read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -29,36 +30,77 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_a_codec_starts_as_a_wavelet_codec_not_at_noise(folder):
+ALL = CODECS["tic-v"].qualities
+KINDS = pytest.mark.parametrize(("name", "qualities"), [("tic-s", (4,)), ("tic-v", ALL)])
+
+
+@pytest.mark.parametrize("name", ["tic-s", "tic-v"])
+def test_a_codec_starts_as_a_linear_codec_not_at_noise(folder, name):
     data = Crops([folder], size=128)
-    codec = build("tic-s")
-    start.initialise(codec, data.batch(16, seed=0))
+    codec = build(name, 4)
+    start.initialise(codec, data.batch(16, seed=0), lmbda=0.013)
     x = data.held_out(1)
     with torch.no_grad():
         mse = (codec.eval()(x)["x_hat"] - x).square().mean()
     assert mse < 0.005  # above 23 dB; random weights give 6 dB
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
-    data = Crops([folder], size=64)
+@KINDS
+def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch, name, qualities):
+    """In either part of it: the last two steps train the synthesis transform alone."""
+    monkeypatch.setattr(codec_training, "ALONE", 0.5)
+    data = Crops([folder], 64, SCALES)
 
-    def train(name, steps, stop_after=None):
-        codec = build("tic-s")
-        start.initialise(codec, data.batch(4, seed=0))
+    def train(work, stop_after=None):
+        codec = build(name)
         if stop_after is not None:
             batch = data.batch
             data.batch = lambda count, seed, share: (
                 (_ for _ in ()).throw(KeyboardInterrupt) if seed == stop_after else batch(count, seed, share)
             )
             with pytest.raises(KeyboardInterrupt):
-                codec_training.train(codec, tmp_path / name, data, 4, batch=2, lr=1e-3, steps=steps)
+                codec_training.train(codec, tmp_path / work, data, qualities, batch=2, lr=1e-3, steps=4)
             data.batch = batch
-            codec = build("tic-s")  # another process
-        codec_training.train(codec, tmp_path / name, data, 4, batch=2, lr=1e-3, steps=steps)
-        return codec.state_dict()
+            codec = build(name, seed=1)  # another process
+        codec_training.train(codec, tmp_path / work, data, qualities, batch=2, lr=1e-3, steps=4)
+        return codec.state_dict() | torch.load(tmp_path / work / "checkpoint.pt")["codec"]
 
-    straight, resumed = train("straight", 4), train("resumed", 4, stop_after=2)
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    straight = train("straight")
+    for stop in (1, 3):
+        resumed = train(f"stopped at {stop}", stop)
+        assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+
+
+def test_the_checkpoint_of_another_training_is_refused(folder, tmp_path):
+    data = Crops([folder], 64)
+    codec_training.train(build("tic-s"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
+    with pytest.raises(lc.LoraCompError, match=r"checkpoint\.pt is that of another training") as error:
+        codec_training.train(build("tic-v"), tmp_path, data, ALL, batch=2, lr=1e-3, steps=1)
+    assert "\n" not in str(error.value)
+
+
+@KINDS
+def test_the_last_steps_train_the_synthesis_alone(folder, tmp_path, monkeypatch, name, qualities):
+    monkeypatch.setattr(codec_training, "ALONE", 0.0)
+    monkeypatch.setattr(loop, "cosine", lambda progress: 1.0)
+    codec, before = build(name), build(name).state_dict()
+    codec_training.train(codec, tmp_path, Crops([folder], 64), qualities, batch=2, lr=1e-3, steps=2)
+    changed = {key.split(".")[0] for key, value in codec.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == ({"g_s", "log_inverse"} if name == "tic-v" else {"g_s"})
+
+
+def test_a_step_that_would_leave_no_number_is_not_taken(folder, tmp_path, monkeypatch):
+    codec = build("tic-s")
+    before = codec.state_dict()
+    monkeypatch.setattr(codec_training, "weight", lambda quality: float("nan"))
+    codec_training.train(codec, tmp_path, Crops([folder], 64), (4,), batch=2, lr=1e-3, steps=1)
+    after = codec.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if not key.endswith("quantiles"))
+
+
+def test_a_training_at_all_rates_reports_each(folder, tmp_path):
+    row = codec_training.train(build("tic-v"), tmp_path, Crops([folder], 64), ALL, batch=3, lr=1e-3, steps=1)
+    assert {f"val_{what}_q{quality}" for what in ("bpp", "psnr") for quality in ALL} < set(row)
 
 
 def test_a_stop_leaves_no_trace_in_the_curve(folder, tmp_path, monkeypatch):
@@ -75,7 +117,7 @@ def test_a_stop_leaves_no_trace_in_the_curve(folder, tmp_path, monkeypatch):
         save(path, content)
 
     def train(name):
-        codec_training.train(build("tic-s"), tmp_path / name, data, 4, batch=2, lr=1e-3, steps=6)
+        codec_training.train(build("tic-s"), tmp_path / name, data, (4,), batch=2, lr=1e-3, steps=6)
 
     def curve(name):
         with open(tmp_path / name / "curve.csv", newline="") as file:
@@ -123,6 +165,34 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         lc.decode(data)
 
 
+def test_one_adapter_serves_all_rates_of_a_codec_that_has_them(tmp_path, folder):
+    words = ["what=adapter", "codec=tic-v", "codec.weights=null", "task=human", "steps=2", "batch=2", "threads=1"]
+    assert main([*words, f"images=[{folder}]", f"work={tmp_path / 'work'}", f"into={tmp_path}"]) == 0
+    path = tmp_path / "tic-v-svd_lora-human.safetensors"
+    assert read_weights(path, "the adapter")[1]["quality"] is None
+    for quality in (1, 4.5):
+        codec = lc.load_codec("tic-v", quality, weights=None)
+        method = load_method("svd_lora", codec, adapter=path)
+        assert any(tensor.any() for name, tensor in method.adapter.tensors.items() if name.endswith(".S"))
+
+
+def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
+    """And what it writes loads as a codec, with a card that says what it reaches at each rate."""
+    image = lc.load_data("photos", limit=1)[0].image[:, :256, :256]
+    photo = Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy())
+    for i in range(2):
+        photo.save(tmp_path / f"{i}.png")
+    begun = build("tic-v", seed=7)
+    write_weights(tmp_path / "begun.safetensors", dict(begun.named_parameters()), {})
+    words = ["what=codec", "codec=tic-v", f"codec.weights={tmp_path / 'begun.safetensors'}", "steps=1", "batch=2"]
+    assert main([*words, f"images=[{tmp_path}]", "lr=1e-9", f"work={tmp_path}", f"into={tmp_path / 'out'}"]) == 0
+    path = tmp_path / "out" / "tic-v.safetensors"
+    codec = lc.load_codec("tic-v", 2.5, path)
+    torch.testing.assert_close(codec.g_a[0].weight, begun.g_a[0].weight.detach().half().float())
+    card = read_weights(path, "the codec")[1]
+    assert (card["quality"], card["crops"], len(card["lambdas"]), len(card["val"])) == (None, 2, 6, 6)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -132,7 +202,17 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         (["what=codec", "steps=0"], "steps must be an integer >= 1 or null, not 0"),
         (["what=adapter", "steps=1", "method=none"], "method=none has no adapter to train; known are svd_lora, lora"),
         (["what=codec", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
-        (["what=codec", "steps=1", "images=[tests]", "into=."], "at least two images of 128x128"),
+        (["what=codec", "steps=1", "images=[tests]", "into=."], "at least two images of 256x256"),
+        (["what=codec", "steps=1", "images=[tests]", "quality=[5]"], "quality must be 1, 2, 3 or 4, not 5"),
+        (
+            ["what=codec", "codec=tic-v", "steps=1", "images=[tests]", "quality=[4]"],
+            "tic-v is trained at all rates together: leave quality= out",
+        ),
+        (["what=adapter", "codec=tic-v", "steps=1", "quality=[4]"], "tic-v is trained at all rates together"),
+        (
+            ["what=codec", "codec=tic-v", "codec.weights=/nowhere", "steps=1", "images=[tests]", "into=."],
+            "there are no weights for codec tic-v: /nowhere is missing",
+        ),
         (["what=adapter", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
         (
             ["what=network", "network=flowers", "steps=1", "images=[/nowhere]", "into=."],

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import lora_comp as lc
-from lora_comp.codecs import build, tic
+from lora_comp.codecs import CODECS, build, tic
 from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, parallel
-from lora_comp.training.crops import Crops
+from lora_comp.training.crops import SCALES, Crops
 from lora_comp.weights import read_weights
 
 STEPS = 4
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("images")
     photo = lc.load_data("photos", limit=1)[0].image
     for i in range(6):
-        piece = (photo[:, 32 * i : 32 * i + 128, :128].permute(1, 2, 0) * 255).byte().numpy()
+        piece = (photo[:, 32 * i : 32 * i + 256, :256].permute(1, 2, 0) * 255).byte().numpy()
         Image.fromarray(np.ascontiguousarray(piece)).save(path / f"{i}.png")
     return path
 
@@ -39,7 +39,7 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def train(rank, size, port, folder, work):
+def train(rank, size, port, folder, work, name="tic-s"):
     """Train as one of `size` processes, without noise, which differs by process, and without bfloat16."""
     if size > 1:
         os.environ.update(
@@ -50,10 +50,12 @@ def train(rank, size, port, folder, work):
     patch.setattr(tic, "add_noise", lambda x: x)
     patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     patch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    patch.setattr(codec_training, "ALONE", 0.75)  # the last step trains the synthesis transform alone
     try:
         parallel.start("cpu")
-        codec = build("tic-s", seed=rank)  # the first process's weights are broadcast
-        codec_training.train(codec, work, Crops([folder], 64), 4, batch=4, lr=1e-3, steps=STEPS)
+        codec = build(name, seed=rank)  # the first process's weights are broadcast
+        qualities = CODECS[name].qualities if CODECS[name].variable else (4,)
+        codec_training.train(codec, work, Crops([folder], 64, SCALES), qualities, batch=4, lr=1e-3, steps=STEPS)
     finally:
         parallel.finish()
         patch.undo()
@@ -64,9 +66,10 @@ def curve(work):
         return np.array([[float(row[k]) for k in ("loss", "bpp", "psnr", "val_loss")] for row in csv.DictReader(file)])
 
 
-def test_two_processes_match_one_process_with_the_whole_batch(folder, tmp_path):
-    train(0, 1, 0, folder, tmp_path / "one")
-    torch.multiprocessing.spawn(train, (2, port(), folder, tmp_path / "two"), nprocs=2)
+@pytest.mark.parametrize("name", ["tic-s", "tic-v"])
+def test_two_processes_match_one_process_with_the_whole_batch(folder, tmp_path, name):
+    train(0, 1, 0, folder, tmp_path / "one", name)
+    torch.multiprocessing.spawn(train, (2, port(), folder, tmp_path / "two", name), nprocs=2)
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert one.shape == (STEPS, 4)
     np.testing.assert_allclose(two, one, rtol=1e-5)

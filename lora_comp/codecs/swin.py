@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from lora_comp import ops
 
 
-def position_index(window: int) -> Tensor:
-    """Row of the relative position bias table for each pair of tokens in a window: int64 (N, N), N = window^2."""
-    axis = torch.arange(window)
-    at = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)  # (2, N)
-    offset = at[:, :, None] - at[:, None, :] + window - 1  # (2, N, N)
-    return offset[0] * (2 * window - 1) + offset[1]
+def position_bias(table: Tensor, window: int) -> Tensor:
+    """The bias of each key and query of a window, (heads, N, N), N = window^2, from a table ((2 window - 1)^2, heads).
+
+    A row of the table is for an offset of the query from the key along each axis. As a matrix of keys and queries the
+    table is block Toeplitz, so that both axes unfold into overlapping pieces. Unlike that of an index, the gradient is
+    a sum in a fixed order, which a CUDA graph can record.
+    """
+    side = 2 * window - 1
+    pieces = table.view(side, side, -1).unfold(0, window, 1).unfold(1, window, 1)  # query y and x, heads, key y and x
+    return pieces.flip(3, 4).permute(2, 3, 4, 0, 1).reshape(-1, window**2, window**2)
 
 
 class WindowAttention(nn.Module):
@@ -24,25 +28,22 @@ class WindowAttention(nn.Module):
     x (B, H, W, C) to (B, H, W, C).
     """
 
-    index: Tensor
-
     def __init__(self, dim: int, heads: int, window: int, shift: int):
         super().__init__()
         self.heads, self.window, self.shift = heads, window, shift
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.register_buffer("index", position_index(window), persistent=False)
         self.kept: tuple = (), None  # cache for a frozen table: its state, and `position`
 
     def position(self) -> Tensor:
         """Relative position bias of each key and query in a window: (heads, N, N)."""
         table = self.relative_position_bias_table
         if table.requires_grad or table.is_inference() or torch.compiler.is_compiling():
-            return table[self.index.T].permute(2, 0, 1)
+            return position_bias(table, self.window)
         state = id(table), table.data_ptr(), table._version
         if self.kept[0] != state:
-            self.kept = state, table[self.index.T].permute(2, 0, 1).contiguous()
+            self.kept = state, position_bias(table, self.window)
         return self.kept[1]
 
 

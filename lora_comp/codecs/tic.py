@@ -127,11 +127,11 @@ class TIC(nn.Module):
         with torch.autocast(y.device.type, enabled=False):
             z_hat = rounding(z - medians) + medians
             y_hat, scales, means = quantise(self.prior, y, self.h_s(z_hat), rounding)
-        noisy = self.training
-        likelihoods = {
-            "y": gaussian_likelihood(add_noise(y) if noisy else y_hat, scales, means),
-            "z": bottleneck_likelihood(self.entropy_bottleneck, add_noise(z) if noisy else z_hat),
-        }
+            noisy = self.training
+            likelihoods = {
+                "y": gaussian_likelihood(add_noise(y) if noisy else y_hat, scales, means),
+                "z": bottleneck_likelihood(self.entropy_bottleneck, add_noise(z) if noisy else z_hat),
+            }
         return Rate(y_hat, likelihoods, {"z_hat": z_hat, "scales": scales, "means": means})
 
     def synthesize(self, y_hat: Tensor) -> Tensor:

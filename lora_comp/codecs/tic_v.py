@@ -57,7 +57,8 @@ class TICV(TIC):
 
     def gain(self, logarithms: Tensor) -> Tensor:
         """exp of `logarithms` (6, M), interpolated linearly at the quality: (1 or B, M, 1, 1)."""
-        return (between(self.quality, logarithms.device) @ logarithms).exp()[:, :, None, None]
+        parts = between(self.quality, logarithms.device)[:, :, None]  # not a matrix product: autocast would round it
+        return (parts * logarithms).sum(1).exp()[:, :, None, None]
 
 
 def between(quality: float | Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -11,7 +11,7 @@ from lora_comp.data import read_image
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
 from lora_comp.files import check_output, write_file
-from lora_comp.methods import load_method
+from lora_comp.methods import annealed, load_method, steps_of
 from lora_comp.program import paths_read
 from lora_comp.roi import region
 from lora_comp.settings import Choice, argument, group, setting
@@ -33,6 +33,7 @@ class EncodeConfig:
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
         path=True,
     )
+    refine: int = setting(0, "steps of annealed rounding that refine the latents, with any method: 100, or 1000", low=0)
     overwrite: bool = setting(False, "replace a file that exists and that lora-comp did not write")
     codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
     method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted")
@@ -46,6 +47,7 @@ def encode(config: EncodeConfig) -> None:
     Examples:
       lora-comp encode cat.png cat.lcz task=cls quality=2
       lora-comp encode street.png street.lcz task=open task.network=detector.onnx engine.steps=40
+      lora-comp encode cat.png cat.lcz task=human method=none refine=300
       lora-comp encode cat.png cat.lcz codec=tic-v task=human bytes=3000
     """
     engine = config.engine.options
@@ -62,10 +64,10 @@ def encode(config: EncodeConfig) -> None:
     chosen = config.method.given()
     if "parts" in chosen:
         raise LoraCompError(f"encode takes one method, not {' and '.join(chosen['parts'])}: run compares several")
-    method = load_method(codec=codec, task=task.key, **chosen)
+    method = annealed(load_method(codec=codec, task=task.key, **chosen), config.refine)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=method is None or not console.is_terminal) as progress:
-        bar = progress.add_task("adapting", total=engine.steps)
+        bar = progress.add_task("adapting", total=steps_of(method, engine.steps))
         coded = api.encode(
             image,
             codec,

@@ -17,7 +17,7 @@ from lora_comp.data import load_data
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
 from lora_comp.evaluate import Point, evaluate, samples
-from lora_comp.methods import FitSettings, Method, load_method
+from lora_comp.methods import FitSettings, Method, annealed, load_method
 from lora_comp.report.plots import caption, score_plot, side_by_side
 from lora_comp.report.summary import rate_point, table
 from lora_comp.settings import Choice, group, setting
@@ -42,6 +42,9 @@ class RunConfig:
         None,
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
         path=True,
+    )
+    refine: int = setting(
+        0, "steps of annealed rounding that refine the latents of each method; with none, of a method `refined`", low=0
     )
     out: str | None = setting(
         None,
@@ -75,7 +78,7 @@ def run(config: RunConfig) -> None:
     task = load_task(**config.task.given()).to(device)
     codecs = {q: codec.to(device) for q, codec in codecs_of(config, targets).items()}
     chosen = config.method.given()
-    methods = {q: load_methods(chosen, codec, task.key) for q, codec in codecs.items()}
+    methods = {q: load_methods(chosen, codec, task.key, config.refine) for q, codec in codecs.items()}
     points = [Point(codec, [None, *methods[q].values()], targets.get(q)) for q, codec in codecs.items()]
     columns = (
         TextColumn("{task.description:>8}"),
@@ -136,9 +139,10 @@ def default_folder(config: RunConfig) -> Path:
     return Path("results", "-".join(names))
 
 
-def load_methods(chosen: dict, codec, task: str) -> dict[str, Method]:
-    """The methods to evaluate beside the plain codec, by name."""
-    found = [load_method(codec=codec, task=task, **given) for given in chosen.get("parts", {"": chosen}).values()]
+def load_methods(chosen: dict, codec, task: str, refine: int) -> dict[str, Method]:
+    """The methods to evaluate beside the plain codec, by name, with `refine` steps of refinement each."""
+    several = chosen.get("parts", {"": chosen}).values()
+    found = [annealed(load_method(codec=codec, task=task, **given), refine) for given in several]
     return {method.name: method for method in found if method is not None}
 
 
@@ -165,7 +169,8 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     """score.png, and pictures.png: original, plain and adapted of the image that adapting helped most."""
     score_plot(results["summary"], out / "score.png")
     records = results["records"]
-    adapted = [r for r in records if r["adapted"] and r["loss_before"] is not None and "psnr" in r]
+    guarded = [r for r in records if r["loss_before"] is not None and "psnr" in r]
+    adapted = [r for r in guarded if r["loss_after"] < r["loss_before"]]
     if not adapted:
         return
     best = max(adapted, key=lambda r: (r["loss_before"] - r["loss_after"]) / r["loss_before"])

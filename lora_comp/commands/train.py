@@ -1,34 +1,42 @@
+import copy
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_comp import zoo
-from lora_comp.codecs import build, load_codec
+from lora_comp.codecs import CODECS, build, load_codec, spec
+from lora_comp.codecs.tic_v import LAMBDAS
 from lora_comp.data import Scenes
 from lora_comp.errors import LoraCompError
 from lora_comp.methods import METHODS
 from lora_comp.settings import Choice, group, setting
 from lora_comp.tasks import load_task
+from lora_comp.tasks.rate import rate_lambda
 from lora_comp.training import adapter, parallel, start
 from lora_comp.training import codec as codec_training
-from lora_comp.training.crops import Crops
+from lora_comp.training.crops import SCALES, Crops
 from lora_comp.training.detector import train_scenes_detector
 from lora_comp.training.network import train_flowers, train_scenes
 from lora_comp.weights import write_weights
 from lora_comp.zoo import registry
 
-CROP = 128
+CROP = 256  # windows divide its maps at every stride
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     what: str = setting("codec", "what is trained", choices=("codec", "adapter", "network"))
-    quality: list[int] = setting(
-        [4, 3, 2, 1], "rate points of codecs and adapters; codecs after the first start from it", low=1, filled=True
+    quality: list[int] | None = setting(
+        None,
+        "rate points of codecs and adapters, null: all from the highest; codecs after the first start from it; a codec "
+        "of variable rate has none",
+        low=1,
+        filled=True,
     )
     images: list[str] = setting(
         [],
@@ -45,7 +53,11 @@ class TrainConfig:
     work: str = setting("runs", "folder of checkpoints and curves, from which the same command resumes", path=True)
     into: str | None = setting(None, "folder for the weights; null: the package's own zoo", path=True)
     overwrite: bool = setting(False, "replace weights that ship in the package")
-    codec: Choice = group("lora_comp.codecs", "tic-s", "the codec to train, or to train an adapter for")
+    codec: Choice = group(
+        "lora_comp.codecs",
+        "tic-s",
+        "the codec to train, or to train an adapter for; a codec starts from the file codec.weights, if it is given",
+    )
     method: Choice = group("lora_comp.methods", "svd_lora", "the method whose adapter is trained")
     task: Choice = group("lora_comp.tasks", "cls", "the task that an adapter is trained for")
 
@@ -57,6 +69,7 @@ def train(config: TrainConfig) -> None:
 
     Examples:
       lora-comp train what=codec images=[photos,flowers/train] minutes=40
+      lora-comp train what=codec codec=tic-v codec.weights=begun.safetensors images=[photos] steps=100000 batch=16
       lora-comp train what=adapter task=cls task.network=scenes minutes=4
       lora-comp train what=network network=flowers images=[flowers] steps=2000
     """
@@ -110,39 +123,60 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: dict) -> None:
         write_weights(path, tensors, card)
 
 
+def rate_points(config: TrainConfig) -> dict[float | None, tuple[float, ...]]:
+    """The qualities of each training: all of a codec of variable rate under None, else one. Raises LoraCompError for a
+    quality that the codec has not."""
+    name, entry = config.codec.name, CODECS[config.codec.name]
+    if entry.variable and config.quality:
+        raise LoraCompError(f"{name} is trained at all rates together: leave quality= out")
+    if entry.variable:
+        return {None: entry.qualities}
+    chosen = config.quality or entry.qualities[::-1]
+    return {quality: (quality,) for quality in chosen if spec(name, quality)}
+
+
 def codecs(config: TrainConfig, device: torch.device) -> None:
     if not config.images:
         raise LoraCompError("a codec needs images to train on: images=[FOLDER,FOLDER]")
-    paths = {quality: place(config, zoo.codec_path(config.codec.name, quality)) for quality in config.quality}
-    data, first = Crops(config.images, CROP), None
-    for quality, path in paths.items():
-        model = build(config.codec.name)
-        if first is None:
-            start.initialise(model, data.batch(64, 0))
-        else:
-            model.load_state_dict(first.state_dict())
-        model.to(device)
+    name, points, batch = config.codec.name, rate_points(config), config.batch or 8
+    paths = {point: place(config, zoo.codec_path(name, point)) for point in points}
+    begun, weights = beginning(config), config.codec.options.weights
+    data, first = Crops(config.images, CROP, SCALES), None
+    for point, qualities in points.items():
+        if weights == "default" and first is None:
+            start.initialise(begun, data.batch(32, 0), rate_lambda(LAMBDAS, qualities[len(qualities) // 2]))
+        model = copy.deepcopy(first or begun).to(device)
         row = codec_training.train(
             model,
-            Path(config.work) / f"{config.codec.name}-q{quality}",
+            Path(config.work) / paths[point].stem,
             data,
-            quality,
-            batch=config.batch or 8,
-            lr=config.lr or (1e-3 if first is None else 4e-4),
+            qualities,
+            batch=batch,
+            lr=config.lr or 5e-4,
             minutes=config.minutes,
             steps=config.steps,
         )
         first = first or model
-        write(
-            path,
-            dict(model.named_parameters()),
-            {
-                "codec": config.codec.name,
-                "quality": quality,
-                "lambda": codec_training.LAMBDAS[quality - 1],
-                **made_on(row, config, device),
-            },
-        )
+        if parallel.rank() == 0:
+            card = {"codec": name, "quality": point, "crops": row["steps"] * batch, **of_rates(row, qualities)}
+            write(paths[point], dict(model.named_parameters()), card | made_on(row, config, device))
+
+
+def beginning(config: TrainConfig) -> Any:
+    """The codec that a training begins with: from a file, or with random weights."""
+    name, weights = config.codec.name, config.codec.options.weights
+    if weights in (None, "default"):
+        return build(name)
+    quality = (config.quality or CODECS[name].qualities)[0]
+    return load_codec(name, quality, weights).requires_grad_()
+
+
+def of_rates(row: dict, qualities: Sequence[float]) -> dict:
+    """The part of a codec's card about its rates; takes what the last line of the curve has of each."""
+    if len(qualities) == 1:
+        return {"lambda": rate_lambda(LAMBDAS, qualities[0])}
+    names = [(f"val_bpp_q{quality:g}", f"val_psnr_q{quality:g}") for quality in qualities]
+    return {"lambdas": LAMBDAS, "val": [[round(row.pop(name), 4) for name in both] for both in names]}
 
 
 def adapters(config: TrainConfig, device: torch.device) -> None:
@@ -151,25 +185,26 @@ def adapters(config: TrainConfig, device: torch.device) -> None:
     if method is None or method.pretrain is None:
         trained = [n for n, spec in METHODS.items() if spec.pretrain]
         raise LoraCompError(f"method={name} has no adapter to train; known are {', '.join(trained)}")
+    points = rate_points(config)
     task = load_task(**config.task.given()).to(device)
-    paths = {q: place(config, zoo.adapter_path(config.codec.name, q, name, task.key)) for q in config.quality}
+    paths = {point: place(config, zoo.adapter_path(config.codec.name, point, name, task.key)) for point in points}
     batches = images(config.images, config.batch or parallel.size())
-    for quality, path in paths.items():
-        codec = load_codec(quality=quality, **config.codec.given()).to(device)
+    for point, qualities in points.items():
+        codec = load_codec(quality=qualities[0], **config.codec.given()).to(device)
         pretraining = method.pretrain(codec, options)
         tensors, row = adapter.train(
             pretraining,
-            quality,
+            qualities,
             task,
             batches,
-            Path(config.work) / path.stem,
+            Path(config.work) / paths[point].stem,
             lr=config.lr or 2e-2,
             minutes=config.minutes,
             steps=config.steps,
         )
-        card = {"codec": codec.name, "quality": quality, "codec_hash": codec.hash.hex(), "method": name}
+        card = {"codec": codec.name, "quality": point, "codec_hash": codec.hash.hex(), "method": name}
         card |= {"task": task.key, **pretraining.card, **made_on(row, config, device)}
-        write(path, tensors, card)
+        write(paths[point], tensors, card)
 
 
 def images(folders: list[str], count: int) -> Callable[[int], Tensor]:

@@ -12,10 +12,24 @@ import torch
 
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import svd_lora
+from lora_comp.methods.annealing import Annealed, annealed, steps_of
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
 from lora_comp.settings import NoOptions
 
-__all__ = ["METHODS", "NONE", "STEPS", "Adapted", "FitSettings", "Method", "Spec", "load_method", "method_of_file"]
+__all__ = [
+    "METHODS",
+    "NONE",
+    "STEPS",
+    "Adapted",
+    "Annealed",
+    "FitSettings",
+    "Method",
+    "Spec",
+    "annealed",
+    "load_method",
+    "method_of_file",
+    "steps_of",
+]
 
 NONE = "none"
 METHODS: dict[str, Spec] = {

@@ -101,7 +101,8 @@ class Spec:
 class Pretraining(Protocol):
     """A codec with an adapter, to be trained on many images.
 
-    module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods.
+    module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods. Of a codec of variable rate it has
+        `at(quality)`, with a quality for each image (B,), which returns it at those.
     trained: the parameters to optimise, by name.
     tensors(): the adapter as stored in its file, by name.
     card: metadata for its file.

@@ -1,10 +1,17 @@
 """Model cards of the weights in the package: training data, steps, hours, hardware, and results."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from lora_comp.codecs import CODECS
 from lora_comp.weights import read_weights
 from lora_comp.zoo import codec_path
 from lora_comp.zoo.registry import digest
+
+
+def weights_of(name: str, quality: float) -> Path:
+    """The file in the package with a codec's weights for a quality."""
+    return codec_path(name, None if CODECS[name].variable else quality)
 
 
 def codec_scores(name: str, report: dict, folder: str) -> dict:
@@ -13,7 +20,7 @@ def codec_scores(name: str, report: dict, folder: str) -> dict:
     "curve" holds the SHA-256 of each rate point's weights, so that results of earlier weights are never shown.
     """
     curve = [
-        {**row, "gain_db": gain, "sha256": digest(codec_path(name, row["setting"]))}
+        {**row, "gain_db": gain, "sha256": digest(weights_of(name, row["setting"]))}
         for row, gain in zip(report["curves"][name], report["gain_db"], strict=True)
     ]
     against = {anchor: rate for anchor, rate in report["bd_rate"][name].items() if anchor != name}
@@ -23,19 +30,19 @@ def codec_scores(name: str, report: dict, folder: str) -> dict:
 def codec_card(scores: dict) -> str:
     """The card of a codec in Markdown, from `codec_scores` and the metadata of the weights."""
     name, rows = scores["codec"], scores["curve"]
-    paths = [codec_path(name, row["setting"]) for row in rows]
+    paths = list(dict.fromkeys(weights_of(name, row["setting"]) for row in rows))
     cards = [read_weights(path, path.stem)[1] for path in paths]
     anchors = list(rows[0]["gain_db"])
     lines = [
         f"# {name}",
         "",
-        "Weights in float16, trained by `python -m lora_comp.train what=codec`; lower qualities start from a "
-        "checkpoint of the highest.",
+        "Weights in float16, trained by `python -m lora_comp.train what=codec`"
+        + ("." if len(paths) == 1 else "; lower qualities start from a checkpoint of the highest."),
         "",
     ]
     lines += table(
         ["quality", "lambda", "steps", "hours", "hardware", "trained on"],
-        [[c["quality"], c["lambda"], c["steps"], hours(c), c["hardware"], ", ".join(c["data"])] for c in cards],
+        [[*rates(c), c["steps"], hours(c), c["hardware"], ", ".join(c["data"])] for c in cards],
     )
     lines += [
         "",
@@ -56,14 +63,23 @@ def codec_card(scores: dict) -> str:
         + ", ".join(f"{rate:+.1f} % against {a}" for a, rate in scores["bd_rate"].items() if rate is not None)
         + ".",
     ]
-    behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
-    lines += [
-        "",
-        f"Quality {', '.join(map(str, behind))} is below JPEG at equal bpp."
-        if behind
-        else "Every rate point is above JPEG (Pillow, 4:2:0) at equal bpp.",
-    ]
+    if "jpeg" in anchors:
+        behind = [r["setting"] for r in rows if not (r["gain_db"]["jpeg"] or 0) > 0]
+        lines += [
+            "",
+            f"Quality {', '.join(map(str, behind))} is below JPEG at equal bpp."
+            if behind
+            else "Every rate point is above JPEG (Pillow, 4:2:0) at equal bpp.",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def rates(card: dict) -> list[str]:
+    """Quality and lambda of a codec's card; their ranges, where it is one for all rates."""
+    if card["quality"] is not None:
+        return [f"{card['quality']:g}", str(card["lambda"])]
+    lambdas = card["lambdas"]
+    return [f"1 to {len(lambdas)}", f"{lambdas[0]} to {lambdas[-1]}"]
 
 
 def hours(card: dict) -> str:
@@ -108,7 +124,7 @@ def adapters_card(cards: Sequence[dict]) -> str:
     reached = ("bpp", "distortion")
     rows = [
         [
-            *(card[name] for name in names),
+            *("all" if card[name] is None else card[name] for name in names),
             hours(card),
             card["hardware"],
             ", ".join(card["data"]),

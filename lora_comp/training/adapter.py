@@ -1,5 +1,6 @@
 """Pre-training of an adapter for a task on many images with the objective of fine-tuning, weight x distortion + bpp
-(LoRA_comp, CVPR 2025, "Pre-training").
+(LoRA_comp, CVPR 2025, "Pre-training"). The adapter of a codec of variable rate serves all rates: it is trained with
+images at rates drawn from its range (`Rates`).
 """
 
 from pathlib import Path
@@ -12,11 +13,12 @@ from lora_comp.methods.method import Pretraining
 from lora_comp.objective import use_bf16
 from lora_comp.training import loop, parallel
 from lora_comp.training.codec import bits
+from lora_comp.training.rates import Rates
 
 
 def train(
     pretraining: Pretraining,
-    quality: float,
+    qualities: tuple[float, ...],
     task: Any,
     batches: Any,
     folder: Path,
@@ -30,7 +32,7 @@ def train(
 
     Args:
         pretraining: from `METHODS[name].pretrain`.
-        quality: the codec's rate point.
+        qualities: the codec's rate point, or all of a codec of variable rate.
         batches: called with the index of the step, returns the images of all processes, float32 (B, 3, H, W) in [0, 1],
             sides multiples of the codec's stride.
         lr: peak learning rate of Adam.
@@ -42,24 +44,26 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_()
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    weight = task.weight(quality)
+    rates = Rates(qualities, task.weight)
 
     def step(i: int, progress: float) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = lr * loop.cosine(progress)
         x = batches(i)
-        x = x[parallel.share(len(x))].to(device)
+        share = parallel.share(len(x))
+        factors = rates.draw(i, len(x))[:, share].to(device)
+        x, (quality, of_bpp, of_distortion) = x[share].to(device), factors
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-            out = pretraining.module(x)
-        bpp = bits(out["likelihoods"]) / (x.numel() / 3)
-        distortion = task.loss(out["x_hat"].float().clamp(0, 1), x)
-        loss = weight * distortion + bpp
+            out = rates.at(pretraining.module, quality)(x)
+        bpp = bits(out["likelihoods"]) / x[0, 0].numel()
+        distortion = task.distortion(out["x_hat"].float().clamp(0, 1), task.targets(x))
+        loss = (of_distortion * distortion + of_bpp * bpp).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        return parallel.mean({"loss": loss.item(), "bpp": bpp.item(), "distortion": distortion.item()})
+        return parallel.mean({"loss": loss.item(), "bpp": bpp.mean().item(), "distortion": distortion.mean().item()})
 
     stored = nn.ParameterDict({name.replace(".", "/"): p for name, p in pretraining.trained.items()})
     row = loop.fit(
@@ -69,6 +73,6 @@ def train(
         steps=steps,
         minutes=minutes,
         seed=seed,
-        title=f"{task.key} quality {quality:g}",
+        title=f"{task.key} {rates}",
     )
     return dict(pretraining.tensors()), row

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from lora_comp.training import parallel
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".avif", ".jp2"}
 WORKERS = 4
 IN_MEMORY = 8 << 30  # bytes: decoded images are kept in memory up to this total, else decoded for every crop
+SCALES = (1.0, 0.9, 0.75, 0.6)  # an image reduced looks like one of a better camera, and training sees more of it
 MISSING = 100  # consecutive unreadable images before an error is raised
 
 # Folders of the training images of known data sets; nothing else is read, since it may be test data.
@@ -74,31 +76,56 @@ def decode(path: Path) -> np.ndarray | None:
         return None
 
 
+def reduced(image: np.ndarray, scale: float) -> np.ndarray:
+    """An image (H, W, 3) resized by `scale`, at most 1, without aliasing."""
+    height, width = extent(image.shape[:2], scale)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def extent(size: tuple[int, ...], scale: float) -> tuple[int, int]:
+    """Height and width of an image resized by `scale`."""
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+class Place(NamedTuple):
+    """Where a crop is cut: an image, the scale it is resized by, the top left corner, and whether it is mirrored."""
+
+    path: Path
+    scale: float
+    top: int
+    left: int
+    mirrored: bool
+
+
 class Crops:
     """Random square crops of all images of at least `size` pixels on each side.
 
     Args:
         folders: data sets in one of `LAYOUTS`; others are searched recursively.
         size: side of a crop in pixels.
+        scales: an image is resized by one of them, chosen from those that leave it large enough; the first is 1.
         held_out: images whose index is a multiple of this are used for validation.
     Raises:
         LoraCompError: fewer than two images are readable and large enough.
     """
 
-    def __init__(self, folders: Sequence[str | Path], size: int, held_out: int = 40):
-        self.size, self.pool = size, ThreadPoolExecutor(WORKERS)
+    def __init__(self, folders: Sequence[str | Path], size: int, scales: Sequence[float] = (1.0,), held_out: int = 40):
+        self.size, self.scales, self.pool = size, scales, ThreadPoolExecutor(WORKERS)
         layouts = [layout(Path(f)) for f in folders]
         paths, others = _files([folder for _, below in layouts for folder in below])
         with_progress = partial(track, transient=True, disable=parallel.rank() > 0)
         sizes = with_progress(self.pool.map(size_of, paths), "reading image sizes", total=len(paths))
-        readable = {path: extent for path, extent in zip(paths, sizes, strict=True) if extent}
-        self.sizes = {path: extent for path, extent in readable.items() if min(extent) >= size}
+        readable = {path: sides for path, sides in zip(paths, sizes, strict=True) if sides}
+        self.sizes = {path: sides for path, sides in readable.items() if min(sides) >= size}
         small = len(readable) - len(self.sizes)
-        self.kept: dict[Path, np.ndarray] = {}
-        if 3 * sum(height * width for height, width in self.sizes.values()) <= IN_MEMORY:
-            decoded = with_progress(self.pool.map(decode, self.sizes), "decoding images", total=len(self.sizes))
-            self.kept = {p: image for p, image in zip(self.sizes, decoded, strict=True) if image is not None}
-            self.sizes = {path: self.sizes[path] for path in self.kept}
+        self.kept: dict[tuple[Path, float], np.ndarray] = {}
+        each = [extent(sides, scale) for path, sides in self.sizes.items() for scale in self._scales(path)]
+        if 3 * sum(height * width for height, width in each) <= IN_MEMORY:
+            for versions in with_progress(
+                self.pool.map(self._versions, self.sizes), "decoding images", total=len(self.sizes)
+            ):
+                self.kept |= versions
+            self.sizes = {path: sides for path, sides in self.sizes.items() if (path, 1.0) in self.kept}
         skipped = f"skipped {len(paths) - small - len(self.sizes)} unreadable and {small} smaller ones"
         skipped += f"; not read: {counted(others)}" if others else ""
         if len(self.sizes) < 2:
@@ -127,18 +154,36 @@ class Crops:
                 raise LoraCompError(f"{missing} images in a row cannot be read: check that their folders still exist")
         return to_float(np.stack(crops))
 
-    def _place(self, rng: np.random.Generator) -> tuple[Path, int, int, bool]:
-        """A random image, the top left corner of a crop, and whether to mirror it."""
-        path = self.training[rng.integers(len(self.training))]
-        top, left = (int(rng.integers(side - self.size + 1)) for side in self.sizes[path])
-        return path, top, left, bool(rng.random() < 0.5)
+    def places(self, count: int, seed: int) -> list[Place]:
+        """Where `batch` cuts its crops."""
+        rng = np.random.default_rng(seed)
+        return [self._place(rng) for _ in range(count)]
 
-    def _crop(self, place: tuple[Path, int, int, bool]) -> np.ndarray | None:
-        path, top, left, mirrored = place
-        image = self.kept[path] if self.kept else decode(path)
+    def _place(self, rng: np.random.Generator) -> Place:
+        path = self.training[rng.integers(len(self.training))]
+        scales = self._scales(path)
+        scale = scales[rng.integers(len(scales))]
+        top, left = (int(rng.integers(side - self.size + 1)) for side in extent(self.sizes[path], scale))
+        return Place(path, scale, top, left, bool(rng.random() < 0.5))
+
+    def _scales(self, path: Path) -> list[float]:
+        return [scale for scale in self.scales if min(extent(self.sizes[path], scale)) >= self.size]
+
+    def _versions(self, path: Path) -> dict[tuple[Path, float], np.ndarray]:
+        """An image at each of its scales; nothing of a corrupt file."""
+        image = decode(path)
+        if image is None:
+            return {}
+        return {(path, scale): image if scale == 1 else reduced(image, scale) for scale in self._scales(path)}
+
+    def _crop(self, place: Place) -> np.ndarray | None:
+        path, scale, top, left, mirrored = place
+        image = self.kept[path, scale] if self.kept else decode(path)
         if image is None:
             print(f"skipped {path}, which cannot be read")
             return None
+        if not self.kept and scale != 1:
+            image = reduced(image, scale)
         crop = image[top : top + self.size, left : left + self.size]
         return crop[:, ::-1] if mirrored else crop
 
@@ -147,7 +192,7 @@ class Crops:
         crops: list[np.ndarray] = []
         for path in self.validation:
             top, left = ((side - self.size) // 2 for side in self.sizes[path])
-            if len(crops) < count and (crop := self._crop((path, top, left, False))) is not None:
+            if len(crops) < count and (crop := self._crop(Place(path, 1.0, top, left, False))) is not None:
                 crops.append(crop)
         if not crops:
             raise LoraCompError(f"none of the {len(self.validation)} validation images can be read")

@@ -15,9 +15,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from lora_comp.errors import LoraCompError
 from lora_comp.training import parallel
 
-CHECKPOINT_SECONDS = 120
+CHECKPOINT_SECONDS = 300
 SMOOTH = 0.98  # decay of the running means of metrics
 
 
@@ -53,8 +54,13 @@ class Record:
         self.done, self.seconds, self.mean = 0, 0.0, dict[str, float]()
         if (folder / "checkpoint.pt").exists():
             stored = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
-            for name, part in parts.items():
-                part.load_state_dict(stored[name])
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(stored[name])
+            except (KeyError, ValueError, RuntimeError):
+                raise LoraCompError(
+                    f"{folder / 'checkpoint.pt'} is that of another training: remove it, or set work=FOLDER"
+                ) from None
             self.done, self.seconds, self.mean = stored["steps"], stored["seconds"], stored.get("mean", {})
         if parallel.rank() == 0:
             self.board = tensorboard(folder, self.done)
@@ -62,7 +68,8 @@ class Record:
     def add(self, metrics: dict[str, float]) -> None:
         """Count a step and its metrics."""
         self.done += 1
-        self.mean = {k: SMOOTH * self.mean.get(k, v) + (1 - SMOOTH) * v for k, v in metrics.items()}
+        finite = {k: v for k, v in metrics.items() if math.isfinite(v)}
+        self.mean |= {k: SMOOTH * self.mean.get(k, v) + (1 - SMOOTH) * v for k, v in finite.items()}
         self._draw(metrics)
 
     def write(self, seconds: float, validate: Callable[[], dict[str, float]] | None) -> dict:

@@ -1,17 +1,31 @@
-"""Initialisation of a codec by a data-dependent transform.
+"""Initialisation of a codec as a linear one, that of the Karhunen-Loeve transform.
 
-The convolutions of g_a are initialised as a hierarchical Karhunen-Loeve transform: each maps 2x2 patches to their
-leading principal components; g_s is the transpose. The hyperprior is initialised to predict the mean and standard
-deviation of each channel. Training from here reaches in 200 steps what takes thousands from random weights.
+Each convolution of g_a maps 2x2 patches to their leading principal components, and those of g_s are the transpose. What
+is not linear adds nothing at first: the last layers of residual branches are zero, and GDN is nearly the identity. The
+hyperprior predicts the mean and standard deviation of each channel. Training from here reaches in 200 steps what takes
+thousands from random weights.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_comp.codecs.tic import TIC
+from lora_comp.codecs.swin import SwinBlock
+from lora_comp.codecs.tic import GDN, TIC
 
-GAIN = 1.5  # of the first convolution; each residual stage doubles, so y is about 12 times the scale of the image
+SPARE = 0.1  # of the random weights, in channels that carry no component
+GAMMA = 0.01  # of GDN
+
+
+def step(lmbda: float) -> float:
+    """The quantiser's step in [0, 1] for which an orthonormal transform has the least bpp + lambda 255^2 MSE.
+
+    At high rate MSE = step^2 / 12 and d bits / d step = -1 / (step ln 2) for each of three coefficients a pixel, so
+    3 / (step ln 2) = lambda 255^2 step / 6.
+    """
+    return math.sqrt(18 / (lmbda * 255**2 * math.log(2)))
 
 
 def components(x: Tensor, count: int) -> Tensor:
@@ -28,8 +42,11 @@ def set_bias(layer: nn.Module, value: Tensor | float) -> None:
 
 
 @torch.no_grad()
-def initialise(codec: TIC, images: Tensor) -> None:
-    """Set the weights of a new TIC from images, float32 (B, 3, H, W) in [0, 1], sides multiples of 64."""
+def initialise(codec: TIC, images: Tensor, lmbda: float) -> None:
+    """Set the weights of a new TIC from images, float32 (B, 3, H, W) in [0, 1], sides multiples of 64.
+
+    lmbda: that of the quality whose gain is 1, or of the only one.
+    """
     mean = images.mean().item()
     convs = [m for m in codec.g_a if isinstance(m, nn.Conv2d)]
     deconvs = [m for m in codec.g_s if isinstance(m, nn.ConvTranspose2d)][::-1]
@@ -38,19 +55,26 @@ def initialise(codec: TIC, images: Tensor) -> None:
         basis = components(x, conv.out_channels)
         count, inputs = basis.shape[:2]
         at = slice(conv.kernel_size[0] // 2, conv.kernel_size[0] // 2 + 2)
-        conv.weight[:count] *= 0.1
-        conv.weight[:count, :inputs, at, at] += basis
-        deconv.weight *= 0.1
-        deconv.weight[:count, :inputs, at, at] += basis
-        set_bias(conv, 0.0)
-        set_bias(deconv, 0.0)
+        for layer in (conv, deconv):
+            layer.weight[:count] = 0
+            layer.weight[count:] *= SPARE
+            layer.weight[:count, :inputs, at, at] = basis
+            set_bias(layer, 0.0)
         x = F.conv2d(x, basis, stride=2)
-    stages = [m for m in codec.g_a if hasattr(m, "blocks")]
-    convs[0].weight *= GAIN
+    stages = sum(hasattr(m, "blocks") for m in codec.g_a)  # each doubles its input
+    gain = 1 / step(lmbda) / 2**stages
+    convs[0].weight *= gain
     set_bias(convs[0], -mean * convs[0].weight.sum((1, 2, 3)))
-    for deconv in deconvs[: -len(stages) - 1 : -1]:  # preceded by residual stages, which double in g_a and g_s
+    for deconv in deconvs[: -stages - 1 : -1]:  # preceded by stages, which double in g_a and g_s
         deconv.weight /= 4
-    deconvs[0].weight /= GAIN
+    deconvs[0].weight /= gain
     set_bias(deconvs[0], mean)
+    for part in [*codec.g_a.modules(), *codec.g_s.modules()]:
+        if isinstance(part, GDN):
+            part.gamma.copy_(part.gamma_reparam.init(GAMMA * torch.eye(len(part.gamma))))
+        if isinstance(part, SwinBlock):
+            for last in (part.attn.proj, part.mlp.fc2):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
     y = codec.g_a(images)
     set_bias(codec.h_s[-1], torch.cat([y.std((0, 2, 3)), y.mean((0, 2, 3))]))

@@ -102,8 +102,11 @@ def _card_and_scores(path: Path, sha256: str) -> tuple[dict, dict[str, float]]:
     if path.parent.name == "adapters":
         return card, {k: card[k] for k in ("loss", "bpp", "distortion") if k in card}
     measured = path.with_name(f"{card['codec']}.json")
-    rows = json.loads(measured.read_text())["curve"] if measured.exists() else []
-    return card, next(({"bpp": row["bpp"], "psnr": row["psnr"]} for row in rows if row["sha256"] == sha256), {})
+    scores = json.loads(measured.read_text()) if measured.exists() else {"curve": []}
+    rows = [row for row in scores["curve"] if row["sha256"] == sha256]
+    if len(rows) > 1:  # weights for several rate points
+        return card, {f"% rate over {name}": rate for name, rate in scores["bd_rate"].items() if rate is not None}
+    return card, {name: row[name] for row in rows for name in ("bpp", "psnr")}
 
 
 def write() -> None:

@@ -41,6 +41,19 @@ def test_a_run_leaves_files_results_and_plots(tmp_path, over_folder, capsys, eve
 
 
 @pytest.mark.parametrize(
+    "method, rows", [("none", ["none", "refined"]), ("[none,svd_lora]", ["none", "refined", "svd_lora"])]
+)
+def test_a_run_compares_refined_files_with_plain_ones(tmp_path, over_folder, method, rows):
+    assert run.main([*over_folder, f"method={method}", "refine=12"]) == 0
+    records = json.loads((tmp_path / "out" / "results.json").read_text())["records"]
+    assert [r["method"] for r in records] == rows
+    plain, refined = records[:2]
+    assert refined["loss_after"] < refined["loss_before"] == plain["loss_after"]
+    assert not refined["adapted"] and refined["file"] != plain["file"]  # a decoder sees a plain file
+    assert (tmp_path / "out" / "pictures.png").exists()
+
+
+@pytest.mark.parametrize(
     "words, folder",
     [
         ([], "cls-scenes-svd_lora"),
@@ -61,7 +74,14 @@ def test_no_two_runs_share_a_folder_by_default():
         *(["task=open", "task.network=a"], ["task=open", "task.network=[a,b]"]),
         *(["task=open", "task.network=a", "task.input=a.yaml"], ["task=open", "task.network=a", "task.layers=[1]"]),
         *(["task=[cls,det]", "task.shares=[2,1]"], ["task=[cls,det]", "task.det.network=a"], ["task=[cls,det]"]),
-        *(["roi=mask.png"], ["method.rank=2"], ["method=none"], ["codec=tic"], ["codec.weights=a.safetensors"]),
+        *(
+            ["roi=mask.png"],
+            ["method.rank=2"],
+            ["method=none"],
+            ["refine=9"],
+            ["codec=tic"],
+            ["codec.weights=a.safetensors"],
+        ),
     ]
     folders = [str(default_folder(compose(RunConfig, words, "run"))) for words in runs]
     assert len(set(folders)) == len(folders)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from lora_comp.errors import LoraCompError
 from lora_comp.training import crops
+from lora_comp.training.batches import Resident
 from lora_comp.training.crops import Crops, layout
 
 
@@ -85,12 +86,28 @@ def test_fewer_than_two_images_raise(tmp_path, names):
 
 def test_crops_are_the_same_without_images_in_memory(tmp_path, monkeypatch):
     fill(tmp_path, *(f"{i}.png" for i in range(5)))
-    kept = Crops([tmp_path], 32)
+    kept = Crops([tmp_path], 32, crops.SCALES)
     monkeypatch.setattr(crops, "IN_MEMORY", 0)
-    drawn = Crops([tmp_path], 32)
+    drawn = Crops([tmp_path], 32, crops.SCALES)
     assert not drawn.kept
     assert torch.equal(drawn.batch(8, seed=3), kept.batch(8, seed=3))
     assert torch.equal(drawn.held_out(2), kept.held_out(2))
+
+
+def test_images_are_reduced_as_far_as_a_crop_fits(tmp_path):
+    data = Crops([fill(tmp_path, "a.png", "b.png", "c.png")], 32, crops.SCALES)  # of 40x48
+    assert {place.scale for place in data.places(64, seed=0)} == {1.0, 0.9}
+    small = crops.reduced(np.tile(np.uint8([0, 255]), 24)[None, :, None].repeat(40, 0).repeat(3, 2), 0.6)
+    assert small.shape == (24, 29, 3) and small[:, 2:-2].std() < 40  # stripes as fine as a pixel become grey
+
+
+@pytest.mark.parametrize("scales", [(1.0,), crops.SCALES])
+def test_crops_cut_on_the_device_are_those_of_the_processor(tmp_path, scales):
+    data = Crops([fill(tmp_path, *(f"{i}.png" for i in range(5)))], 32, scales)
+    resident = Resident(data, 8, torch.device("cpu"))
+    for seed in (1, 2):
+        resident.load(seed)
+        assert torch.equal(resident(), data.batch(8, seed))
 
 
 def test_an_unreadable_image_is_replaced_by_another(tmp_path, monkeypatch, capsys):
