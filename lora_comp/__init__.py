@@ -34,6 +34,7 @@ _EXPORTS = {
     "LoraCompError": "errors",
     "BitstreamError": "errors",
     "ImageError": "errors",
+    "LoraCompWarning": "errors",
 }
 _MODULES = ("ops", "rans", "bitstream", "zoo")
 __all__ = [*_EXPORTS, *_MODULES]

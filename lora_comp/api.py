@@ -19,13 +19,15 @@ from torch import Tensor
 
 from lora_comp import bitstream
 from lora_comp.codecs import CODECS, at_quality, load_codec, spec
-from lora_comp.data.images import to_image, to_mask
+from lora_comp.data.images import to_batch
 from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.files import contents
 from lora_comp.methods import NONE, STEPS, Adapted, Annealed, FitSettings, Method, annealed, load_method, method_of_file
 from lora_comp.objective import TILE, Distortion, Objective, tiles
-from lora_comp.roi import masked_distortion, simplify_background
+from lora_comp.roi import masked_distortion, regions, simplify_background
+from lora_comp.target import Search, Target, check_codec, meet, nearer_means, target_of
+from lora_comp.tasks.human import psnr as psnr_of
 
 OnStep = Callable[[int, float], None]
 AnyImage = Tensor | np.ndarray | Image.Image | str | Path
@@ -45,7 +47,8 @@ class Coded:
     bpp: bits of the file per pixel of the image.
     method: the method of the file; "none" if the plain file has the lower objective.
     loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded. None without a
-        task; loss_before also None for a method that is not guarded (`Method.guarded`).
+        task; loss_before also None for a method that is not guarded (`Method.guarded`). With a target, the plain file
+        is one that meets it too.
     """
 
     data: bytes
@@ -53,6 +56,11 @@ class Coded:
     method: str
     loss_before: float | None = None
     loss_after: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """That of the file: the codec's, or the one that a target led to."""
+        return bitstream.info(self.data)["quality"]
 
 
 def pad(images: Tensor, stride: int) -> Tensor:
@@ -74,6 +82,10 @@ def encode(
     roi: AnyImage | None = None,
     tile: int = TILE,
     refine: int = 0,
+    bpp: float | None = None,
+    bytes: int | None = None,
+    psnr: float | None = None,
+    max_bytes: int | None = None,
 ) -> Coded:
     """Encode an image with a codec adapted to the image and to a task.
 
@@ -100,12 +112,18 @@ def encode(
             "none" too (`methods.annealing`). The file is an ordinary one. A number of steps, as the papers give it,
             since time depends on the machine and results must not: 100 take ten seconds of one core at 256x256 and
             have two thirds of the gain of 1000 (docs/refinement.md).
+        bpp, bytes, psnr: at most one of them, in place of the quality of a codec of variable rate: the size of the file
+            within 2 %, or the PSNR of the decoded image within 0.1 dB. Of what cannot be met, the nearest file with a
+            `LoraCompWarning`. An adapted file takes two fits, seldom up to four (docs/rate.md).
+        max_bytes: a size that the file never exceeds. Alone: the codec's quality, or the best lower one that fits.
     Raises:
         LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, a negative
-            number of steps of refinement, or a method or refinement without a task.
+            number of steps of refinement, a method or refinement without a task, two targets, one for a codec of fixed
+            rates, or a max_bytes that no file meets.
     """
-    settings = FitSettings(steps, lr, seed, recipe, tile)
-    return encode_images([image], codec, task, method, settings, None if roi is None else [roi], on_step, refine)[0]
+    settings, target = FitSettings(steps, lr, seed, recipe, tile), target_of(bpp, bytes, psnr, max_bytes)
+    rois = None if roi is None else [roi]
+    return encode_images([image], codec, task, method, settings, rois, on_step, refine, target)[0]
 
 
 def encode_batch(
@@ -121,6 +139,10 @@ def encode_batch(
     rois: Sequence[AnyImage] | None = None,
     tile: int = TILE,
     refine: int = 0,
+    bpp: float | None = None,
+    bytes: int | None = None,
+    psnr: float | None = None,
+    max_bytes: int | None = None,
 ) -> list[Coded]:
     """`encode` for several images of one size, optimised in one batch, which is faster on a GPU.
 
@@ -132,11 +154,12 @@ def encode_batch(
         codec, task, method, steps, lr, seed, recipe, tile, refine: see `encode`.
         on_step: called with the number of steps taken and the mean objective.
         rois: weights for each image, see `encode`.
+        bpp, bytes, psnr, max_bytes: of each image, see `encode`. Images then differ in quality and are fitted alone.
     Raises:
         LoraCompError: as `encode`; no images, or images of different sizes.
     """
-    settings = FitSettings(steps, lr, seed, recipe, tile)
-    return encode_images(images, codec, task, method, settings, rois, on_step, refine)
+    settings, target = FitSettings(steps, lr, seed, recipe, tile), target_of(bpp, bytes, psnr, max_bytes)
+    return encode_images(images, codec, task, method, settings, rois, on_step, refine, target)
 
 
 @contextmanager
@@ -168,13 +191,19 @@ def encode_images(
     rois: Sequence[AnyImage] | None = None,
     on_step: OnStep | None = None,
     refine: int = 0,
+    target: Target | None = None,
+    trim: Callable[[Callable[[float], bytes]], bytes] | None = None,
 ) -> list[Coded]:
-    """`encode_batch` with its settings as one object."""
-    originals = _stacked(images, codec)
+    """`encode_batch` with its settings as objects. trim: of the adapted file of one image, see `target.Search`."""
+    originals = to_batch(images, next(codec.parameters()).device)
     size = originals.shape[2], originals.shape[3]
     if isinstance(method, str):
         method = load_method(method, codec, task and task.key)
     method = annealed(method, refine)
+    if target is not None:
+        each = [None] * len(originals) if rois is None else [list(weights) for weights in regions(rois, originals)]
+        pairs = zip(originals, each, strict=True)
+        return [_meet(target, one, codec, task, method, settings, roi, on_step) for one, roi in pairs]
     if task is None:
         if refine:
             raise LoraCompError("refinement needs a task: give one, such as human, or refine=0")
@@ -195,7 +224,12 @@ def encode_images(
     if isinstance(method, Annealed):  # of which decoders know nothing
         method = method.method
     with torch.no_grad():
-        files = write(codec, adapted.latents(x), size, method, adapted)
+        latents = adapted.latents(x)
+        if trim is None:
+            files = write(codec, latents, size, method, adapted)
+        else:
+            moved = partial(nearer_means, adapted.codec, latents)
+            files = [trim(lambda by: write(codec, moved(by), size, method, adapted)[0])]
     losses = objective.of_files(_decoded(files, codec, method), files, adapted.codec.output.stride)
     befores = [one.loss_before for one in coded] or [None] * len(files)
     made = [
@@ -203,6 +237,37 @@ def encode_images(
         for data, before, loss in zip(files, befores, losses, strict=True)
     ]
     return [new if _lower(new, old) else old for old, new in zip(coded, made, strict=True)] if coded else made
+
+
+def _meet(
+    target: Target,
+    image: Tensor,
+    codec: Any,
+    task: Any,
+    method: Method | None,
+    settings: FitSettings,
+    rois: Sequence[Tensor] | None,
+    on_step: OnStep | None,
+) -> Coded:
+    """The file of an image (3, H, W) that meets a target."""
+    check_codec(codec, target)
+    size = image.shape[1], image.shape[2]
+    with torch.no_grad():
+        unscaled = codec.unscaled(pad(image[None], codec.stride))
+
+    @torch.no_grad()
+    def plain(quality: float) -> bytes:
+        at = at_quality(codec, quality)
+        return write(at, at.latents_from(at.scaled(unscaled)), size)[0]
+
+    search = Search(target, codec, size[0] * size[1], plain, lambda data: psnr_of(decode(data, codec, method), image))
+
+    def encode_at(quality: float, method: Method | None) -> Coded:
+        at = at_quality(codec, quality)
+        return encode_images([image], at, task, method, settings, rois, on_step, trim=search.trim)[0]
+
+    fit = None if method is None else partial(encode_at, method=method)
+    return meet(search, partial(encode_at, method=None), fit, task and task.weight)
 
 
 def _lower(one: Coded, other: Coded) -> bool:
@@ -214,64 +279,29 @@ def _plain(codec: Any, x: Tensor, size: tuple[int, int]) -> list[bytes]:
     return write(codec, codec.latents(x), size)
 
 
-def _stacked(images: Sequence[AnyImage] | Tensor | np.ndarray, codec: Any) -> Tensor:
-    if isinstance(images, str | Path | Image.Image):
-        raise LoraCompError("a batch is a list of images; encode takes one")
-    tensors = [to_image(image).detach() for image in images]
-    for tensor in tensors:
-        check(tensor)
-    if len({tensor.shape for tensor in tensors}) != 1:
-        sizes = " and ".join(sorted({f"{tensor.shape[1]}x{tensor.shape[2]}" for tensor in tensors}))
-        raise LoraCompError(f"a batch needs images of one size, not of {sizes or 'none'}: encode them separately")
-    device = next(codec.parameters()).device
-    return torch.stack([tensor.to(device, torch.float32) for tensor in tensors])
-
-
 def _objective(
     originals: Tensor, codec: Any, task: Any, tile: int, rois: Sequence[AnyImage] | None
 ) -> tuple[Objective, Tensor]:
     """The objective of images, and the input of the encoder, whose background is simplified outside of regions."""
     if rois is not None and codec.output.features is not None:
         raise LoraCompError(f"roi= needs a codec that decodes to an image, not to features of {codec.output.features}")
-    regions = None if rois is None else _regions(rois, originals)
+    weights = None if rois is None else regions(rois, originals)
 
     def distortion_of(rows: slice, columns: slice) -> Distortion:
         original = originals[..., rows, columns]
         distortion = partial(task.distortion, targets=task.targets(original))
-        return distortion if regions is None else masked_distortion(distortion, original, regions[..., rows, columns])
+        return distortion if weights is None else masked_distortion(distortion, original, weights[..., rows, columns])
 
     size = originals.shape[2], originals.shape[3]
     objective = Objective(
         pad(originals, codec.stride), size, tiles(size, codec, distortion_of, tile), task.weight(codec.quality)
     )
-    return objective, objective.x if regions is None else pad(simplify_background(originals, regions), codec.stride)
-
-
-def check(image: Tensor) -> None:
-    """Raise LoraCompError unless `image` is a float tensor (3, H, W) in [0, 1]."""
-    if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
-        raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
-    if not ((image >= 0) & (image <= 1)).all():
-        raise LoraCompError("image must lie in [0, 1]: scale or clamp it, and replace NaNs")
+    return objective, objective.x if weights is None else pad(simplify_background(originals, weights), codec.stride)
 
 
 def bpp(data: bytes, size: tuple[int, int]) -> float:
     """Bits of a file per pixel of an image of `size` (H, W)."""
     return 8 * len(data) / (size[0] * size[1])
-
-
-def _regions(rois: Sequence[AnyImage], originals: Tensor) -> Tensor:
-    """Regions of interest (H, W) of images (B, 3, H, W) as one tensor (B, 1, H, W)."""
-    masks = [to_mask(roi).detach() for roi in rois]
-    size, sizes = tuple(originals.shape[2:]), {tuple(mask.shape) for mask in masks}
-    if len(masks) != len(originals) or sizes != {size}:
-        raise LoraCompError(
-            f"a region of interest is (H, W) like its image, {size}, not {' and '.join(map(str, sorted(sizes)))}"
-        )
-    weights = torch.stack(masks)[:, None].to(originals)
-    if not (weights.min() >= 0 and weights.max() <= 1):
-        raise LoraCompError("the weights of a region of interest must lie in [0, 1]: scale or clamp them")
-    return weights
 
 
 @torch.no_grad()

@@ -93,9 +93,10 @@ def _with_setting(known: Mapping[str, Any], wanted: Callable[[dataclasses.Field]
 def suggestion(word: str, known: Collection[str]) -> str:
     """A question after names whose last part is near that of the word, or nothing."""
     last = {name: name.rsplit(".", 1)[-1] for name in known}
-    parts = difflib.get_close_matches(word.rsplit(".", 1)[-1], set(last.values()), 3)
+    own = word.rsplit(".", 1)[-1]
+    parts = difflib.get_close_matches(own, set(last.values()), 3)
     near = [name for name in known if last[name] in parts]
-    near.sort(key=lambda name: -difflib.SequenceMatcher(None, word, name).ratio())
+    near.sort(key=lambda name: (last[name] != own, -difflib.SequenceMatcher(None, word, name).ratio()))
     return f"; did you mean {either(near[:3])}?" if near else ""
 
 

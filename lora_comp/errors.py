@@ -19,6 +19,10 @@ class BitstreamError(LoraCompError):
     """A file that is not a valid bitstream, or that needs weights that are not available."""
 
 
+class LoraCompWarning(UserWarning):
+    """A result that is not what was asked for; the command line prints the message as a note."""
+
+
 def first_line(error: BaseException) -> str:
     """The message of an error from other libraries as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,6 +7,7 @@ and results.json. `bytes` of a record is the size of the file that was decoded f
 import json
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,21 +21,26 @@ from torch import Tensor
 
 from lora_comp import api, bitstream
 from lora_comp.data import Sample
-from lora_comp.errors import ImageError
+from lora_comp.errors import ImageError, LoraCompWarning
 from lora_comp.files import make_folder, short_name, write_file
 from lora_comp.methods import NONE, FitSettings, Method, steps_of
-from lora_comp.report.summary import GROUP, summary
+from lora_comp.report.summary import group_of, summary
 from lora_comp.roi import region, weighted_psnr
+from lora_comp.target import Target, missed
 from lora_comp.tasks.human import psnr
 from lora_comp.tasks.labels import Labels
 
 
 @dataclass(frozen=True)
 class Point:
-    """A codec at one rate point, and the methods to evaluate on it; None stands for the plain codec."""
+    """A codec at one rate point, and the methods to evaluate on it; None stands for the plain codec.
+
+    target: what every file has to meet, in place of the quality of a codec of variable rate.
+    """
 
     codec: Any
     methods: Sequence[Method | None]
+    target: Target | None = None
 
 
 class Records:
@@ -71,7 +77,7 @@ class Records:
         self.by_key[key] = record
 
     def tell(self, notes: list[str]) -> None:
-        self.notes = notes
+        self.notes += notes
         for line in notes:
             print(f"note: {line}", file=sys.stderr)
 
@@ -81,7 +87,7 @@ class Records:
         rows = summary(records)
         if self.pool:
             for row in rows:
-                row |= self.pool([r["objects"] for r in self.requested if all(r[key] == row[key] for key in GROUP)])
+                row |= self.pool([r["objects"] for r in self.requested if group_of(r) == group_of(row)])
         skipped = list(self.skipped.values())
         return {"records": records, "summary": rows, "skipped": skipped, "notes": self.notes}
 
@@ -166,10 +172,10 @@ def evaluate(
                 if not records.requested:
                     records.tell(notes(data, task, together[0]))
                 for method in point.methods:
-                    keys = [record_key(sample, point.codec, task, method, settings, roi) for sample in together]
+                    keys = [record_key(s, point.codec, task, method, settings, roi, point.target) for s in together]
                     missing = {k: s for k, s in zip(keys, together, strict=True) if k not in records.by_key}
                     progress.reset(steps, total=steps_of(method, settings.steps))
-                    scored = score(list(missing.values()), point.codec, task, method, settings, out, roi, on_step)
+                    scored = score(list(missing.values()), point, task, method, settings, out, roi, on_step)
                     for key, record in zip(missing, scored, strict=True):
                         records.add(key, record)
                     records.requested += [records.by_key[key] for key in keys]
@@ -177,12 +183,19 @@ def evaluate(
             progress.update(images, completed=len(data) * (done + 1))
     finally:
         if records.requested or records.skipped:
+            records.tell(missed(records.requested))
             records.write()
     return records
 
 
 def record_key(
-    sample: Sample, codec: Any, task: Any, method: Method | None, settings: FitSettings, roi: str | None = None
+    sample: Sample,
+    codec: Any,
+    task: Any,
+    method: Method | None,
+    settings: FitSettings,
+    roi: str | None = None,
+    target: Target | None = None,
 ) -> str:
     """Everything that a record depends on, as JSON."""
     facts = {
@@ -197,6 +210,8 @@ def record_key(
     }
     if relabelled := _relabelled(task, sample):
         facts["classes"] = relabelled
+    if target is not None:
+        facts["target"] = str(target)
     if method is not None:
         facts["method"] = [method.name, method.identity and method.identity.hex(), dict(method.settings)]
     return json.dumps(facts, sort_keys=True)
@@ -214,7 +229,7 @@ def _relabelled(task: Any, sample: Sample) -> dict[str, Any]:
 
 def score(
     batch: Sequence[Sample],
-    codec: Any,
+    point: Point,
     task: Any,
     method: Method | None,
     settings: FitSettings,
@@ -231,10 +246,12 @@ def score(
     start = time.perf_counter()
     rois = None if roi is None else [region(roi, sample.image, task) for sample in batch]
     images = [sample.image for sample in batch]
-    coded = api.encode_images(images, codec, task, method, settings, rois, on_step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LoraCompWarning)  # `missed` says it of all images in a line
+        coded = api.encode_images(images, point.codec, task, method, settings, rois, on_step, target=point.target)
     seconds = (time.perf_counter() - start) / len(batch)
     for i, (sample, one) in enumerate(zip(batch, coded, strict=True)):
-        yield record_of(sample, one, codec, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}
+        yield record_of(sample, one, point, task, method, out, rois[i] if rois else None) | {"seconds_encode": seconds}
 
 
 def file_of(image: str, what: str) -> Path:
@@ -247,15 +264,16 @@ def file_of(image: str, what: str) -> Path:
 def record_of(
     sample: Sample,
     coded: api.Coded,
-    codec: Any,
+    point: Point,
     task: Any,
     method: Method | None,
     out: Path,
     roi: Tensor | None = None,
 ) -> dict:
     """Write the file of an image, decode it and score the result."""
-    name = NONE if method is None else method.name
-    path = file_of(sample.name, f"{task.name}-{codec.name}-q{codec.quality:g}-{name}")
+    name, codec = NONE if method is None else method.name, point.codec
+    rate = f"q{codec.quality:g}" if point.target is None else str(point.target)
+    path = file_of(sample.name, f"{task.name}-{codec.name}-{rate}-{name}")
     make_folder((out / path).parent)
     write_file(out / path, coded.data)
     data = (out / path).read_bytes()
@@ -271,7 +289,7 @@ def record_of(
         "task": task.name,
         "method": name,
         "codec": codec.name,
-        "quality": codec.quality,
+        **({"quality": codec.quality} if point.target is None else {"quality": coded.quality, "target": rate}),
         "file": str(path),
         "bytes": len(data),
         "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0),

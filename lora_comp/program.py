@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from lora_comp.config import leaves
-from lora_comp.errors import LoraCompError
+from lora_comp.errors import LoraCompError, LoraCompWarning
 
 STOPPED = "stopped; nothing was written"
 RESUMES = "stopped; what is done is kept, and the same command resumes from there"
@@ -18,7 +18,8 @@ UNREAD = 1  # exit code where the reader of the output has left, as `head` does
 def report_errors(program: Callable[[], None], stopped: str = STOPPED) -> int:
     """Run a program; its exit code. A mistake of the user's is one line and 2, Ctrl-C prints `stopped` and is 130.
 
-    Warnings that other libraries mean for programmers are not shown, unless Python is asked for them (python -W).
+    Warnings of this package are lines that begin with "note". Those that other libraries mean for programmers are not
+    shown, unless Python is asked for them (python -W).
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not stop a program
@@ -26,6 +27,8 @@ def report_errors(program: Callable[[], None], stopped: str = STOPPED) -> int:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("always", LoraCompWarning)
+                warnings.showwarning = lambda message, *_, **__: _tell(f"note: {message}")
             program()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, since Python itself would print a traceback

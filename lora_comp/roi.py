@@ -3,14 +3,16 @@
 The task sees original + sqrt(w) (decoded - original): no error where w is 0, and squared errors weighted by w.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_comp.data.images import read_mask
+from lora_comp.data.images import read_mask, to_mask
 from lora_comp.errors import LoraCompError
 from lora_comp.objective import Distortion
 
@@ -46,6 +48,23 @@ def region(roi: str, image: Tensor, task) -> Tensor:
             x, y, w, h = one["bbox"]
             weights[max(round(y), 0) : max(round(y + h), 0), max(round(x), 0) : max(round(x + w), 0)] = 1
     return weights if weights.any() else torch.ones(height, width)
+
+
+def regions(rois: Sequence[Any], originals: Tensor) -> Tensor:
+    """Weights (H, W) of images (B, 3, H, W), in any of the forms of `to_mask`, as one tensor (B, 1, H, W).
+
+    Raises LoraCompError for another number or size, and for weights outside [0, 1].
+    """
+    masks = [to_mask(roi).detach() for roi in rois]
+    size, sizes = tuple(originals.shape[2:]), {tuple(mask.shape) for mask in masks}
+    if len(masks) != len(originals) or sizes != {size}:
+        raise LoraCompError(
+            f"a region of interest is (H, W) like its image, {size}, not {' and '.join(map(str, sorted(sizes)))}"
+        )
+    weights = torch.stack(masks)[:, None].to(originals)
+    if not (weights.min() >= 0 and weights.max() <= 1):
+        raise LoraCompError("the weights of a region of interest must lie in [0, 1]: scale or clamp them")
+    return weights
 
 
 def masked_distortion(distortion: Distortion, original: Tensor, weights: Tensor) -> Distortion:

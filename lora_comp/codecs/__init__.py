@@ -40,7 +40,8 @@ class Spec:
     qualities: rate points by rising rate.
     weights: path of the weights in the package for a name and a rate point, or None for all rates.
     variable: one set of weights serves every quality from the first to the last in steps of 1/16, and the codec has
-        `at(quality)`, which returns it at another one.
+        `at(quality)`, which returns it at another one, and `unscaled(x)`, the same at all of them, of which
+        `latents(x)` is `latents_from(scaled(unscaled(x)))`. The predictions of its `rate` have the "means" of y.
     """
 
     build: Callable[[float], Any]

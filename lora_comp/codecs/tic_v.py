@@ -42,7 +42,15 @@ class TICV(TIC):
         return made
 
     def analyze(self, x: Tensor) -> Tensor:
-        return super().analyze(x) * self.gain(self.log_gain)
+        return self.scaled(self.unscaled(x))
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """y before its gain, which is the same at every quality: see `TIC.analyze`."""
+        return super().analyze(x)
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """y from `unscaled`, at this quality."""
+        return y * self.gain(self.log_gain)
 
     def synthesize(self, y_hat: Tensor) -> Tensor:
         return super().synthesize(y_hat * self.gain(self.log_inverse))

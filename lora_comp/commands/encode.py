@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lora_comp import api, bitstream
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import CODECS, load_codec
 from lora_comp.data import read_image
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
@@ -15,6 +15,7 @@ from lora_comp.methods import annealed, load_method, steps_of
 from lora_comp.program import paths_read
 from lora_comp.roi import region
 from lora_comp.settings import Choice, argument, group, setting
+from lora_comp.target import check_alone, check_codec, target_of
 from lora_comp.tasks import load_task
 
 
@@ -22,7 +23,11 @@ from lora_comp.tasks import load_task
 class EncodeConfig:
     image: str = argument("the image: PNG, JPEG, WebP, TIFF, ...")
     file: str = argument("the file to write, as cat.lcz")
-    quality: float = setting(2, "rate point, 1 for the fewest bits", low=0)
+    quality: float | None = setting(None, "rate point, 1 for the fewest bits; null: 2, unless a size is set", low=0)
+    bpp: float | None = setting(None, "size of the file in bits per pixel, in place of quality", above=0)
+    bytes: int | None = setting(None, "size of the file in bytes, in place of quality", low=1)
+    psnr: float | None = setting(None, "PSNR of the decoded image in dB, in place of quality", above=0)
+    max_bytes: int | None = setting(None, "a size in bytes that the file must not exceed, whatever else is set", low=1)
     roi: str | None = setting(
         None,
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
@@ -43,12 +48,18 @@ def encode(config: EncodeConfig) -> None:
       lora-comp encode cat.png cat.lcz task=cls quality=2
       lora-comp encode street.png street.lcz task=open task.network=detector.onnx engine.steps=40
       lora-comp encode cat.png cat.lcz task=human method=none refine=300
+      lora-comp encode cat.png cat.lcz codec=tic-v task=human bytes=3000
     """
     engine = config.engine.options
+    check_alone(quality=config.quality, bpp=config.bpp, bytes=config.bytes, psnr=config.psnr)
+    target = target_of(config.bpp, config.bytes, config.psnr, config.max_bytes)
     check_output(config.file, paths_read(config, "file"), config.overwrite, bitstream.is_magic)
     image = read_image(config.image)
     device = start_engine(engine)
-    codec = load_codec(quality=config.quality, **config.codec.given()).to(device)
+    quality = CODECS[config.codec.name].qualities[-1] if target else 2.0
+    codec = load_codec(quality=quality if config.quality is None else config.quality, **config.codec.given()).to(device)
+    if target:
+        check_codec(codec, target)
     task = load_task(**config.task.given()).to(device)
     chosen = config.method.given()
     if "parts" in chosen:
@@ -69,10 +80,15 @@ def encode(config: EncodeConfig) -> None:
             recipe=engine.recipe,
             roi=None if config.roi is None else region(config.roi, image, task),
             tile=engine.tile,
+            bpp=config.bpp,
+            bytes=config.bytes,
+            psnr=config.psnr,
+            max_bytes=config.max_bytes,
         )
     write_file(config.file, coded.data)
+    found = f"quality {coded.quality:g}, " if target else ""
     print(
-        f"{config.file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {coded.method}, objective "
+        f"{config.file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {found}{coded.method}, objective "
         f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here",
         file=sys.stdout if Path(config.file).is_file() else sys.stderr,  # a pipe takes the file alone
     )

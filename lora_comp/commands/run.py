@@ -3,6 +3,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lora_comp import api
-from lora_comp.codecs import load_codecs
+from lora_comp.codecs import CODECS, load_codec, load_codecs
 from lora_comp.config import changed
 from lora_comp.data import load_data
 from lora_comp.engine import start_engine
@@ -18,14 +19,25 @@ from lora_comp.errors import LoraCompError
 from lora_comp.evaluate import Point, evaluate, samples
 from lora_comp.methods import FitSettings, Method, annealed, load_method
 from lora_comp.report.plots import caption, score_plot, side_by_side
-from lora_comp.report.summary import table
+from lora_comp.report.summary import rate_point, table
 from lora_comp.settings import Choice, group, setting
+from lora_comp.target import Target, check_alone, check_codec, target_of
 from lora_comp.tasks import load_task
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    quality: list[float] = setting([1, 2, 3, 4], "rate points, 1 for the fewest bits", low=0, filled=True)
+    quality: list[float] | None = setting(
+        None, "rate points, 1 for the fewest bits; null: [1,2,3,4], unless sizes are set", low=0, filled=True
+    )
+    bpp: list[float] | None = setting(
+        None, "rate points as sizes of each file in bits per pixel, in place of quality", above=0, filled=True
+    )
+    bytes: list[int] | None = setting(None, "rate points as sizes of each file in bytes", low=1, filled=True)
+    psnr: list[float] | None = setting(None, "rate points as PSNRs of each image in dB", above=0, filled=True)
+    max_bytes: list[int] | None = setting(
+        None, "rate points as sizes that no file exceeds, each of the best quality", low=1, filled=True
+    )
     roi: str | None = setting(
         None,
         "region of interest: boxes, of the objects that the task finds, or an image, white where it matters",
@@ -54,8 +66,9 @@ def run(config: RunConfig) -> None:
     Examples:
       lora-comp run task=cls data.limit=3
       lora-comp run task=det data=coco data.path=COCO quality=[2,4] engine=published
+      lora-comp run codec=tic-v task=human method=none data=folder data.path=PHOTOS bpp=[0.1,0.25,0.5]
     """
-    console, engine = Console(), config.engine.options
+    console, engine, targets = Console(), config.engine.options, targets_of(config)
     device = start_engine(engine)
     out = Path(config.out) if config.out else default_folder(config)
     images = getattr(config.data.options, "path", None)
@@ -63,10 +76,10 @@ def run(config: RunConfig) -> None:
         raise LoraCompError(f"the results would lie among the images, in {out}: name another folder with out=FOLDER")
     data = load_data(**config.data.given())
     task = load_task(**config.task.given()).to(device)
-    codecs = {q: codec.to(device) for q, codec in load_codecs(qualities=config.quality, **config.codec.given()).items()}
+    codecs = {q: codec.to(device) for q, codec in codecs_of(config, targets).items()}
     chosen = config.method.given()
     methods = {q: load_methods(chosen, codec, task.key, config.refine) for q, codec in codecs.items()}
-    points = [Point(codec, [None, *methods[q].values()]) for q, codec in codecs.items()]
+    points = [Point(codec, [None, *methods[q].values()], targets.get(q)) for q, codec in codecs.items()]
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
@@ -86,13 +99,37 @@ def run(config: RunConfig) -> None:
     console.print(f"\n{len(records.requested)} files and {', '.join(made)} in {out}", soft_wrap=True)
 
 
+def targets_of(config: RunConfig) -> dict[Any, Target]:
+    """The targets that are set in place of qualities, by their names in records."""
+    sizes: dict[str, Any] = {
+        "bpp": config.bpp,
+        "bytes": config.bytes,
+        "psnr": config.psnr,
+        "max_bytes": config.max_bytes,
+    }
+    check_alone(quality=config.quality, **sizes)
+    targets = [target_of(**{kind: value}) for kind, values in sizes.items() for value in values or ()]
+    return {str(target): target for target in targets if target}
+
+
+def codecs_of(config: RunConfig, targets: dict[Any, Target]) -> dict[Any, Any]:
+    """The codec of each rate point, by its quality or its target as records name it."""
+    given = config.codec.given()
+    if not targets:
+        return load_codecs(qualities=config.quality or [1, 2, 3, 4], **given)
+    codec = load_codec(quality=CODECS[config.codec.name].qualities[-1], **given)
+    for target in targets.values():
+        check_codec(codec, target)
+    return dict.fromkeys(targets, codec)
+
+
 def default_folder(config: RunConfig) -> Path:
     """The folder of a run that names none: one for each network, data set, codec, method and region, so that no run
     replaces the results of another. Rate points, `engine` and `data.limit` share a folder."""
     names = [config.task.name, config.data.name, config.method.name]
     if config.codec.name != RunConfig.codec:
         names.append(config.codec.name)
-    shared = ("quality", "out", "data.limit")
+    shared = ("quality", "bpp", "bytes", "psnr", "max_bytes", "out", "data.limit")
     own = {name: value for name, value in changed(config).items() if name not in shared and name[:7] != "engine."}
     if own:
         values = [one for value in own.values() for one in (value if isinstance(value, list) else [value])]
@@ -111,12 +148,13 @@ def load_methods(chosen: dict, codec, task: str, refine: int) -> dict[str, Metho
 
 def show(results: dict, console: Console) -> None:
     """The table of every image, and of the means."""
-    names = ("quality", "image", "method", "bytes", "bpp", "psnr", "score")
+    targets = any("target" in record for record in results["records"])
+    names = (*["target"] * targets, "quality", "image", "method", "bytes", "bpp", "psnr", "score")
     images = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
         images.add_column(name, justify="left" if name in ("image", "method") else "right")
     digits = {"bpp": ".3f", "psnr": ".2f", "score": ".3f", "bytes": ",d"}
-    for record in sorted(results["records"], key=lambda r: r["quality"]):
+    for record in sorted(results["records"], key=lambda r: 0 if targets else r["quality"]):
         cells = (f"{record[n]:{digits.get(n, '')}}" if n in record else "-" for n in names)  # features have no psnr
         images.add_row(*map(escape, cells))
     console.print(images)
@@ -136,17 +174,17 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     if not adapted:
         return
     best = max(adapted, key=lambda r: (r["loss_before"] - r["loss_after"]) / r["loss_before"])
-    plain = next(r for r in records if r["method"] == "none" and all(r[k] == best[k] for k in ("image", "quality")))
-    quality = best["quality"]
+    at = rate_point(best)
+    plain = next(r for r in records if (r["method"], r["image"], rate_point(r)) == ("none", best["image"], at))
     sample = next(sample for sample in samples(data) if sample.name == best["image"])
     answer = task.answer(sample.image)
     captions = [f"answer: {answer}" if answer else best["image"]]
     before, after = (
-        api.decode((out / r["file"]).read_bytes(), codecs[quality], methods[quality].get(r["method"])).cpu()
+        api.decode((out / r["file"]).read_bytes(), codecs[at], methods[at].get(r["method"])).cpu()
         for r in (plain, best)
     )
     for record, decoded in ((plain, before), (best, after)):
-        captions.append(f"quality {quality}: " + caption(record, task.answer(decoded)))
+        captions.append(f"quality {record['quality']}: " + caption(record, task.answer(decoded)))
     boxes = (
         [
             [one["bbox"] for one in task.detections(image) if one["score"] >= task.score_threshold]

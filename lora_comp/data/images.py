@@ -3,8 +3,9 @@
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from lora_comp.data.pixels import MAX_PIXELS, Pixels, of_array, of_pillow, open_
 from lora_comp.errors import ImageError, LoraCompError
 from lora_comp.files import write_file
 
-__all__ = ["MAX_PIXELS", "read_image", "read_mask", "to_image", "to_mask", "write_image"]
+__all__ = ["MAX_PIXELS", "read_image", "read_mask", "to_batch", "to_image", "to_mask", "write_image"]
 READERS = [
     (png.SIGNATURES, png.read_png),
     (tiff.SIGNATURES, tiff.read_tiff),
@@ -63,6 +64,30 @@ def to_image(image: Tensor | np.ndarray | Image.Image | str | os.PathLike) -> Te
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     return _tensor(_pixels(image, "an image").on_white())
+
+
+def to_batch(images: Sequence[Any] | Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """Several images of one size, see `to_image`, as float32 (B, 3, H, W) in [0, 1] on a device.
+
+    Raises LoraCompError for images of other shapes, types and ranges, of different sizes, and for none.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image):
+        raise LoraCompError("a batch is a list of images; encode takes one")
+    tensors = [to_image(image).detach() for image in images]
+    for tensor in tensors:
+        _check(tensor)
+    if len({tensor.shape for tensor in tensors}) != 1:
+        sizes = " and ".join(sorted({f"{tensor.shape[1]}x{tensor.shape[2]}" for tensor in tensors}))
+        raise LoraCompError(f"a batch needs images of one size, not of {sizes or 'none'}: encode them separately")
+    return torch.stack([tensor.to(device, torch.float32) for tensor in tensors])
+
+
+def _check(image: Tensor) -> None:
+    """Raise LoraCompError unless `image` is a float tensor (3, H, W) in [0, 1]."""
+    if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point() or 0 in image.shape:
+        raise LoraCompError(f"image must be a float tensor of shape (3, H, W), not {tuple(image.shape)}, {image.dtype}")
+    if not ((image >= 0) & (image <= 1)).all():
+        raise LoraCompError("image must lie in [0, 1]: scale or clamp it, and replace NaNs")
 
 
 def to_mask(mask: Tensor | np.ndarray | Image.Image | str | os.PathLike) -> Tensor:

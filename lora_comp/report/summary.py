@@ -1,7 +1,7 @@
 """Summary tables of a run: means per method and rate point, and BD-rates against the plain codec.
 
 A record is an entry of `results.json`, of one image and setting. A row is the mean of the records of one task, codec,
-method and quality.
+method and rate point: a quality, or a target (`lora_comp.target`), whose files differ in quality.
 """
 
 import math
@@ -21,6 +21,7 @@ _BOOKKEEPING = (
     "width",
     "count",
     *GROUP,
+    "target",
     "bytes",
     "bpp",
     "psnr",
@@ -39,12 +40,22 @@ DETAILS = ("AP75", "AP_small", "AP_medium", "AP_large")
 SUBTASK_SCORES = ("_top1", "_agreement", "_mAP", "_psnr")  # with several tasks, each one's score has its name before
 
 
+def rate_point(record: dict) -> float | str:
+    """The target of a record or a row, else its quality."""
+    return record.get("target", record["quality"])
+
+
+def group_of(record: dict) -> tuple:
+    """What the records of a row have in common."""
+    return *(record[key] for key in GROUP[:-1]), rate_point(record)
+
+
 def lower_is_better(name: str) -> bool:
     return name.endswith("feature_distance")
 
 
 def summary(records: Sequence[dict]) -> list[dict]:
-    """A row per task, codec, method and quality: `count`, and the mean of every number in its records.
+    """A row per task, codec, method and rate point: `count`, and the mean of every number in its records.
 
     bpp is averaged per image, as the field reports it. A value that some records lack (None or absent: an image
     without label has no top-1) is averaged over the others. Plain rows come first, then methods in order of
@@ -52,18 +63,19 @@ def summary(records: Sequence[dict]) -> list[dict]:
     """
     groups: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault(tuple(record[key] for key in GROUP), []).append(record)
-    methods = [PLAIN, *dict.fromkeys(record["method"] for record in records)]
-    ordered = sorted(groups, key=lambda group: (*group[:2], methods.index(group[2]), group[3]))
+        groups.setdefault(group_of(record), []).append(record)
     rows = []
-    for group in ordered:
-        row = dict(zip(GROUP, group, strict=True)) | {"count": len(groups[group])}
-        for key in dict.fromkeys(key for record in groups[group] for key in record):
-            values = [record[key] for record in groups[group] if isinstance(record.get(key), (int, float))]
+    for (*names, point), members in groups.items():
+        row = dict(zip(GROUP, (*names, point), strict=True)) | {"count": len(members)}
+        if "target" in members[0]:
+            row |= {"quality": sum(record["quality"] for record in members) / len(members), "target": point}
+        for key in dict.fromkeys(key for record in members for key in record):
+            values = [record[key] for record in members if isinstance(record.get(key), (int, float))]
             if values and key not in (*GROUP, "height", "width", "label"):
                 row[key] = sum(values) / len(values)
         rows.append(row)
-    return rows
+    methods = [PLAIN, *dict.fromkeys(record["method"] for record in records)]
+    return sorted(rows, key=lambda row: (row["task"], row["codec"], methods.index(row["method"]), row["quality"]))
 
 
 def metric_names(rows: Sequence[dict]) -> list[str]:
@@ -116,20 +128,30 @@ def _words(name: str) -> str:
 
 
 def _cells(rows: Sequence[dict], brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: plain and adapted rows grouped by quality, with the change against plain."""
+    """Headings and cells: plain and adapted rows grouped by rate point, with the change against plain."""
     columns = _columns(rows, brief)
     adapted = any(row["method"] != PLAIN for row in rows)
-    headings = ["quality", "method", *[heading for _, heading, _ in columns]]
+    points = list(dict.fromkeys(map(rate_point, rows)))
+    headings = [
+        "target" if any("target" in row for row in rows) else "quality",
+        "method",
+        *[heading for _, heading, _ in columns],
+    ]
     headings += ["Δ bytes", "Δ score"] if adapted else []
-    plain = {(row["task"], row["codec"], row["quality"]): row for row in rows if row["method"] == PLAIN}
+    plain = {(row["task"], row["codec"], rate_point(row)): row for row in rows if row["method"] == PLAIN}
     several = len({(row["task"], row["codec"]) for row in rows}) > 1
     lines = []
-    for row in sorted(rows, key=lambda row: (row["task"], row["codec"], row["quality"])):  # stable: plain comes first
+
+    def place(row: dict) -> tuple:
+        order = points.index(row["target"]) if "target" in row else row["quality"]
+        return row["task"], row["codec"], order
+
+    for row in sorted(rows, key=place):  # stable: plain comes first
         method = f"{row['task']} {row['codec']} {row['method']}" if several else row["method"]
-        cells = [str(row["quality"]), method]
+        cells = [str(rate_point(row)), method]
         cells += [f"{row[key]:,.{digits}f}" if key in row else "" for key, _, digits in columns]
         if adapted:
-            cells += _differences(row, plain.get((row["task"], row["codec"], row["quality"])))
+            cells += _differences(row, plain.get((row["task"], row["codec"], rate_point(row))))
         lines.append(cells)
     return headings, lines
 

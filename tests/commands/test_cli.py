@@ -183,7 +183,9 @@ def test_help_lists_what_can_be_set(capsys):
     assert cli.command(["encode", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "usage: lora-comp encode IMAGE FILE [SETTING=VALUE ...]" in out
-    assert "quality=2 rate point, 1 for the fewest bits (a number >= 0)" in out
+    assert (
+        "quality=null rate point, 1 for the fewest bits; null: 2, unless a size is set (a number >= 0 or null)" in out
+    )
     assert "method.rank=null rank of a seeded adapter; null: 4 (an integer from 1 to 255 or null)" in out
     assert "method=lora has method.exponent=8" in out
     assert "engine=published has engine.steps=40 engine.lr=0.005 engine.recipe=published" in out
