@@ -322,7 +322,7 @@ def test_codecs_command_compares_ours_with_those_named_and_with_published_curves
     write_weights(tmp_path / "tic-v.safetensors", dict(tic_v.named_parameters()), {})
     (tmp_path / "curves.json").write_text(json.dumps({"hm": {"points": [[0.1, 5], [4, 60]]}, "jpeg": {"points": []}}))
     words = ["codec=tic-v", f"weights={tmp_path}/tic-v.safetensors", "against=[avif444,jpeg]"]
-    words += [f"published={tmp_path}/curves.json", f"out={tmp_path}/out.json"]
+    words += [f"published={tmp_path}/curves.json", f"out={tmp_path}/out.json", "refine=2"]
     assert main(["codecs", str(tmp_path), *words]) == 0
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["curves"]) == ["avif444", "jpeg", "tic-v"]

@@ -33,6 +33,7 @@ from lora_comp.report.codecs import (
 from lora_comp.report.plots import speed_plot
 from lora_comp.report.summary import markdown, rates_markdown
 from lora_comp.settings import argument, setting
+from lora_comp.tasks import load_task
 from lora_comp.weights import read_weights
 from lora_comp.zoo import ROOT
 
@@ -65,6 +66,7 @@ class CodecsConfig:
     out: str | None = setting(None, "JSON file for the curves and the figures of every image", path=True)
     card: str | None = setting(None, "Markdown file for the card of `codec`; its figures go beside it", path=True)
     weights: str = setting("default", "default: those of the package; a safetensors file", path=True)
+    refine: int = setting(0, "steps of refinement of the latents for people, see docs/refinement.md", low=0)
     against: list[str] | None = setting(None, CLASSIC, filled=True)
     published: str | None = setting(
         None, "JSON file of curves on the same images, {NAME: {points: [[bpp, psnr]]}}", path=True
@@ -117,10 +119,10 @@ def codecs(config: CodecsConfig) -> None:
     """
     if config.card and not config.codec:
         raise LoraCompError("card= needs codec=: whose card it is")
-    if config.card and config.weights != "default":
-        raise LoraCompError("card= is for the weights in the package: leave out weights=")
+    if config.card and (config.weights != "default" or config.refine):
+        raise LoraCompError("card= is for plain files of the weights in the package: leave out weights= and refine=")
     folder, out = Path(config.folder), Path(config.out) if config.out else None
-    report = compare_codecs(folder, config.codec, out, config.weights, config.against, config.published)
+    report = compare_codecs(folder, config.codec, out, config.weights, config.against, config.published, config.refine)
     if config.card and config.codec:
         scores = _finite(codec_scores(config.codec, report, folder.name))
         _write_json(Path(config.card).with_suffix(".json"), scores)
@@ -171,9 +173,11 @@ def compare_codecs(
     weights: str = "default",
     against: Sequence[str] | None = None,
     published: str | None = None,
+    refine: int = 0,
 ) -> dict:
     """Print and return the curves of conventional codecs, and of `codec`, over the readable images of a folder.
 
+    refine: steps of refinement of every image of `codec`.
     against: names of conventional codecs; None for all but the slow ones.
     published: file of more curves of the same images, see `report.codecs.published_curves`.
 
@@ -192,7 +196,7 @@ def compare_codecs(
     }
     others = published_curves(published) if published else {}
     if codec:
-        through |= _ours(codec, weights)
+        through |= _ours(codec, weights, refine)
     for note in getattr(data, "notes", ()):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     records, skipped = [], 0
@@ -229,13 +233,14 @@ def compare_codecs(
     return report
 
 
-def _ours(name: str, weights: str) -> dict[tuple[str, int], Coder]:
+def _ours(name: str, weights: str, refine: int) -> dict[tuple[str, int], Coder]:
     if name not in CODECS:
         raise LoraCompError(f"unknown codec {name!r}; available are {', '.join(CODECS)}")
+    human = load_task("human") if refine else None
 
     def coder(codec: Any) -> Coder:
         def code(image: Tensor) -> tuple[int, float]:
-            data = api.encode(image, codec, None, method="none").data
+            data = api.encode(image, codec, human, method="none", refine=refine).data
             return len(data), psnr(to_bytes(image), to_bytes(api.decode(data, codec)))
 
         return code

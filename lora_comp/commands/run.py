@@ -28,7 +28,7 @@ from lora_comp.tasks import load_task
 @dataclass(frozen=True)
 class RunConfig:
     quality: list[float] | None = setting(
-        None, "rate points, 1 for the fewest bits; null: [1,2,3,4], unless sizes are set", low=0, filled=True
+        None, "rate points, 1 for the fewest bits; null: all of the codec, unless sizes are set", low=0, filled=True
     )
     bpp: list[float] | None = setting(
         None, "rate points as sizes of each file in bits per pixel, in place of quality", above=0, filled=True
@@ -116,7 +116,7 @@ def codecs_of(config: RunConfig, targets: dict[Any, Target]) -> dict[Any, Any]:
     """The codec of each rate point, by its quality or its target as records name it."""
     given = config.codec.given()
     if not targets:
-        return load_codecs(qualities=config.quality or [1, 2, 3, 4], **given)
+        return load_codecs(qualities=config.quality or CODECS[config.codec.name].qualities, **given)
     codec = load_codec(quality=CODECS[config.codec.name].qualities[-1], **given)
     for target in targets.values():
         check_codec(codec, target)
