@@ -42,9 +42,9 @@ def encoded(monkeypatch):
     """The images that have been encoded so far."""
     calls, encode_images = [], api.encode_images
 
-    def count(images, *args):
+    def count(images, *args, **kwargs):
         calls.extend(images)
-        return encode_images(images, *args)
+        return encode_images(images, *args, **kwargs)
 
     monkeypatch.setattr(api, "encode_images", count)
     return calls

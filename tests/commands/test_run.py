@@ -170,11 +170,11 @@ def test_a_disk_that_fills_up_during_a_run(tmp_path, over_folder, refused, monke
 def test_ctrl_c_keeps_what_is_done_and_the_next_start_goes_on(tmp_path, over_folder, capsys, monkeypatch):
     encode_images, methods = api.encode_images, []
 
-    def stop_when_adapting(images, codec, task, method, *rest):
+    def stop_when_adapting(images, codec, task, method, *rest, **kwargs):
         methods.append(method)
         if method is not None and len(methods) == 2:
             raise KeyboardInterrupt
-        return encode_images(images, codec, task, method, *rest)
+        return encode_images(images, codec, task, method, *rest, **kwargs)
 
     monkeypatch.setattr(api, "encode_images", stop_when_adapting)
     assert run.main(over_folder) == 130
