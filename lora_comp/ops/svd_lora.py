@@ -208,7 +208,7 @@ def _gradients(
 ) -> list[Tensor]:
     """Empty where not wanted."""
     grads = _backward(grad, x, weight, u, s, v, t, scale, wanted)
-    return [x.new_empty(0) if g is None else g for g in grads]
+    return [a.new_empty(0) if g is None else g for a, g in zip((x, u, s, v), grads, strict=True)]
 
 
 @_operator.register_fake

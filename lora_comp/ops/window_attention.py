@@ -120,7 +120,7 @@ def _(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
 @torch.library.custom_op("lora_comp::window_attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _backward(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, wants_bias: bool) -> list[Tensor]:
     qkv, bias, grad = qkv.contiguous(), bias.contiguous(), grad.contiguous()
-    grad_qkv, grad_bias = torch.empty_like(qkv), empty_unless(wants_bias, bias).zero_()
+    grad_qkv, grad_bias = empty_unless(True, qkv), empty_unless(wants_bias, bias).zero_()
     run(
         _C.window_attention_backward,
         qkv,
@@ -137,7 +137,7 @@ def _backward(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, 
 
 @_backward.register_fake
 def _(qkv: Tensor, bias: Tensor, grad: Tensor, window: int, shift: int, wants_bias: bool) -> list[Tensor]:
-    return [torch.empty_like(qkv), empty_unless(wants_bias, bias)]
+    return [empty_unless(True, qkv), empty_unless(wants_bias, bias)]
 
 
 def _keep(ctx, inputs: tuple, output: Tensor) -> None:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strides import strided
+from torch import Tensor
 
 from lora_comp.codecs.tic import GDN
 from lora_comp.entropy import models
-from lora_comp.ops.gdn import _fused, gdn, plain_gdn
+from lora_comp.ops.gdn import _backward, _fused, gdn, plain_gdn
 
 
 def problem(batch, channels, height, width, seed=0):
@@ -148,9 +150,13 @@ def test_the_layer_of_the_codec_is_that_of_compressai(inverse):
     assert_near(*results, 1e-5)
 
 
-def test_torch_checks_the_operator():
-    x, _, beta, gamma = (t.requires_grad_() for t in problem(1, 32, 5, 7))
-    torch.library.opcheck(_fused, (x, beta, gamma, False))
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided])
+def test_torch_checks_the_operator(layout):
+    x, grad, beta, gamma = problem(2, 32, 5, 7)
+    x, grad, gamma = layout(x), layout(grad), layout(gamma)
+    for trained in (False, True):
+        torch.library.opcheck(_backward, (x, grad, beta, gamma, False, trained))
+    torch.library.opcheck(_fused, (x.requires_grad_(), beta.requires_grad_(), gamma.requires_grad_(), False))
 
 
 def test_it_can_be_compiled():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from strides import strided
+from torch import Tensor
 from torch.nn import functional as F
 
 from lora_comp.ops import merge, svd_lora_linear
@@ -178,11 +180,18 @@ def test_the_threads_change_no_bit():
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_operator_keeps_torch_s_rules(dtype, batched):
-    """Its fake and its gradient agree with itself, so that torch.compile and export take it."""
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided])
+def test_the_operator_keeps_torch_s_rules(layout, dtype, batched):
+    """Its fake and its gradient agree with itself, so that torch.compile and export take it, whatever the strides."""
     x, weight, bias, *usv = problem([2, 12], 8, 12, 3, dtype=dtype, batched=batched)
+    x, weight, usv = layout(x), layout(weight), [layout(t) if t.dim() > 1 else t for t in usv]
     inputs = (x.requires_grad_(), weight, bias, *(t.requires_grad_() for t in usv), 2.0)
     torch.library.opcheck(torch.ops.lora_comp.svd_lora_linear.default, inputs)
+    with torch.no_grad():
+        y, t = torch.ops.lora_comp.svd_lora_linear(*inputs)
+        tensors = [a.detach() for a in (layout(y), x, weight, *usv, t)]
+    for wanted in ([True] * 4, [False, True, False, False]):
+        torch.library.opcheck(torch.ops.lora_comp.svd_lora_linear_backward.default, (*tensors, 2.0, wanted))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

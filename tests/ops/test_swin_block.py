@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strides import strided
+from torch import Tensor
 
 from lora_comp import _C
-from lora_comp.ops.swin_block import Layer, Parts, _fused, plain_swin_block, swin_block
+from lora_comp.ops.swin_block import Layer, Parts, _backward, _fused, plain_swin_block, swin_block
 
 half_only = pytest.mark.skipif(not _C.swin_block_half(), reason="the processor does not multiply in bfloat16")
 
@@ -223,13 +225,18 @@ def test_sizes_that_the_kernel_does_not_know_are_computed_all_the_same(window, c
 
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("dense", [False, True])
-def test_torch_checks_the_operator(dense, keeps):
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided])
+def test_torch_checks_the_operator(layout, dense, keeps):
     parts = random_parts(32, 2, 64, (4, 0, 0, 0))
-    parts = parts._replace(position=parts.position.mT)
+    parts = parts._replace(position=layout(parts.position))
     own = [tensor.requires_grad_(dense) for tensor in parts.dense()]
     low_rank = [tensor.requires_grad_() if tensor.numel() else tensor for tensor in parts.low_rank()]
-    x = torch.randn(1, 8, 8, 32, requires_grad=True)
+    x = layout(torch.randn(1, 8, 8, 32)).requires_grad_()
     torch.library.opcheck(_fused, (x, own, low_rank, 8, 4, False, keeps))
+    own, low_rank = ([tensor.detach() for tensor in tensors] for tensors in (own, low_rank))
+    y, kept = _fused(x.detach(), own, low_rank, 8, 4, False, keeps)
+    wanted = [tensor.numel() > 0 for tensor in low_rank]
+    torch.library.opcheck(_backward, (x.detach(), layout(y), kept, own, low_rank, 8, 4, False, True, dense, wanted))
 
 
 def test_it_can_be_compiled():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from strides import strided
+from torch import Tensor
 
 from lora_comp.ops import window_attention
 from lora_comp.ops.window_attention import plain_window_attention
@@ -92,9 +94,7 @@ def test_gradients_in_bfloat16_are_near_those_of_float64(device, window, dim):
 @pytest.mark.parametrize("device", DEVICES)
 def test_strided_input_and_bfloat16(device):
     qkv, bias = problem(2, 9, 17, 2, 16, 4, 0, device=device)
-    strided = qkv.permute(0, 2, 1, 3, 4, 5).contiguous().permute(0, 2, 1, 3, 4, 5)
-    assert not strided.is_contiguous()
-    torch.testing.assert_close(window_attention(strided, bias, 4, 2), window_attention(qkv, bias, 4, 2))
+    torch.testing.assert_close(window_attention(strided(qkv), bias, 4, 2), window_attention(qkv, bias, 4, 2))
     half = window_attention(qkv.bfloat16(), bias, 4, 2)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), window_attention(qkv, bias, 4, 2), rtol=2e-2, atol=2e-2)
@@ -107,13 +107,18 @@ def test_other_sizes_and_types_take_the_definition(window, dim, dtype):
     assert torch.equal(window_attention(qkv, bias, window, 1), expected)
 
 
-def test_the_operator_keeps_torch_s_rules():
-    """Its fake and its gradient agree with itself, so that torch.compile and export take it."""
-    qkv, bias = (t.requires_grad_() for t in problem(1, 8, 12, 2, 16, 4, 0))
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided])
+def test_the_operator_keeps_torch_s_rules(layout):
+    """Its fake and its gradient agree with itself, so that torch.compile and export take it, whatever the strides."""
+    qkv, bias = (layout(t).requires_grad_() for t in problem(2, 8, 12, 2, 16, 4, 0))
     torch.library.opcheck(torch.ops.lora_comp.window_attention.default, (qkv, bias, 4, 2))
+    inputs = (qkv.detach(), bias.detach(), layout(torch.randn(2, 8, 12, 2, 16)), 4, 2)
+    for wants_bias in (False, True):
+        torch.library.opcheck(torch.ops.lora_comp.window_attention_backward.default, (*inputs, wants_bias))
 
 
-def test_it_compiles():
-    qkv, bias = problem(1, 8, 12, 2, 16, 4, 0)
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided])
+def test_it_compiles(layout):
+    qkv, bias = (layout(t) for t in problem(2, 8, 12, 2, 16, 4, 0))
     compiled = torch.compile(lambda q, b: window_attention(q, b, 4, 2) * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(qkv, bias), 2 * window_attention(qkv, bias, 4, 2))
