@@ -254,12 +254,16 @@ def better(plain: Any, adapted: Any, weight: Callable[[float], float] | None) ->
 
 
 def nearer_means(codec: Any, latents: Mapping[str, Tensor], by: float) -> Mapping[str, Tensor]:
-    """Latents whose y is nearer to its predicted means by at most this (soft thresholding)."""
+    """Latents whose y is nearer to its predicted means by at most this (soft thresholding), and z as it changes with y:
+    z of refined latents is not that of their y."""
     if by == 0:
         return latents
     means = codec.rate(latents).predictions["means"]
     away = latents["y"] - means
-    return codec.latents_from(means + away.sign() * (away.abs() - by).clamp_min(0))
+    before, after = (
+        codec.latents_from(y) for y in (latents["y"], means + away.sign() * (away.abs() - by).clamp_min(0))
+    )
+    return {name: latents[name] + (after[name] - before[name]) for name in latents}
 
 
 def nearest(rising: Callable[[int], float], first: int, last: int) -> int:

@@ -18,7 +18,7 @@ from lora_comp.config import compose
 from lora_comp.data import write_image
 from lora_comp.errors import LoraCompWarning
 from lora_comp.report.summary import markdown, summary
-from lora_comp.target import FITS, Search, Target, last_below, nearest
+from lora_comp.target import FITS, Search, Target, last_below, nearer_means, nearest
 from lora_comp.tasks.human import psnr
 from lora_comp.weights import write_weights
 
@@ -137,6 +137,17 @@ def test_an_adapted_file_is_nearer_than_a_sixteenth(tic_v, human, image):
     distortion = (lc.decode(plain.data, tic_v) - image).square().mean().item()
     assert coded.loss_before == pytest.approx(weight * distortion + plain.bpp, rel=1e-5)
     assert coded.loss_after < coded.loss_before
+
+
+@torch.no_grad()
+def test_latents_move_towards_their_means_and_a_refined_z_stays_beside_that_of_y(tic_v, image):
+    latents = tic_v.latents(image[None])
+    refined = {"y": latents["y"], "z": latents["z"] + 0.3}
+    moved = nearer_means(tic_v, refined, 0.1)
+    means = tic_v.rate(refined).predictions["means"]
+    assert ((moved["y"] - means).abs() <= (latents["y"] - means).abs()).all()
+    torch.testing.assert_close(moved["z"], tic_v.latents_from(moved["y"])["z"] + 0.3)
+    assert nearer_means(tic_v, refined, 0) is refined
 
 
 def test_every_image_of_a_batch_meets_the_target_with_its_region(tic_v, human, image):
