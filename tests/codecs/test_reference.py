@@ -9,7 +9,7 @@ import torch
 
 import lora_comp as lc
 
-SYSTEMS = ["tic", "tic_svdlora"]
+SYSTEMS = ["tic", "tic_svdlora", "stf"]
 
 
 def golden(shared, system):
@@ -30,7 +30,7 @@ def golden(shared, system):
 def test_a_published_checkpoint_matches_golden_outputs(shared, system):
     state, x, expected = golden(shared, system)
     out = lc.from_reference(system, state)(x)
-    for name in ("y", "scales", "means", "x_hat"):
+    for name in {"y", "scales", "means", "x_hat"} & expected.keys():
         error = np.abs(out[name].numpy() - expected[name]).max()
         assert error <= 1e-4 * expected[name].std(), name
     for name in ("y_hat", "z_hat"):  # a value midway between two integers may round either way
@@ -38,6 +38,22 @@ def test_a_published_checkpoint_matches_golden_outputs(shared, system):
         assert differ.mean() <= 1e-3, name
     bits = -out["likelihoods"]["y"].double().log2().sum().item()
     assert bits == pytest.approx(float(expected["bits_y"]), rel=1e-3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lrp_transforms.11.8.bias": None}, r"lacks lrp_transforms\.11\.8\.bias$"),
+        ({"syn_layers.2.extra": torch.zeros(1)}, r"has an unexpected entry syn_layers\.2\.extra$"),
+        ({"layers.0.blocks.2.extra": torch.zeros(1)}, r"has an unexpected entry layers\.0\.blocks\.2\.extra$"),
+        ({"h_mean_s.2.0.bias": torch.zeros(7)}, r"h_mean_s\.2\.0\.bias is \(7,\), not \(1152,\)$"),
+    ],
+)
+def test_errors_have_the_published_names_of_stf(shared, change, message):
+    state = {k: v for k, v in (golden(shared, "stf")[0] | change).items() if v is not None}
+    with pytest.raises(lc.LoraCompError, match=message):
+        lc.from_reference("stf", state)
 
 
 @pytest.mark.data
