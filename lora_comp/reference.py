@@ -4,7 +4,8 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,21 @@ def stf(state: Mapping[str, Tensor]) -> STF:
     return codec
 
 
-SYSTEMS = {"tic": tic, "tic_svdlora": tic_svdlora, "stf": stf}
+class System(NamedTuple):
+    """load: a module from a state dict under our names; codec: the name in `codecs.CODECS` of what it holds."""
+
+    load: Callable[[Mapping[str, Tensor]], nn.Module]
+    codec: str
+
+
+SYSTEMS = {"tic": System(tic, "tic"), "tic_svdlora": System(tic_svdlora, "tic"), "stf": System(stf, "stf")}
+
+
+def system_of(name: str) -> System:
+    """The entry of a published system. Raises LoraCompError for an unknown one."""
+    if name not in SYSTEMS:
+        raise LoraCompError(f"unknown published system {name!r}; available are {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
 
 
 def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -123,7 +138,7 @@ def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         LoraCompError: an unknown system, or a state dict of another one.
     """
-    if system not in SYSTEMS:
-        raise LoraCompError(f"unknown published system {system!r}; available are {', '.join(SYSTEMS)}")
-    state = {our_name(k): v.to(torch.float32) for k, v in state_dict.items() if not UNUSED.search(k)}
-    return SYSTEMS[system](state).eval().requires_grad_(False)
+    load = system_of(system).load
+    named = {our_name(k): v for k, v in state_dict.items()}
+    state = {k: v.to(torch.float32) for k, v in named.items() if not UNUSED.search(k)}
+    return load(state).eval().requires_grad_(False)

@@ -1,10 +1,13 @@
 """STF: files of any size, adapted ones, and training."""
 
 import pytest
+import small_stf
 import torch
+from PIL import Image
 
 import lora_comp as lc
-from lora_comp import api
+from lora_comp import api, train
+from lora_comp.codecs import CODECS
 from lora_comp.codecs.stf import PatchMerging
 from lora_comp.methods.low_rank import layers
 
@@ -31,6 +34,17 @@ def test_a_file_adapts_to_its_image(stf, human, make_image):
     coded = lc.encode(make_image(64, 128), stf, human, steps=2)
     assert coded.loss_after <= coded.loss_before
     assert lc.decode(coded.data, stf).shape == (3, 64, 128)
+
+
+def test_training_writes_weights_that_load(tmp_path, make_image, monkeypatch):
+    monkeypatch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
+    for i in range(2):
+        pixels = 255 * make_image(256 + i, 256).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels.astype("uint8")).save(tmp_path / f"{i}.png")
+    words = ["what=codec", f"codec={small_stf.NAME}", "quality=[6]", "steps=2", "batch=2", f"images=[{tmp_path}]"]
+    assert train.main([*words, f"work={tmp_path}", f"into={tmp_path / 'out'}"]) == 0
+    codec = lc.load_codec(small_stf.NAME, 6, tmp_path / "out" / f"{small_stf.NAME}-q6.safetensors")
+    assert lc.decode(lc.encode(make_image(), codec, method="none").data, codec).shape == (3, 64, 64)
 
 
 def test_adapters_find_the_layers_of_every_block(stf):
