@@ -1,7 +1,10 @@
+import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +27,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LORA_COMP_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    """Of a published system: its state dict from `fill.py`, the input image, and the expected outputs."""
+    folder = shared / "golden"
+    spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+
+    def of(system: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, np.ndarray]]:
+        expected = dict(np.load(folder / f"{system}.npz"))
+        keys = json.loads((folder / f"{system}.keys.json").read_text())
+        values = {k: fill.value(k, tuple(shape), float(expected["gain"])) for k, shape in keys.items()}
+        state = {k: torch.from_numpy(v) for k, v in values.items() if v is not None}
+        return state, torch.from_numpy(fill.image(256, 256)), expected
+
+    return of
 
 
 def photograph_tensor() -> torch.Tensor:
