@@ -7,8 +7,8 @@ of Swin blocks at strides 2, 4, 8, 16, patch merging between those of g_a, patch
     z_hat = round(z) --h_s--> what scales and what means are predicted from, (B, 2 M, H/16, W/16)
     y_hat slice by slice (`entropy.slices`) --g_s--> x_hat (B, 3, H, W)
 
-Images are padded to multiples of 64, as in the published evaluation, so every feature map consists of whole windows
-of 4x4 and the published padding of windows never occurs.
+Images are padded to multiples of 64, as in the published evaluation (there with zeros on all sides), so every feature
+map consists of whole windows of 4x4, and the published padding of windows never occurs.
 
 Attention is the fused kernel `ops.window_attention`. The kernel of a whole block, `ops.swin_block`, knows windows of 8
 and multiples of 32 channels only, so norms and linear layers here are torch's.

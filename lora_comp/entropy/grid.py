@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MIDWAY = 2.0**-22  # of a step of the grid: two values in four million are listed
+MIDWAY = 2.0**-21  # of a step of the grid: one value in a million is listed
 
 Sides = Sequence[tuple[int, int]]  # places in C order, and whether the upper of the two multiples was taken
 

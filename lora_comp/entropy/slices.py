@@ -38,7 +38,7 @@ class Slices(Prior):
         hidden: channels of the networks' inner layers.
     """
 
-    grid = 2.0**-12  # an error of 1e-4 at most, as small as those of float32
+    grid = 2.0**-12  # means are off by 1.2e-4 at most, which costs no bits
 
     def __init__(self, M: int, slices: int = 12, seen: int = 6, hidden: Sequence[int] = (224, 176, 128, 64)):
         super().__init__()
