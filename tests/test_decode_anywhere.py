@@ -113,7 +113,7 @@ def test_fifty_files_of_stf_decode_to_the_same_y_hat(tmp_path, golden, shared):
     (tmp_path / "files").mkdir()
     paths = sorted((shared / "data" / "photos").rglob("*.jp*g"))[::20]
     stf = "stf", str(tmp_path / "stf.safetensors"), [4]
-    write_files(stf, [Image.open(p).convert("RGB").crop((0, 0, 180, 120)) for p in paths], tmp_path / "files")
+    write_files(stf, [Image.open(p).convert("RGB").crop((0, 0, 120, 60)) for p in paths], tmp_path / "files")
     widest = "AVX512" in torch.backends.cpu.get_cpu_capability()
     for capability in ("default", "avx2", *["avx512"] * widest):
         used, tried, wrong = decode_in_another_process(stf, tmp_path / "files", capability)

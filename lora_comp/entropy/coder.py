@@ -11,7 +11,8 @@ Encoder and decoder must select the same table for every symbol. Both evaluate t
 CPU, where results differ by about 1e-14 relative between thread counts, libraries and instruction sets. For a scale
 within MARGIN of the boundary between two tables, the encoder signals the table explicitly, as a hint. All other scales
 are farther from a boundary than this error. One symbol in 60 million has a hint. A CRC over all symbols detects any
-remaining mismatch. A prior of many steps rounds what it feeds back to a grid, with hints of the same kind (`grid`).
+remaining mismatch. A prior of many steps rounds what it feeds back to a grid, with hints of the same kind (`grid`); the
+CRC is then over y_hat too.
 """
 
 import weakref
