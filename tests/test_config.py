@@ -250,7 +250,7 @@ def test_a_group_has_no_default_that_is_no_choice():
         path: str = argument("a file")
         codec: Any = dataclasses.field(default="mp3", metadata={"setting": Setting(group="lora_comp.codecs")})
 
-    assert "codec must be tic, tic-s, tic-v or stf, not 'mp3'" in refused(lambda: compose(Wrong, ["a"], "play"))
+    assert "codec must be stf, tic, tic-s or tic-v, not 'mp3'" in refused(lambda: compose(Wrong, ["a"], "play"))
     assert all(name == name.lower() for name in COMMANDS)
 
 
