@@ -10,10 +10,10 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from lora_comp.codecs import load_codec
+from lora_comp.codecs import load_codec, spec
 from lora_comp.errors import LoraCompError
 from lora_comp.files import check_output
-from lora_comp.reference import ALPHA, RANK, from_reference
+from lora_comp.reference import ALPHA, RANK, from_reference, system_of
 from lora_comp.weights import write_weights
 
 
@@ -23,27 +23,29 @@ def import_checkpoint(path: Path, system: str, quality: int, into: Path, overwri
     Args:
         path: a file of torch.save: a state dict, or a dict with one under "state_dict".
         system: a name of `reference.SYSTEMS`.
-        quality: the rate point, 1 to 4, to register the codec under.
+        quality: the rate point of the codec to register it under.
     Returns:
         For each file a line with the settings that load it.
     Raises:
-        LoraCompError: the file is not a checkpoint of that system, or the files cannot be written, or exist without
-            `overwrite`.
+        LoraCompError: an unknown system, a quality that its codec has not, a file that is not its checkpoint, or files
+            that cannot be written, or exist without `overwrite`.
     """
+    codec = system_of(system).codec
+    spec(codec, quality)
     module = from_reference(system, read_checkpoint(path))
     tensors = {name.removeprefix("codec.").replace(".layer.", "."): p for name, p in module.named_parameters()}
     adapter = {name: p for name, p in tensors.items() if name.rsplit(".", 1)[-1] in ("U", "S", "V")}
-    card = {"codec": "tic", "quality": quality, "system": system, "checkpoint": path.name}
+    card = {"codec": codec, "quality": quality, "system": system, "checkpoint": path.name}
     codec_file = into / f"{path.name.split('.')[0]}.safetensors"
     adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
     if into.is_dir():
         for file in [codec_file, adapter_file][: 2 if adapter else 1]:
             check_output(file, [path], overwrite)
     write_weights(codec_file, {n: p for n, p in tensors.items() if n not in adapter}, card, torch.float32)
-    words = f"codec=tic codec.weights={codec_file} quality={quality}"
+    words = f"codec={codec} codec.weights={codec_file} quality={quality}"
     if not adapter:
         return [f"{codec_file}: use it with {words}"]
-    codec_hash = load_codec("tic", quality, codec_file).hash.hex()
+    codec_hash = load_codec(codec, quality, codec_file).hash.hex()
     write_weights(
         adapter_file,
         adapter,

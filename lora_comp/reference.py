@@ -4,12 +4,15 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lora_comp.codecs import build
+from lora_comp.codecs.stf import STF
+from lora_comp.codecs.swin import SwinBlock
 from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
 from lora_comp.methods.low_rank import Adapter, layers
@@ -35,23 +38,47 @@ def our_name(key: str) -> str:
     )
 
 
-def load(module: nn.Module, state: Mapping[str, Tensor], system: str) -> None:
+def stf_names() -> dict[str, str]:
+    """The beginnings of STF's published names, and ours."""
+    names = {"patch_embed": "g_a.0", "end_conv": "g_s.7", "h_mean_s": "h_s.means", "h_scale_s": "h_s.scales"}
+    for theirs, ours in {"cc_mean": "means", "cc_scale": "scales", "lrp": "residuals"}.items():
+        names[f"{theirs}_transforms"] = f"prior.{ours}"
+    for i in range(4):
+        names |= {f"layers.{i}.blocks": f"g_a.{2 * i + 1}.blocks", f"layers.{i}.downsample": f"g_a.{2 * i + 2}"}
+        names |= {f"syn_layers.{i}.blocks": f"g_s.{2 * i}.blocks", f"syn_layers.{i}.downsample": f"g_s.{2 * i + 1}"}
+    return names
+
+
+def renamed(key: str, beginnings: Mapping[str, str]) -> str:
+    """A name with another beginning, if it has one of these."""
+    for old, new in beginnings.items():
+        if key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return key
+
+
+def load(module: nn.Module, state: Mapping[str, Tensor], system: str, names: Mapping[str, str] | None = None) -> None:
     """Load a checkpoint; only entries of the entropy bottleneck may be missing.
+
+    names: our beginnings of names and the published ones, which errors then have.
 
     Raises LoraCompError for a missing or unexpected entry, or a wrong shape.
     """
     own = module.state_dict()
-    for name in state.keys() & own.keys():
+    names = names or {}
+    for name in sorted(state.keys() & own.keys()):
         if state[name].shape != own[name].shape:
             raise LoraCompError(
-                f"this is not a checkpoint of {system}: {name} is {tuple(state[name].shape)}, "
+                f"this is not a checkpoint of {system}: {renamed(name, names)} is {tuple(state[name].shape)}, "
                 f"not {tuple(own[name].shape)}"
             )
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [k for k in missing if k in dict(module.named_parameters()) and "entropy_bottleneck" not in k]
     if missing or unexpected:
-        wrong = f"lacks {missing[0]}" if missing else f"has an unexpected entry {unexpected[0]}"
-        raise LoraCompError(f"this is not a checkpoint of {system}: it {wrong}")
+        wrong = "lacks" if missing else "has an unexpected entry"
+        raise LoraCompError(
+            f"this is not a checkpoint of {system}: it {wrong} {renamed((missing or unexpected)[0], names)}"
+        )
 
 
 def tic(state: Mapping[str, Tensor]) -> TIC:
@@ -71,7 +98,32 @@ def tic_svdlora(state: Mapping[str, Tensor]) -> nn.Module:
     return with_adapter(codec, Adapter(tensors, RANK, ALPHA, identity=b""))
 
 
-SYSTEMS = {"tic": tic, "tic_svdlora": tic_svdlora}
+def stf(state: Mapping[str, Tensor]) -> STF:
+    """STF computed as published to the last bit: a latent midway between two integers that is rounded the other way
+    changes all that later slices predict."""
+    codec, names = build("stf"), stf_names()
+    load(codec, {renamed(k, names): v for k, v in state.items()}, "stf", {ours: k for k, ours in names.items()})
+    for module in codec.modules():
+        if isinstance(module, SwinBlock):
+            module.kernels = False
+    return codec
+
+
+class System(NamedTuple):
+    """load: a module from a state dict under our names; codec: the name in `codecs.CODECS` of what it holds."""
+
+    load: Callable[[Mapping[str, Tensor]], nn.Module]
+    codec: str
+
+
+SYSTEMS = {"tic": System(tic, "tic"), "tic_svdlora": System(tic_svdlora, "tic"), "stf": System(stf, "stf")}
+
+
+def system_of(name: str) -> System:
+    """The entry of a published system. Raises LoraCompError for an unknown one."""
+    if name not in SYSTEMS:
+        raise LoraCompError(f"unknown published system {name!r}; available are {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
 
 
 def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -81,12 +133,12 @@ def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     x_hat, y_hat, z_hat and likelihoods {y, z}.
 
     Args:
-        system: "tic" or "tic_svdlora".
+        system: "tic", "tic_svdlora" or "stf".
         state_dict: tensors by their published names.
     Raises:
         LoraCompError: an unknown system, or a state dict of another one.
     """
-    if system not in SYSTEMS:
-        raise LoraCompError(f"unknown published system {system!r}; available are {', '.join(SYSTEMS)}")
-    state = {our_name(k): v.to(torch.float32) for k, v in state_dict.items() if not UNUSED.search(k)}
-    return SYSTEMS[system](state).eval().requires_grad_(False)
+    load = system_of(system).load
+    named = {our_name(k): v for k, v in state_dict.items()}
+    state = {k: v.to(torch.float32) for k, v in named.items() if not UNUSED.search(k)}
+    return load(state).eval().requires_grad_(False)

@@ -1,14 +1,21 @@
+import importlib.util
+import json
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp.codecs import build
+from lora_comp.codecs import CODECS, build
 from lora_comp.data.folders import photograph
 from lora_comp.networks import SmallResNet, save_network
 from lora_comp.weights import write_weights
+
+sys.path.insert(0, str(Path(__file__).parent / "toys"))
+import small_stf
 
 torch.set_num_threads(1)
 
@@ -20,6 +27,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}: set LORA_COMP_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    """Of a published system: its state dict from `fill.py`, the input image, and the expected outputs."""
+    folder = shared / "golden"
+    spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+
+    def of(system: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, np.ndarray]]:
+        expected = dict(np.load(folder / f"{system}.npz"))
+        keys = json.loads((folder / f"{system}.keys.json").read_text())
+        values = {k: fill.value(k, tuple(shape), float(expected["gain"])) for k, shape in keys.items()}
+        state = {k: torch.from_numpy(v) for k, v in values.items() if v is not None}
+        return state, torch.from_numpy(fill.image(256, 256)), expected
+
+    return of
 
 
 def photograph_tensor() -> torch.Tensor:
@@ -42,6 +67,27 @@ def write_untrained(name: str, folder: Path) -> Path:
     return folder / f"{name}.safetensors"
 
 
+def write_untrained_stf(folder: Path) -> Path:
+    """As `write_untrained`, for `toys/small_stf.py`: y and z spread over several integers, the Gaussians match y, and
+    slices and residuals have an effect."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = small_stf.SPEC.build(2).eval()
+    prior = codec.prior
+    with torch.no_grad():
+        codec.g_a[6].reduction.weight.mul_(10)
+        codec.h_a[8].weight.mul_(30)
+        codec.g_s[7][2].bias.add_(0.5)
+        for net in (*prior.means, *prior.scales, *prior.residuals):
+            net[-1].weight.mul_(10)
+        out = codec(photograph_tensor()[None, :, :256, :448])
+        spread = (out["y"] - out["means"]).square().mean((0, 2, 3)).sqrt() - out["scales"].mean((0, 2, 3))
+        for net, of_slice in zip(prior.scales, spread.split(prior.size), strict=True):
+            net[-1].bias.add_(of_slice)
+    write_weights(folder / f"{small_stf.NAME}.safetensors", dict(codec.named_parameters()), {})
+    return folder / f"{small_stf.NAME}.safetensors"
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     return write_untrained("tic-s", tmp_path_factory.mktemp("weights"))
@@ -55,6 +101,19 @@ def codec(weights):
 @pytest.fixture(scope="session")
 def tic_v(tmp_path_factory):
     return lc.load_codec("tic-v", 2, write_untrained("tic-v", tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(scope="session")
+def stf_weights(tmp_path_factory) -> Path:
+    return write_untrained_stf(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def stf(stf_weights):
+    """STF with six slices, which is not in the registry."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
+        return lc.load_codec(small_stf.NAME, 2, stf_weights)
 
 
 @pytest.fixture(scope="session")

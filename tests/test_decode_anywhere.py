@@ -8,22 +8,29 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small_stf
 import torch
 from PIL import Image
 
 import lora_comp as lc
-from lora_comp.codecs import load_codecs
+from lora_comp.codecs import CODECS, load_codecs
 from lora_comp.data.folders import photograph
+from lora_comp.weights import write_weights
 
+TOYS = str(Path(small_stf.__file__).parent)
 DECODER = """
 import itertools, json, pathlib, sys, torch
 import lora_comp as lc
 from lora_comp import bitstream
 from lora_comp.codecs import load_codecs
 from lora_comp.entropy.coder import CodedLatents
+sys.path.insert(0, sys.argv[5])
+import small_stf
+lc.codecs.CODECS[small_stf.NAME] = small_stf.SPEC
 folder, name, weights, qualities = pathlib.Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4])
 codecs = load_codecs(name, qualities, weights)
 tried, wrong = 0, []
@@ -43,11 +50,14 @@ print(json.dumps([torch.backends.cpu.get_cpu_capability(), tried, wrong]))
 """
 
 
-@pytest.fixture(params=["tic-s", pytest.param("tic-v", marks=pytest.mark.data)])
-def codec(request):
+@pytest.fixture(params=["tic-s", small_stf.NAME, pytest.param("tic-v", marks=pytest.mark.data)])
+def codec(request, monkeypatch):
     """Name, weights and qualities."""
     if request.param == "tic-s":
         return "tic-s", "default", [1, 2, 3, 4]
+    if request.param == small_stf.NAME:
+        monkeypatch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
+        return small_stf.NAME, str(request.getfixturevalue("stf_weights")), [1, 2, 3, 4]
     return "tic-v", str(request.getfixturevalue("trained_tic_v_weights")), [1, 2.25, 4.5, 6]
 
 
@@ -57,13 +67,13 @@ def write_files(codec, arrays, folder):
     codecs = list(load_codecs(name, qualities, weights).values())
     for i, array in enumerate(arrays):
         image = torch.from_numpy(np.array(array)).permute(2, 0, 1).float() / 255
-        (folder / f"{i}.lcz").write_bytes(lc.encode(image, codecs[i % 4], method="none").data)
+        (folder / f"{i}.lcz").write_bytes(lc.encode(image, codecs[i % len(codecs)], method="none").data)
 
 
 def decode_in_another_process(codec, folder, capability):
     name, weights, qualities = codec
     output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DECODER, str(folder), name, weights, json.dumps(qualities)],
+        [sys.executable, "-W", "ignore", "-c", DECODER, str(folder), name, weights, json.dumps(qualities), TOYS],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
         check=True,
         capture_output=True,
@@ -92,6 +102,23 @@ def test_two_hundred_files_decode_to_the_same_symbols(tmp_path, codec, shared):
         used, tried, wrong = decode_in_another_process(codec, tmp_path, capability)
         print(f"{used}: {tried} decoded, {len(wrong)} mismatches")
         assert (tried, wrong) == (200 * 8, [])
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_fifty_files_of_stf_decode_to_the_same_y_hat(tmp_path, golden, shared):
+    """All twelve slices of the published size, under the weights of the parity vectors."""
+    codec = lc.from_reference("stf", golden("stf")[0])
+    write_weights(tmp_path / "stf.safetensors", dict(codec.named_parameters()), {}, torch.float32)
+    (tmp_path / "files").mkdir()
+    paths = sorted((shared / "data" / "photos").rglob("*.jp*g"))[::20]
+    stf = "stf", str(tmp_path / "stf.safetensors"), [4]
+    write_files(stf, [Image.open(p).convert("RGB").crop((0, 0, 120, 60)) for p in paths], tmp_path / "files")
+    widest = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    for capability in ("default", "avx2", *["avx512"] * widest):
+        used, tried, wrong = decode_in_another_process(stf, tmp_path / "files", capability)
+        print(f"{used}: {tried} decoded, {len(wrong)} mismatches")
+        assert (tried, wrong) == (50 * 8, [])
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """`lora-comp import`: converted checkpoints give identical results."""
 
+import json
 import zipfile
 
 import pytest
@@ -75,10 +76,24 @@ def test_weights_that_exist_are_replaced_only_when_told(tmp_path, state, capsys,
     assert lc.load_codec("tic", 1, tmp_path / "cls.safetensors")
 
 
+@pytest.mark.slow
+@pytest.mark.data
+def test_an_imported_stf_codes_images(shared, tmp_path, capsys, make_image):
+    keys = json.loads((shared / "golden" / "stf.keys.json").read_text())
+    torch.manual_seed(0)
+    state = {k: torch.randn(shape) / max(sum(shape), 1) ** 0.5 for k, shape in keys.items()}
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "stf_0067.pth.tar")
+    words = ["import", str(tmp_path / "stf_0067.pth.tar"), "--system", "stf", "quality=3", f"into={tmp_path}"]
+    assert cli.command(words) == 0
+    path = tmp_path / "stf_0067.safetensors"
+    assert f"codec=stf codec.weights={path} quality=3" in capsys.readouterr().out
+    codec = lc.load_codec("stf", 3, path)
+    coded = lc.encode(make_image(50, 70), codec, method="none")
+    assert coded.quality == 3 and lc.decode(coded.data, codec).shape == (3, 50, 70)
+
+
 @pytest.mark.data
 def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, image):
-    import json
-
     keys = json.loads((shared / "golden" / "tic_svdlora.keys.json").read_text())
     torch.save({"state_dict": {k: torch.full(shape, 0.01) for k, shape in keys.items()}}, tmp_path / "cls.pth.tar")
     assert cli.command(["import", str(tmp_path / "cls.pth.tar"), "--system", "tic_svdlora", f"into={tmp_path}"]) == 0
@@ -122,7 +137,8 @@ def test_other_files_raise_a_one_line_error(tmp_path, capsys, write, message):
         ([], "system must be given"),
         (["--system"], "--system needs a value"),
         (["--system", "tic", "size=3"], "import has no setting 'size'"),
-        (["--system", "tic", "quality=5"], "quality must be an integer from 1 to 4, not 5"),
+        (["--system", "tic", "quality=5"], "quality must be 1, 2, 3 or 4, not 5"),
+        (["--system", "stf", "quality=7"], "quality must be an integer from 1 to 6, not 7"),
         (["--system", "jpeg"], "available are tic"),
     ],
 )

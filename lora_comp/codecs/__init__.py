@@ -11,6 +11,7 @@ import torch
 from lora_comp import zoo
 from lora_comp.bitstream import SIXTEENTHS
 from lora_comp.codecs.codec import Codec, Latents, Output, Rate
+from lora_comp.codecs.stf import STF
 from lora_comp.codecs.tic import TIC
 from lora_comp.codecs.tic_v import TICV
 from lora_comp.errors import LoraCompError
@@ -54,6 +55,7 @@ CODECS: dict[str, Spec] = {
     "tic": Spec(lambda quality: TIC()),
     "tic-s": Spec(lambda quality: TIC(N=64, M=96, depths=(0, 2, 4, 2), heads=(4, 4, 4, 6), hyper_heads=4)),
     "tic-v": Spec(lambda quality: TICV().at(quality), (1, 2, 3, 4, 5, 6), variable=True),
+    "stf": Spec(lambda quality: STF(), (1, 2, 3, 4, 5, 6)),
 }
 
 

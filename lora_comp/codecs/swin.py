@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp import ops
+from lora_comp.ops.swin_block import plain_swin_block
+from lora_comp.ops.window_attention import plain_window_attention
 
 
 def position_bias(table: Tensor, window: int) -> Tensor:
@@ -60,7 +62,12 @@ def as_layer(module) -> ops.Layer:
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)): (B, H, W, C) to (B, H, W, C)."""
+    """x + attention(norm(x)), then x + MLP(norm(x)): (B, H, W, C) to (B, H, W, C).
+
+    kernels: False for torch's operations alone, in whose last bits published code agrees.
+    """
+
+    kernels = True
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, mlp_ratio: float):
         super().__init__()
@@ -74,30 +81,43 @@ class SwinBlock(nn.Module):
         norms = ((norm.weight, norm.bias) for norm in (self.norm1, self.norm2))
         qkv, proj, fc1, fc2 = map(as_layer, (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
         parts = ops.Parts(next(norms), qkv, attn.position(), proj, next(norms), fc1, fc2)
+        if not self.kernels:
+            return plain_swin_block(x, parts, attn.window, attn.shift, plain_window_attention)
         return ops.swin_block(x, parts, attn.window, attn.shift)
 
 
-class RSTB(nn.Module):
-    """Residual Swin Transformer block: `depth` Swin blocks, every second one shifted, with a skip connection.
+class Stage(nn.Module):
+    """`depth` Swin blocks, every second one shifted: x (B, C, H, W) to (B, C, H, W)."""
 
-    x (B, C, H, W) to (B, C, H, W). `shifts` is False for a stage whose feature map of a 256x256 image is no larger than
-    its window, as in the published models.
-    """
-
-    def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool, mlp_ratio: float = 2.0):
+    def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool = True, mlp_ratio: float = 4.0):
         super().__init__()
         self.blocks = nn.Sequential(
             *(SwinBlock(dim, heads, window, window // 2 if shifts and i % 2 else 0, mlp_ratio) for i in range(depth))
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class RSTB(Stage):
+    """Residual Swin Transformer block: a `Stage` with a skip connection.
+
+    `shifts` is False for a stage whose feature map of a 256x256 image is no larger than its window, as in the published
+    models.
+    """
+
+    def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool, mlp_ratio: float = 2.0):
+        super().__init__(dim, depth, heads, window, shifts, mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
 
 
 def init_weights(module: nn.Module) -> None:
     """Swin's initialisation: truncated normal of standard deviation 0.02 for linear layers and bias tables."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, WindowAttention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)

@@ -10,7 +10,7 @@ from lora_comp.settings import REQUIRED, argument, setting
 class ImportConfig:
     checkpoint: str = argument("what torch saved: tensors by name, or these under 'state_dict'")
     system: str = setting(REQUIRED, f"whose checkpoint it is: {', '.join(SYSTEMS)}")
-    quality: int = setting(1, "rate point that the codec goes by", low=1, high=4)
+    quality: int = setting(1, "rate point that the codec goes by", low=1, high=6)
     into: str = setting(".", "folder for the weights", path=True)
     overwrite: bool = setting(False, "replace weights that exist")
 
@@ -20,6 +20,7 @@ def import_(config: ImportConfig) -> None:
 
     Examples:
       lora-comp import base_codec_2.pth.tar --system tic quality=2
+      lora-comp import stf_0067_best.pth.tar --system stf quality=3
       lora-comp import cls.pth.tar --system tic_svdlora into=weights
     """
     path, into = Path(config.checkpoint), Path(config.into)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lora_comp import zoo
 from lora_comp.codecs import CODECS, build, load_codec, spec
+from lora_comp.codecs.tic import TIC
 from lora_comp.codecs.tic_v import LAMBDAS
 from lora_comp.data import Scenes
 from lora_comp.errors import LoraCompError
@@ -143,7 +144,7 @@ def codecs(config: TrainConfig, device: torch.device) -> None:
     begun, weights = beginning(config), config.codec.options.weights
     data, first = Crops(config.images, CROP, SCALES), None
     for point, qualities in points.items():
-        if weights == "default" and first is None:
+        if weights == "default" and first is None and isinstance(begun, TIC):
             start.initialise(begun, data.batch(32, 0), rate_lambda(LAMBDAS, qualities[len(qualities) // 2]))
         model = copy.deepcopy(first or begun).to(device)
         row = codec_training.train(

@@ -11,7 +11,8 @@ Encoder and decoder must select the same table for every symbol. Both evaluate t
 CPU, where results differ by about 1e-14 relative between thread counts, libraries and instruction sets. For a scale
 within MARGIN of the boundary between two tables, the encoder signals the table explicitly, as a hint. All other scales
 are farther from a boundary than this error. One symbol in 60 million has a hint. A CRC over all symbols detects any
-remaining mismatch.
+remaining mismatch. A prior of many steps rounds what it feeds back to a grid, with hints of the same kind (`grid`); the
+CRC is then over y_hat too.
 """
 
 import weakref
@@ -24,7 +25,9 @@ import numpy as np
 from torch import Tensor, nn
 
 MARGIN = 1e-9  # relative to the scale; forty thousand times the effect of reordered float64 sums
-HINT = np.dtype([("position", "<u4"), ("table", "u1")])  # position in y (M, h, w), in C order
+HINT = np.dtype([("position", "<u4"), ("choice", "u1")])  # position in y (M, h, w), in C order
+# The choice is the table of a scale, or what a value was rounded to: one of these two, plus 1 where it was rounded up.
+MEAN, REFINED = 64, 66
 
 
 @dataclass(frozen=True)

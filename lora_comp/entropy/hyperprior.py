@@ -9,7 +9,8 @@
 
 h_s and the prior are evaluated in float64. A second step takes y_hat, which differs by some 1e-15 between machines; the
 scales that it predicts still differ far less than MARGIN (docs/entropy.md). In a prior of many steps this could add up:
-such a prior has to round its means to a grid.
+such a prior has a grid. Its means and refined latents are rounded to multiples of `prior.grid`, with hints where a
+value is nearly midway between two, so that every step has the same inputs on all machines.
 """
 
 import copy
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp import _C, rans
-from lora_comp.entropy.coder import HINT, MARGIN, CodedLatents, checksum
+from lora_comp.entropy.coder import HINT, MARGIN, MEAN, REFINED, CodedLatents, checksum
+from lora_comp.entropy.grid import Sides, rounded, undecided
 from lora_comp.entropy.models import EntropyBottleneck
 from lora_comp.entropy.prior import Prior
 from lora_comp.entropy.tables import BETWEEN, bottleneck_tables, gaussian_tables
@@ -74,15 +76,22 @@ class HyperpriorCoder:
         hints: list[tuple[int, int]] = []
         for step in range(self.prior.steps):
             part, means, scales = self.predict(step, hyper, y_hat)
+            of_means = undecided(means, self.prior.grid)
+            means = rounded(means, self.prior.grid, of_means)
             symbols = np.empty(means.shape, np.int32)
-            data, found = _C.encode_latents(
+            data, of_scales = _C.encode_latents(
                 y[part], means, scales, BETWEEN, *gaussian_tables(), MARGIN, symbols, torch.get_num_threads()
             )
             sections.append(data)
-            places = places_of(part, y.shape) if found else []
-            hints += [(places[position], table) for position, table in found]
             y_hat[part], y_symbols[part] = means + symbols, symbols
-        return CodedLatents(sections, checksum(z_symbols, y_symbols), np.array(hints, HINT).tobytes())
+            refined = self.refine(step, hyper, y_hat, part)
+            of_refined = undecided(refined, self.prior.grid)
+            y_hat[part] = rounded(refined, self.prior.grid, of_refined)
+            found = [*of_scales, *((i, MEAN + side) for i, side in of_means)]
+            found += [(i, REFINED + side) for i, side in of_refined]
+            places = places_of(part, y.shape) if found else []
+            hints += [(places[position], choice) for position, choice in found]
+        return CodedLatents(sections, self.crc(z_symbols, y_symbols, y_hat), np.array(hints, HINT).tobytes())
 
     def decompress(self, coded: CodedLatents, size: tuple[int, int]) -> Tensor:
         """See `LatentCoder.decompress`."""
@@ -90,23 +99,28 @@ class HyperpriorCoder:
         if len(coded.sections) != 1 + self.prior.steps:
             wanted = f"its codec has z and y in {self.prior.steps} {'step' if self.prior.steps == 1 else 'steps'}"
             raise BitstreamError(f"the file has {len(coded.sections)} sections of latents, but {wanted}")
-        hints = read_hints(coded.hints, self.positions * self.M * shape[1] * shape[2])
+        hints = read_hints(
+            coded.hints, self.positions * self.M * shape[1] * shape[2], 1 if self.prior.grid is None else 3
+        )
         z_symbols = rans.decode(coded.sections[0], self.channels(shape), *self.z_tables)
         hyper = self.hyper(z_symbols)
         y_hat = np.zeros((self.M, *hyper.shape[2:]))
-        y_symbols, y_float = np.empty(y_hat.shape, np.int32), np.empty(y_hat.shape, np.float32)
+        y_symbols = np.empty(y_hat.shape, np.int32)
         for step, data in enumerate(coded.sections[1:]):
             part, means, scales = self.predict(step, hyper, y_hat)
-            symbols, values = np.empty(means.shape, np.int32), np.empty(means.shape, np.float32)
             places = {place: i for i, place in enumerate(places_of(part, y_hat.shape))} if hints else {}
-            own = [(places[position], table) for position, table in hints if position in places]
+            own = [(places[position], choice) for position, choice in hints if position in places]
+            of_scales, of_means, of_refined = self.by_kind(own)
+            means = rounded(means, self.prior.grid, of_means)
+            symbols, values = np.empty(means.shape, np.int32), np.empty(means.shape, np.float32)
             _C.decode_latents(
-                data, means, scales, BETWEEN, *gaussian_tables(), own, symbols, values, torch.get_num_threads()
+                data, means, scales, BETWEEN, *gaussian_tables(), of_scales, symbols, values, torch.get_num_threads()
             )
-            y_hat[part], y_symbols[part], y_float[part] = means + symbols, symbols, values
-        if checksum(z_symbols, y_symbols) != coded.symbols_crc:
+            y_hat[part], y_symbols[part] = means + symbols, symbols
+            y_hat[part] = rounded(self.refine(step, hyper, y_hat, part), self.prior.grid, of_refined)
+        if self.crc(z_symbols, y_symbols, y_hat) != coded.symbols_crc:
             raise BitstreamError("the decoded latents differ from the encoded ones: the file is corrupt")
-        return torch.from_numpy(y_float)[None]
+        return torch.from_numpy(y_hat.astype(np.float32))[None]
 
     @torch.no_grad()
     def hyper(self, z_symbols: np.ndarray) -> Tensor:
@@ -124,6 +138,23 @@ class HyperpriorCoder:
         scales, means = (values[0][part].contiguous().numpy() for values in self.prior.predict(step, hyper, given))
         return part.numpy() if isinstance(part, Tensor) else part, means, scales
 
+    @torch.no_grad()
+    def refine(self, step: int, hyper: Tensor, y_hat: np.ndarray, part: Any) -> np.ndarray:
+        """The refined part of a step, float64, not rounded to the grid. See `Prior.refine`."""
+        return self.prior.refine(step, hyper, torch.from_numpy(y_hat)[None])[0].numpy()[part]
+
+    def crc(self, z_symbols: np.ndarray, y_symbols: np.ndarray, y_hat: np.ndarray) -> int:
+        """The CRC-32 of all symbols, and of y_hat in float32 where a grid makes it equal on all machines."""
+        exact = [] if self.prior.grid is None else [y_hat.astype(np.float32).view(np.int32)]
+        return checksum(z_symbols, y_symbols, *exact)
+
+    def by_kind(self, hints: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], Sides, Sides]:
+        """The hints for tables of scales, for means and for refined latents."""
+        if self.prior.grid is None:
+            return hints, [], []
+        sides = [[(i, choice - kind) for i, choice in hints if choice - kind in (0, 1)] for kind in (MEAN, REFINED)]
+        return [hint for hint in hints if hint[1] not in range(MEAN, REFINED + 2)], sides[0], sides[1]
+
     @staticmethod
     def channels(shape: tuple[int, ...]) -> np.ndarray:
         """The table of each symbol of z, its channel: int32 of `shape` (N, h, w)."""
@@ -135,11 +166,11 @@ def places_of(part: Any, shape: tuple[int, ...]) -> list[int]:
     return np.arange(math.prod(shape)).reshape(shape)[part].ravel().tolist()
 
 
-def read_hints(data: bytes, latents: int) -> list[tuple[int, int]]:
-    """The positions and tables of hints for so many latents. Raises BitstreamError if they cannot be right."""
+def read_hints(data: bytes, latents: int, each: int) -> list[tuple[int, int]]:
+    """The positions and choices of hints for so many latents with at most `each`. Raises BitstreamError for others."""
     if len(data) % HINT.itemsize:
         raise BitstreamError("the file is corrupt: its hints end early")
-    if len(data) > HINT.itemsize * latents:
+    if len(data) > HINT.itemsize * latents * each:
         raise BitstreamError("the file is corrupt: it has more hints than latents")
     hints = np.frombuffer(data, HINT)
     if (hints["position"] >= latents).any():

@@ -2,12 +2,12 @@
 Hierarchical Priors for Learned Image Compression", NeurIPS 2018, without the autoregressive part).
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_comp.entropy.prior import Part
+from lora_comp.entropy.prior import Part, Prior
 
 
-class MeanScale(nn.Module):
+class MeanScale(Prior):
     """The hyper synthesis is scales and means."""
 
     steps = 1

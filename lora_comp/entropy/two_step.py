@@ -12,10 +12,12 @@ checkerboard of He et al., "Checkerboard Context Model for Efficient Learned Ima
 import torch
 from torch import Tensor, nn
 
+from lora_comp.entropy.prior import Prior
+
 LOG_SCALE = 3.0  # a scale changes by at most this in its logarithm
 
 
-class TwoStep(nn.Module):
+class TwoStep(Prior):
     """scales * exp(d_scale) and means + d_mean in the second step, where a convolutional network computes d_scale and
     d_mean from the hyper synthesis and the first half of y. A new network leaves both at 0.
 

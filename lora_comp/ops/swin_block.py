@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -86,11 +86,16 @@ class Parts(NamedTuple):
         return [none if tensor is None else tensor for layer in self.layers for tensor in layer[2:]]
 
 
-def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
-    """The definition of `swin_block`, in torch."""
+Attention: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+def plain_swin_block(
+    x: Tensor, parts: Parts, window: int, shift: int, attention: Attention = window_attention
+) -> Tensor:
+    """The definition of `swin_block`, in torch; attention: what computes `window_attention`."""
     heads, channels = parts.position.shape[0], x.shape[3:]
     qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
-    x = x + parts.proj(window_attention(qkv, parts.position, window, shift))
+    x = x + parts.proj(attention(qkv, parts.position, window, shift))
     return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2))))
 
 

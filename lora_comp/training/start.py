@@ -76,6 +76,7 @@ def initialise(codec: TIC, images: Tensor, lmbda: float) -> None:
             for last in (part.attn.proj, part.mlp.fc2):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
+    assert isinstance(codec.h_s, nn.Sequential)
     y, hyper = codec.g_a(images), codec.h_s[-1]
     assert isinstance(hyper, nn.ConvTranspose2d)
     nn.init.zeros_(hyper.weight)

@@ -1,36 +1,20 @@
 """Published checkpoints give the results of the published code (LORA_COMP_SHARED/golden)."""
 
-import importlib.util
-import json
-
 import numpy as np
 import pytest
 import torch
 
 import lora_comp as lc
 
-SYSTEMS = ["tic", "tic_svdlora"]
-
-
-def golden(shared, system):
-    """The system's state dict from `fill.py`, the input image, and the expected outputs."""
-    folder = shared / "golden"
-    spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
-    expected = dict(np.load(folder / f"{system}.npz"))
-    keys = json.loads((folder / f"{system}.keys.json").read_text())
-    values = {k: fill.value(k, tuple(shape), float(expected["gain"])) for k, shape in keys.items()}
-    state = {k: torch.from_numpy(v) for k, v in values.items() if v is not None}
-    return state, torch.from_numpy(fill.image(256, 256)), expected
+SYSTEMS = ["tic", "tic_svdlora", "stf"]
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_published_checkpoint_matches_golden_outputs(shared, system):
-    state, x, expected = golden(shared, system)
+def test_a_published_checkpoint_matches_golden_outputs(golden, system):
+    state, x, expected = golden(system)
     out = lc.from_reference(system, state)(x)
-    for name in ("y", "scales", "means", "x_hat"):
+    for name in {"y", "scales", "means", "x_hat"} & expected.keys():
         error = np.abs(out[name].numpy() - expected[name]).max()
         assert error <= 1e-4 * expected[name].std(), name
     for name in ("y_hat", "z_hat"):  # a value midway between two integers may round either way
@@ -41,8 +25,24 @@ def test_a_published_checkpoint_matches_golden_outputs(shared, system):
 
 
 @pytest.mark.data
-def test_a_state_dict_of_another_system_raises(shared):
-    state, _, _ = golden(shared, "tic")
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lrp_transforms.11.8.bias": None}, r"lacks lrp_transforms\.11\.8\.bias$"),
+        ({"syn_layers.2.extra": torch.zeros(1)}, r"has an unexpected entry syn_layers\.2\.extra$"),
+        ({"layers.0.blocks.2.extra": torch.zeros(1)}, r"has an unexpected entry layers\.0\.blocks\.2\.extra$"),
+        ({"h_mean_s.2.0.bias": torch.zeros(7)}, r"h_mean_s\.2\.0\.bias is \(7,\), not \(1152,\)$"),
+    ],
+)
+def test_errors_have_the_published_names_of_stf(golden, change, message):
+    state = {k: v for k, v in (golden("stf")[0] | change).items() if v is not None}
+    with pytest.raises(lc.LoraCompError, match=message):
+        lc.from_reference("stf", state)
+
+
+@pytest.mark.data
+def test_a_state_dict_of_another_system_raises(golden):
+    state, _, _ = golden("tic")
     with pytest.raises(lc.LoraCompError, match="not a checkpoint of tic_svdlora"):
         lc.from_reference("tic_svdlora", state)
     state.pop("g_a0.weight")
@@ -56,8 +56,8 @@ def test_an_unknown_system_raises():
 
 
 @pytest.mark.data
-def test_weights_of_another_shape_raise(shared):
-    state, _, _ = golden(shared, "tic")
+def test_weights_of_another_shape_raise(golden):
+    state, _, _ = golden("tic")
     state["g_a0.bias"] = torch.zeros(64)
     with pytest.raises(lc.LoraCompError, match=r"g_a\.0\.bias is \(64,\), not \(128,\)"):
         lc.from_reference("tic", state)

@@ -28,24 +28,24 @@ def test_the_parts_are_complementary_checkerboards(prior, size):
 def test_the_second_step_sees_the_first_and_the_first_sees_none(prior):
     y, hyper = torch.randn(1, 6, 4, 4, requires_grad=True), torch.randn(1, 12, 4, 4)
     second = prior.part(1, y)
-    _, scales, means = quantise(prior, y, hyper, round_ste)
+    _, _, scales, means = quantise(prior, y, hyper, round_ste)
     (seen,) = torch.autograd.grad((scales + means)[:, second].sum(), y)
     assert (seen[0][~second] != 0).any() and (seen[0][second] == 0).all()
-    _, scales, means = quantise(prior, y.detach(), hyper, round_ste)
+    _, _, scales, means = quantise(prior, y.detach(), hyper, round_ste)
     torch.testing.assert_close(scales[:, ~second], hyper[:, :6][:, ~second])
     torch.testing.assert_close(means[:, ~second], hyper[:, 6:][:, ~second])
 
 
 def test_every_position_is_quantised_about_its_own_mean(prior):
     y, hyper = 3 * torch.randn(2, 6, 5, 7), torch.randn(2, 12, 5, 7)
-    y_hat, _, means = quantise(prior, y, hyper, round_ste)
+    y_hat, _, _, means = quantise(prior, y, hyper, round_ste)
     torch.testing.assert_close((y_hat - means).round(), y_hat - means, atol=1e-5, rtol=0)
     assert ((y_hat - y).abs() <= 0.5 + 1e-5).all()
 
 
 def test_a_new_context_changes_nothing():
     prior, hyper, y = TwoStep(6), torch.rand(1, 12, 4, 4), torch.randn(1, 6, 4, 4)
-    _, scales, means = quantise(prior, y, hyper, round_ste)
+    _, _, scales, means = quantise(prior, y, hyper, round_ste)
     assert torch.equal(scales, hyper[:, :6]) and torch.equal(means, hyper[:, 6:])
 
 
