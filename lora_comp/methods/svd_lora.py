@@ -24,16 +24,20 @@ from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.finetune import Group, OnStep, Schedule, descend, linear
 from lora_comp.methods.low_rank import (
+    ALPHA,
+    ATTENTION,
+    MLP,
+    RANK,
     Adapter,
     LowRankLinear,
     Quantised,
     from_identity,
-    insert,
     layers,
     load_adapter,
     merge,
     read_adapter,
     seeded,
+    with_adapter,
 )
 from lora_comp.methods.method import FitSettings, Spec
 from lora_comp.methods.refine import ATTEMPTS, refine
@@ -182,14 +186,6 @@ class AdaptedLowRank(nn.Module):
         return [updates.encode(k, int(exponent)) for k, exponent in zip(self.symbols(), self.exponent, strict=True)]
 
 
-def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
-    """A copy of the codec with low-rank layers in g_a and g_s; all other modules are shared."""
-    made = replace_modules(codec, g_a=copy.deepcopy(codec.g_a), g_s=copy.deepcopy(codec.g_s))
-    insert(made, adapter, "g_a")
-    insert(made, adapter, "g_s", transmitted)
-    return made.requires_grad_(False)
-
-
 class LowRank:
     """SVD-LoRA (`name` "svd_lora") or plain LoRA ("lora") with an adapter.
 
@@ -221,7 +217,7 @@ class LowRank:
         if payload is None:
             raise BitstreamError("the file is adapted but has no payload")
         made = replace_modules(codec, g_s=copy.deepcopy(codec.g_s))
-        order = list(layers(codec, mlp=True))
+        order = list(layers(codec, ATTENTION + MLP))
         names = sorted((n for n in self.adapter.layers if n.startswith("g_s.")), key=order.index)
         tensors = {f"{name}.{k}": self.adapter.tensors[f"{name}.{k}"] for name in names for k in "USV"}
         transmitted = [f"{name}.{k}" for name in names for k in self.variant.transmitted]
@@ -334,7 +330,7 @@ class Pretraining:
         adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
         self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
         self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains}
-        self.card = {"rank": adapter.rank, "alpha": adapter.alpha}
+        self.card = {"rank": options.rank or RANK, "alpha": options.alpha or ALPHA}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}

@@ -39,6 +39,10 @@ MOST_KEPT = 64 * 2**20  # bytes of one block
 HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 
 
+Attention: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, float], Tensor]
+
+
 class Layer(NamedTuple):
     """x W^T + ((x V) * s) U^T + b: see `svd_lora_linear`, its scale being part of s. Without u a plain layer.
 
@@ -51,10 +55,10 @@ class Layer(NamedTuple):
     s: Tensor | None = None
     v: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, linear: Linear = svd_lora_linear) -> Tensor:
         if self.u is None or self.s is None or self.v is None:
             return F.linear(x, self.weight, self.bias)
-        return svd_lora_linear(x, self.weight, self.bias, self.u, self.s, self.v, 1.0)
+        return linear(x, self.weight, self.bias, self.u, self.s, self.v, 1.0)
 
 
 class Parts(NamedTuple):
@@ -86,17 +90,20 @@ class Parts(NamedTuple):
         return [none if tensor is None else tensor for layer in self.layers for tensor in layer[2:]]
 
 
-Attention: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
-
-
 def plain_swin_block(
-    x: Tensor, parts: Parts, window: int, shift: int, attention: Attention = window_attention
+    x: Tensor,
+    parts: Parts,
+    window: int,
+    shift: int,
+    attention: Attention = window_attention,
+    linear: Linear = svd_lora_linear,
 ) -> Tensor:
-    """The definition of `swin_block`, in torch; attention: what computes `window_attention`."""
+    """The definition of `swin_block`, in torch; attention, linear: what computes `window_attention` and
+    `svd_lora_linear`."""
     heads, channels = parts.position.shape[0], x.shape[3:]
-    qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
-    x = x + parts.proj(attention(qkv, parts.position, window, shift))
-    return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2))))
+    qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1), linear).unflatten(-1, (3, heads, -1))
+    x = x + parts.proj(attention(qkv, parts.position, window, shift), linear)
+    return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2), linear)), linear)
 
 
 def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
