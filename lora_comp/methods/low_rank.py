@@ -1,4 +1,4 @@
-"""Low-rank updates of linear layers, W + scale U diag(S) V^T: names, files, quantisation and merging.
+"""Low-rank updates of linear layers, W + scale U diag(S) V^T: names, quantisation and merging.
 
 An adapter is a set of such updates, pre-trained or generated from a seed.
 """
@@ -7,7 +7,6 @@ import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from lora_comp.codecs.codec import replace_modules
 from lora_comp.codecs.swin import Stage
 from lora_comp.entropy.models import round_ste
 from lora_comp.errors import LoraCompError
-from lora_comp.weights import read_weights
 
 ATTENTION, MLP = ("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")  # the linear layers of a Swin block
 RANK, ALPHA = 4, 8  # of a seeded adapter
@@ -37,6 +35,7 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     scale: float
     identity: bytes  # four bytes that identify the adapter in a file
+    target: float | None = None  # the quality that it was trained for, where that is not the codec's
 
     @property
     def rank(self) -> int:
@@ -109,27 +108,6 @@ def identify(tensors: Mapping[str, Tensor]) -> bytes:
         digest.update(name.encode() + tensors[name].contiguous().float().numpy().tobytes())
     first = digest.digest()[:4]
     return bytes([first[0] | 0x80]) + first[1:]
-
-
-def read_adapter(path: Path, codec: Any) -> Adapter | None:
-    """Read a pre-trained adapter; None if it was trained for another codec. Raises LoraCompError for another file."""
-    tensors, card = read_weights(path, "the adapter")
-    if not {"rank", "alpha"} <= set(card):
-        raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
-    made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
-    if made_for != (codec.name, codec.rate_point, codec.hash.hex()):
-        return None
-    return Adapter(tensors, card["alpha"] / card["rank"], identify(tensors))
-
-
-def load_adapter(path: Path, codec: Any) -> Adapter:
-    """Read a pre-trained adapter. Raises LoraCompError if it was trained for another codec."""
-    adapter = read_adapter(path, codec)
-    if adapter is None:
-        raise LoraCompError(
-            f"{path} was trained for other weights than those loaded of {codec.name} quality {codec.quality:g}"
-        )
-    return adapter
 
 
 class Quantised(nn.Module):
@@ -208,10 +186,18 @@ def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
     return made.requires_grad_(False)
 
 
+def merged(codec: Any, adapter: Adapter, sides: Sequence[str]) -> Any:
+    """A copy of the codec with an adapter's updates, (out, r), (r,), (in, r) per layer, added to the weights of its
+    target layers of `sides`, "g_a" and "g_s"; all other modules are shared."""
+    made = replace_modules(codec, **{side: copy.deepcopy(codec.get_submodule(side)) for side in sides})
+    for side in sides:
+        merge(made, adapter, side)
+    return made
+
+
 @torch.no_grad()
-def merge(codec: Any, adapter: Adapter) -> None:
-    """Add an adapter's updates, (out, r), (r,), (in, r) per layer, to the weights of its target layers."""
-    for name in adapter.layers:
+def merge(codec: Any, adapter: Adapter, side: str) -> None:
+    for name in [name for name in adapter.layers if name.startswith(f"{side}.")]:
         weight = codec.get_parameter(f"{name}.weight")
         u, s, v = (adapter.tensors[f"{name}.{k}"].to(weight.device) for k in "USV")
         weight.copy_(ops.merge(weight, u, s, v, adapter.scale))

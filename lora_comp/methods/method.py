@@ -49,12 +49,30 @@ class Adapted(objective.Adapted, Protocol):
         """The coded updates of each image; None for a method that transmits nothing."""
 
 
+class Unfitted:
+    """A codec that is not fitted to images and transmits nothing, as an `Adapted`."""
+
+    def __init__(self, codec: Any, x: Tensor):
+        self.codec, self.latents = codec, codec.latents
+        self.zeros = x.new_zeros(len(x))
+
+    def fit(self, objective: Objective, settings: FitSettings, on_step: OnStep | None = None) -> None:
+        """There is nothing to fit."""
+
+    def bits(self) -> Tensor:
+        return self.zeros
+
+    def payloads(self) -> list[bytes | None]:
+        return [None] * len(self.zeros)
+
+
 class Method(Protocol):
     """A method that adapts a codec to images and a task.
 
     name: its name in `METHODS`.
     identity: four bytes that identify the decoder's pre-trained adapter in a file; None if it needs none.
     guarded: whether to write the plain file if that has the lower objective.
+    target: the quality whose objective counts, for a method that changes the rate; None: that of the codec.
     settings: everything else that results depend on.
     """
 
@@ -66,6 +84,9 @@ class Method(Protocol):
 
     @property
     def guarded(self) -> bool: ...
+
+    @property
+    def target(self) -> float | None: ...
 
     @property
     def settings(self) -> Mapping[str, Any]: ...

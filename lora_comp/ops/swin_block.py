@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lora_comp import _C
 from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless
-from lora_comp.ops.svd_lora import svd_lora_linear
-from lora_comp.ops.window_attention import window_attention
+from lora_comp.ops.svd_lora import plain_svd_lora_linear, svd_lora_linear
+from lora_comp.ops.window_attention import plain_window_attention, window_attention
 from lora_comp.shapes import Shapes
 
 LAYERS = {"qkv": ("C", "3C"), "proj": ("C", "C"), "fc1": ("C", "hidden"), "fc2": ("hidden", "C")}  # in and out
@@ -39,7 +39,7 @@ MOST_KEPT = 64 * 2**20  # bytes of one block
 HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 
 
-Attention: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
+PLAIN = plain_window_attention, plain_svd_lora_linear
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -90,16 +90,10 @@ class Parts(NamedTuple):
         return [none if tensor is None else tensor for layer in self.layers for tensor in layer[2:]]
 
 
-def plain_swin_block(
-    x: Tensor,
-    parts: Parts,
-    window: int,
-    shift: int,
-    attention: Attention = window_attention,
-    linear: Linear = svd_lora_linear,
-) -> Tensor:
-    """The definition of `swin_block`, in torch; attention, linear: what computes `window_attention` and
-    `svd_lora_linear`."""
+def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int, kernels: bool = True) -> Tensor:
+    """The definition of `swin_block`, in torch. kernels: False for torch's operations alone, in attention and low-rank
+    layers too."""
+    attention, linear = (window_attention, svd_lora_linear) if kernels else PLAIN
     heads, channels = parts.position.shape[0], x.shape[3:]
     qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1), linear).unflatten(-1, (3, heads, -1))
     x = x + parts.proj(attention(qkv, parts.position, window, shift), linear)

@@ -1,0 +1,85 @@
+"""Files of pre-trained adapters: `LAYER.U`, `LAYER.S`, `LAYER.V` of every target layer, in safetensors.
+
+Their card has the method, codec and codec_hash; the codec's quality, None for an adapter of all; rank and alpha; and
+where needed the scale of the updates, by default alpha / rank, and the target, the quality that they were trained for.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_comp import zoo
+from lora_comp.errors import BitstreamError, LoraCompError
+from lora_comp.methods.low_rank import Adapter, identify
+from lora_comp.weights import read_weights
+
+
+def read_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter | None:
+    """Read a pre-trained adapter; None if it was trained for another codec.
+
+    methods: whose adapters are wanted.
+    Raises:
+        LoraCompError: another file, or the adapter of another method.
+    """
+    tensors, card = read_weights(path, "the adapter")
+    if not {"rank", "alpha"} <= set(card):
+        raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
+    if (method := card.get("method", methods[0])) not in methods:
+        raise LoraCompError(f"{path} is an adapter of the method {method}, not of {' or '.join(methods)}")
+    if (card.get("codec"), card.get("codec_hash")) != (codec.name, codec.hash.hex()):
+        return None
+    if card.get("quality") not in (None, codec.quality):
+        return None
+    scale = card.get("scale", card["alpha"] / card["rank"])
+    return Adapter(tensors, scale, identify(tensors), card.get("target"))
+
+
+def load_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter:
+    """Read a pre-trained adapter. Raises LoraCompError as `read_adapter`, and if it was trained for another codec."""
+    adapter = read_adapter(path, codec, methods)
+    if adapter is None:
+        raise LoraCompError(
+            f"{path} was trained for other weights than those loaded of {codec.name} quality {codec.quality:g}"
+        )
+    return adapter
+
+
+def shipped(codec: Any, methods: Sequence[str]) -> dict[Path, str]:
+    """The adapters of methods, in order of preference, in the package for a codec, with the keys of their tasks."""
+    found = {}
+    for method in methods:
+        any_task = zoo.adapter_path(codec.name, codec.rate_point, method, "*")
+        for path in sorted(any_task.parent.glob(any_task.name)):
+            found[path] = path.stem.removeprefix(any_task.stem[:-1])
+    return found
+
+
+def of_identity(
+    codec: Any,
+    identity: bytes,
+    methods: Sequence[str],
+    path: str | Path | None = None,
+    form: Callable[[Adapter], Adapter] = lambda adapter: adapter,
+) -> Adapter:
+    """The adapter that a file names by its identity, from `path` or the package.
+
+    form: applied to an adapter before its identity is compared.
+    Raises:
+        BitstreamError: it is not available.
+        LoraCompError: as `load_adapter`, of `path`.
+    """
+    if path:
+        given = form(load_adapter(Path(path), codec, methods))
+        if given.identity != identity:
+            raise BitstreamError(
+                f"the file was encoded with the adapter {identity.hex()}, and {path} is {given.identity.hex()}"
+            )
+        return given
+    for file in shipped(codec, methods):
+        adapter = read_adapter(file, codec, methods)
+        if adapter is not None and (adapter := form(adapter)).identity == identity:
+            return adapter
+    raise BitstreamError(
+        f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality:g}, which "
+        "is not available: give its file as adapter=PATH"
+    )
