@@ -5,7 +5,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ def alice(state: Mapping[str, Tensor]) -> nn.Module:
     base = {key: value for key, value in state.items() if not entry.fullmatch(key)}
     base |= {f"{match['layer']}.{match['own']}": value for match, value in found if match["own"]}
     codec, factors = stf(base, "alice", published), {m[0]: value for m, value in found if m["factor"]}
-    return with_adapter(codec, Adapter(alice_tensors(codec, adapted, factors), ALICE_ALPHA, identity=b""))
+    return with_adapter(codec, Adapter(alice_tensors(codec, adapted, factors), 1.0, identity=b""))
 
 
 def alice_tensors(codec: STF, adapted: Iterable[str], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,22 +150,29 @@ def alice_tensors(codec: STF, adapted: Iterable[str], factors: Mapping[str, Tens
         rank = factors[a].shape[-1]
         check_shape("alice", a, factors[a], (known[ours].in_features, rank))
         check_shape("alice", b, factors[b], (rank, known[ours].out_features))
-        tensors |= {f"{ours}.U": factors[b].T, f"{ours}.S": torch.ones(rank), f"{ours}.V": factors[a]}
+        s = torch.full((rank,), float(ALICE_ALPHA))
+        tensors |= {f"{ours}.U": factors[b].T, f"{ours}.S": s, f"{ours}.V": factors[a]}
     return tensors
 
 
 class System(NamedTuple):
-    """load: a module from a state dict under our names; codec: the name in `codecs.CODECS` of what it holds."""
+    """A published system.
+
+    load: a module from a state dict under our names.
+    codec: the name in `codecs.CODECS` of what it holds.
+    adapter: method, alpha and, as in `methods.adapter_files`, scale of the adapter that it holds too.
+    """
 
     load: Callable[[Mapping[str, Tensor]], nn.Module]
     codec: str
+    adapter: Mapping[str, Any] = MappingProxyType({})
 
 
 SYSTEMS = {
     "tic": System(tic, "tic"),
-    "tic_svdlora": System(tic_svdlora, "tic"),
+    "tic_svdlora": System(tic_svdlora, "tic", {"method": "svd_lora", "alpha": ALPHA}),
     "stf": System(stf, "stf"),
-    "alice": System(alice, "stf"),
+    "alice": System(alice, "stf", {"method": "alice", "alpha": ALICE_ALPHA, "scale": 1}),
 }
 
 
