@@ -29,6 +29,7 @@ from lora_comp.methods.method import FitSettings, Spec, Unfitted
 from lora_comp.settings import setting
 
 NAMES = ("alice",)
+LR = 1e-4  # published, with Adam and a cosine
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def from_file(codec: Any, identity: bytes | None, path: str | Path | None = None
 class Pretraining:
     """See `methods.method.Pretraining`: A and B, shared by all images."""
 
+    lr = LR
+
     def __init__(self, codec: Any, options: AliceOptions):
         self.module = with_adapter(copy.deepcopy(codec), new_adapter(codec, options)).train()
         adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
@@ -140,4 +143,10 @@ class Pretraining:
         return {n: p.detach() for n, p in self.parts.items()}
 
 
-SPEC = Spec(load, from_file, AliceOptions(), Pretraining)
+def target(options: AliceOptions) -> float:
+    if options.target is None:
+        raise LoraCompError("an adapter of alice is trained for a rate: method.target=3, from 1 for the fewest bits")
+    return options.target
+
+
+SPEC = Spec(load, from_file, AliceOptions(), Pretraining, target)

@@ -111,12 +111,15 @@ class Spec:
         that decodes the file, or raises BitstreamError.
     options: a dataclass of the method's options (`lora_comp.settings`), or an instance with the method's own defaults.
     pretrain: called with the codec and `options`, see `training.adapter`; None for a method without pre-training.
+    target: the quality whose objective an adapter is trained for, from `options`, where it is not the codec's. The
+        codec then has one quality, also one of variable rate. Raises LoraCompError if it is not set.
     """
 
     load: Callable[..., Method]
     from_file: Callable[[Any, bytes | None, str | Path | None], Method]
     options: Any
     pretrain: Callable[[Any, Any], "Pretraining"] | None = None
+    target: Callable[[Any], float] | None = None
 
 
 class Pretraining(Protocol):
@@ -125,6 +128,7 @@ class Pretraining(Protocol):
     module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods. Of a codec of variable rate it has
         `at(quality)`, with a quality for each image (B,), which returns it at those.
     trained: the parameters to optimise, by name.
+    lr: default of the learning rate.
     tensors(): the adapter as stored in its file, by name.
     card: metadata for its file.
     """
@@ -134,6 +138,9 @@ class Pretraining(Protocol):
 
     @property
     def trained(self) -> Mapping[str, nn.Parameter]: ...
+
+    @property
+    def lr(self) -> float: ...
 
     @property
     def card(self) -> Mapping[str, Any]: ...

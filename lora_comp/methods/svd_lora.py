@@ -291,6 +291,8 @@ def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | 
 class Pretraining:
     """See `methods.method.Pretraining`: U, S and V of g_a and g_s, shared by all images."""
 
+    lr = 2e-2
+
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
         adapter = seeded(codec, VARIANTS[name].start, **options.of_seeded())
         self.module = with_adapter(copy.deepcopy(codec), adapter).train()
