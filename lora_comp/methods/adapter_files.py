@@ -1,7 +1,7 @@
-"""Files of pre-trained adapters: `LAYER.U`, `LAYER.S`, `LAYER.V` of every target layer, in safetensors.
+"""Files of pre-trained adapters: the tensors of `low_rank.Adapter` in safetensors.
 
-Their card has the method, codec and codec_hash; the codec's quality, None for an adapter of all; rank and alpha; and
-where needed the scale of the updates, by default alpha / rank, and the target, the quality that they were trained for.
+Their card has the method, codec and codec_hash; the codec's quality, None for an adapter of all; rank and alpha, or the
+scale of the updates, by default alpha / rank; and where needed the target, the quality that they were trained for.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def read_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter | No
         LoraCompError: another file, or the adapter of another method.
     """
     tensors, card = read_weights(path, "the adapter")
-    if not {"rank", "alpha"} <= set(card):
+    if "scale" not in card and not {"rank", "alpha"} <= set(card):
         raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
     if (method := card.get("method", methods[0])) not in methods:
         raise LoraCompError(f"{path} is an adapter of the method {method}, not of {' or '.join(methods)}")
@@ -30,7 +30,7 @@ def read_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter | No
         return None
     if card.get("quality") not in (None, codec.quality):
         return None
-    scale = card.get("scale", card["alpha"] / card["rank"])
+    scale = card["scale"] if "scale" in card else card["alpha"] / card["rank"]
     return Adapter(tensors, scale, identify(tensors), card.get("target"))
 
 

@@ -10,7 +10,8 @@ the frozen codec, with its step of the quantiser, and the adapted g_a must fit y
 the highest rate to lower ones.
 
 Nothing is fitted to an image, nothing is transmitted: a file names its adapter by a hash. Updates are merged into W
-(MALICE), so that encoding and decoding are as fast as with the plain codec.
+(MALICE), so that encoding and decoding are as fast as with the plain codec. The baseline of the paper, `vanilla`, trains
+W and the biases of the same layers themselves: its adapter is a copy of them.
 """
 
 import copy
@@ -44,6 +45,7 @@ class AliceOptions:
     )
     rank: int = setting(8, "in training: rank of the updates", low=1, high=255)
     alpha: int = setting(8, "in training: factor of the updates", low=1, high=255)
+    vanilla: bool = setting(False, "in training: train the layers themselves, weights and biases, the paper's baseline")
     fc1: bool = setting(True, "in training: adapt the first layer of every MLP")
     fc2: bool = setting(True, "in training: adapt the second layer of every MLP")
     encoder: list[bool] | None = setting(
@@ -128,16 +130,25 @@ def from_file(codec: Any, identity: bytes | None, path: str | Path | None = None
 
 
 class Pretraining:
-    """See `methods.method.Pretraining`: A and B, shared by all images."""
+    """See `methods.method.Pretraining`: A and B, or the layers themselves, shared by all images."""
 
     lr = LR
 
     def __init__(self, codec: Any, options: AliceOptions):
+        self.card: dict[str, Any] = {"scale": 1, "target": options.target}
+        if options.vanilla:
+            if (options.rank, options.alpha) != (AliceOptions.rank, AliceOptions.alpha):
+                raise LoraCompError("vanilla=true trains the layers themselves, which have no rank and no alpha")
+            self.module = copy.deepcopy(codec).requires_grad_(False).train()
+            chosen = targets(self.module, options)
+            self.parts = {f"{n}.{k}": getattr(layer, k) for n, layer in chosen.items() for k in ("weight", "bias")}
+            self.trained = self.parts
+            return
+        self.card |= {"rank": options.rank, "alpha": options.alpha}
         self.module = with_adapter(copy.deepcopy(codec), new_adapter(codec, options)).train()
         adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
         self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
         self.trained = {n: p for n, p in self.parts.items() if n[-1] in "UV"}
-        self.card = {"rank": options.rank, "alpha": options.alpha, "scale": 1, "target": options.target}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}

@@ -29,7 +29,7 @@ class Adapter:
     """Low-rank updates of named layers.
 
     `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), each optionally with a first
-    dimension B of images.
+    dimension B of images; or `LAYER.weight` and `LAYER.bias` to what replaces a layer's own.
     """
 
     tensors: Mapping[str, Tensor]
@@ -188,7 +188,7 @@ def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
 
 def merged(codec: Any, adapter: Adapter, sides: Sequence[str]) -> Any:
     """A copy of the codec with an adapter's updates, (out, r), (r,), (in, r) per layer, added to the weights of its
-    target layers of `sides`, "g_a" and "g_s"; all other modules are shared."""
+    target layers of `sides`, "g_a" and "g_s", or with what replaces them; all other modules are shared."""
     made = replace_modules(codec, **{side: copy.deepcopy(codec.get_submodule(side)) for side in sides})
     for side in sides:
         merge(made, adapter, side)
@@ -201,3 +201,6 @@ def merge(codec: Any, adapter: Adapter, side: str) -> None:
         weight = codec.get_parameter(f"{name}.weight")
         u, s, v = (adapter.tensors[f"{name}.{k}"].to(weight.device) for k in "USV")
         weight.copy_(ops.merge(weight, u, s, v, adapter.scale))
+    for name, value in adapter.tensors.items():
+        if name.startswith(f"{side}.") and name.endswith((".weight", ".bias")):
+            codec.get_parameter(name).copy_(value)

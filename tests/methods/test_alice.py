@@ -150,6 +150,27 @@ def test_an_update_is_scaled_by_alpha_alone(codec):
     torch.testing.assert_close(low_rank, layer(x) + 5 * (x @ a) @ b, rtol=1e-4, atol=1e-4)
 
 
+def test_the_vanilla_baseline_is_a_copy_of_the_layers(codec, human, make_image, tmp_path):
+    pretraining = Pretraining(codec, AliceOptions(target=1, vanilla=True, encoder=[True, False, False]))
+    trained = pretraining.trained
+    assert {name.rsplit(".", 2)[1] for name in trained} == {"fc1", "fc2"}
+    assert {name.split(".blocks")[0] for name in trained} == {"g_a.3", "g_s.0", "g_s.2", "g_s.4"}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) / 20
+    card = {"codec": codec.name, "quality": codec.quality, "codec_hash": codec.hash.hex(), "method": "alice"}
+    write_weights(path := tmp_path / "a.safetensors", pretraining.tensors(), card | pretraining.card, torch.float32)
+    method, image = load_method("alice", codec, adapter=str(path)), make_image()
+    made = method.prepare(codec, image[None]).codec
+    with torch.no_grad():
+        ours, theirs, plain = (m.eval()(image[None])["x_hat"] for m in (made, pretraining.module, codec))
+    assert torch.equal(ours, theirs) and (ours - plain).abs().max() > 1e-2
+    coded = lc.encode(image, codec, human, method)
+    assert torch.equal(lc.decode(coded.data, codec, adapter=path), lc.decode(coded.data, codec, method))
+    with pytest.raises(lc.LoraCompError, match="vanilla=true trains the layers themselves"):
+        Pretraining(codec, AliceOptions(target=1, vanilla=True, rank=4))
+
+
 @pytest.fixture
 def coded(codec, human, make_image, tmp_path):
     path = write_adapter(tmp_path / "a.safetensors", codec)
