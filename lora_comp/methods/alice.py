@@ -10,8 +10,8 @@ the frozen codec, with its step of the quantiser, and the adapted g_a must fit y
 the highest rate to lower ones.
 
 Nothing is fitted to an image, nothing is transmitted: a file names its adapter by a hash. Updates are merged into W
-(MALICE), so that encoding and decoding are as fast as with the plain codec. The baseline of the paper, `vanilla`, trains
-W and the biases of the same layers themselves: its adapter is a copy of them.
+(MALICE), so encoding and decoding are as fast as with the plain codec. The baseline of the paper, `vanilla`, trains W
+and the biases of the same layers themselves: its adapter is a copy of them.
 """
 
 import copy
