@@ -31,11 +31,6 @@ SYNTHESIS, ALONE = ("g_s.", "log_inverse"), 0.9  # what is trained after this pr
 HELD_OUT, AT_ONCE = 24, 4  # crops of validation, and how many are coded together
 
 
-def bits(likelihoods: dict[str, Tensor]) -> Tensor:
-    """Ideal code length of each image's latents in bits, -sum log2 p: (B,)."""
-    return torch.stack([-p.log2().flatten(1).sum(1) for p in likelihoods.values()]).sum(0)
-
-
 def weight(quality: float) -> float:
     """lambda 255^2 of a quality from 1 to 6."""
     return 255**2 * rate_lambda(LAMBDAS, quality)
