@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import lora_comp as lc
-from lora_comp.codecs import CODECS, build, tic
+from lora_comp.codecs import CODECS, build, hyperprior
 from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, parallel
@@ -52,7 +52,7 @@ def train(rank, size, port, folder, work, name="tic-s", optimizer=adam):
         )
     torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
-    patch.setattr(tic, "add_noise", lambda x: x)
+    patch.setattr(hyperprior, "add_noise", lambda x: x)
     patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     patch.setattr(loop, "CHECKPOINT_SECONDS", -1)
     patch.setattr(codec_training, "soap", optimizer)
