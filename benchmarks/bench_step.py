@@ -17,7 +17,7 @@ from published import formulation
 
 import lora_comp as lc
 from lora_comp import ops
-from lora_comp.codecs import build
+from lora_comp.codecs import build, code_length
 from lora_comp.finetune import Schedule, _Descent
 from lora_comp.methods import FitSettings
 from lora_comp.methods.svd_lora import OURS, published_factor
@@ -25,7 +25,6 @@ from lora_comp.objective import Objective, tiles, use_bf16
 from lora_comp.ops.swin_block import plain_swin_block
 from lora_comp.ops.window_attention import plain_window_attention
 from lora_comp.replay import Replayed
-from lora_comp.training.codec import bits
 
 
 @pytest.mark.parametrize("device, images", [("cpu", 1), *(pytest.param("cuda", n, marks=ON_GPU) for n in (1, 16))])
@@ -74,7 +73,8 @@ def test_training(benchmark, kind, monkeypatch):
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16(x.device)):
             out = codec(x)
-        loss = 100 * (out["x_hat"].float() - x).square().mean() + bits(out["likelihoods"]).sum() / x[:, 0].numel()
+        bpp = code_length(out["likelihoods"]).sum() / x[:, 0].numel()
+        loss = 100 * (out["x_hat"].float() - x).square().mean() + bpp
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,7 +1,10 @@
-"""A file decodes to the same symbols under other numbers of threads, libraries, precisions and instruction sets.
+"""A file decodes to the same symbols under other numbers of threads, libraries, precisions and instruction sets, and
+under other versions of Python and torch.
 
 Every file holds the CRC-32 of its symbols; a decoder that decodes different ones raises BitstreamError. This process
-encodes, others decode. `pytest -m slow tests/test_decode_anywhere.py` uses 200 files.
+encodes, others decode. `pytest -m slow tests/test_decode_anywhere.py` uses 200 files. LORA_COMP_PYTHONS="OLD/bin/python
+NEW/bin/python" names environments with other versions, which have the package installed: each decodes the 200 files of
+this one, and this one theirs.
 """
 
 import json
@@ -17,20 +20,26 @@ import torch
 from PIL import Image
 
 import lora_comp as lc
+from lora_comp.bitstream import SIXTEENTHS
 from lora_comp.codecs import CODECS, load_codecs
 from lora_comp.data.folders import photograph
 from lora_comp.weights import write_weights
 
 TOYS = str(Path(small_stf.__file__).parent)
+PYTHONS = os.environ.get("LORA_COMP_PYTHONS", "").split()
+
+KNOWN = """
+import sys
+sys.path.insert(0, sys.argv[-1])
+import lora_comp.codecs, small_stf
+lora_comp.codecs.CODECS[small_stf.NAME] = small_stf.SPEC
+"""
 DECODER = """
 import itertools, json, pathlib, sys, torch
 import lora_comp as lc
 from lora_comp import bitstream
 from lora_comp.codecs import load_codecs
 from lora_comp.entropy.coder import CodedLatents
-sys.path.insert(0, sys.argv[5])
-import small_stf
-lc.codecs.CODECS[small_stf.NAME] = small_stf.SPEC
 folder, name, weights, qualities = pathlib.Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4])
 codecs = load_codecs(name, qualities, weights)
 tried, wrong = 0, []
@@ -47,6 +56,39 @@ for threads, onednn, precision in itertools.product((1, 2), (True, False), ("hig
             wrong.append(f"{path.name}, {threads} threads, oneDNN {onednn}, {precision}: {error}")
         tried += 1
 print(json.dumps([torch.backends.cpu.get_cpu_capability(), tried, wrong]))
+"""
+
+# For environments with other versions. Each image is coded at the next quality.
+ENCODER = """
+import json, pathlib, sys
+import lora_comp as lc
+from lora_comp.codecs import load_codecs
+images, folder, name, weights, qualities = *map(pathlib.Path, sys.argv[1:3]), *sys.argv[3:5], json.loads(sys.argv[5])
+codecs = list(load_codecs(name, qualities, weights).values())
+for i, path in enumerate(sorted(images.iterdir())):
+    (folder / f"{path.stem}.lcz").write_bytes(lc.encode(path, codecs[i % len(codecs)], method="none").data)
+"""
+# Prints the versions, and for each file the error, or checksums of decoded latents (float32) and pixels (uint8).
+CHECKSUMS = """
+import json, pathlib, platform, sys, zlib, numpy, torch
+import lora_comp as lc
+from lora_comp import bitstream
+from lora_comp.codecs import load_codecs
+from lora_comp.entropy.coder import CodedLatents
+folder, name, weights, qualities = pathlib.Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4])
+codecs, found = load_codecs(name, qualities, weights), {}
+for path in sorted(folder.iterdir()):
+    header, sections = bitstream.read(path.read_bytes())
+    codec, size = codecs[header.quality], (header.height, header.width)
+    try:
+        latents = codec.coder().decompress(CodedLatents(sections.latents, header.symbols_crc, sections.hints), size)
+        with torch.inference_mode():
+            pixels = (codec.output.crop(codec.synthesize(latents), size) * 255).round().byte()
+        found[path.name] = [zlib.crc32(t.contiguous().numpy().tobytes()) for t in (latents, pixels)]
+    except lc.BitstreamError as error:
+        found[path.name] = str(error)
+versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {numpy.__version__}"
+print(json.dumps([versions, found]))
 """
 
 
@@ -70,16 +112,20 @@ def write_files(codec, arrays, folder):
         (folder / f"{i}.lcz").write_bytes(lc.encode(image, codecs[i % len(codecs)], method="none").data)
 
 
-def decode_in_another_process(codec, folder, capability):
+def run(python, script, codec, *folders, **environment):
+    """What a script prints in a process of its own."""
     name, weights, qualities = codec
-    output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DECODER, str(folder), name, weights, json.dumps(qualities), TOYS],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+    return subprocess.run(
+        [python, "-W", "ignore", "-c", KNOWN + script, *map(str, folders), name, weights, json.dumps(qualities), TOYS],
+        env=os.environ | environment,
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     ).stdout
-    return json.loads(output.splitlines()[-1])
+
+
+def decode_in_another_process(codec, folder, capability):
+    return json.loads(run(sys.executable, DECODER, codec, folder, ATEN_CPU_CAPABILITY=capability).splitlines()[-1])
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
@@ -119,6 +165,39 @@ def test_fifty_files_of_stf_decode_to_the_same_y_hat(tmp_path, golden, shared):
         used, tried, wrong = decode_in_another_process(stf, tmp_path / "files", capability)
         print(f"{used}: {tried} decoded, {len(wrong)} mismatches")
         assert (tried, wrong) == (50 * 8, [])
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.skipif(not PYTHONS, reason="LORA_COMP_PYTHONS names no environments")
+def test_versions_of_python_and_torch_decode_to_the_same_symbols(tmp_path, codec, shared):
+    """At every quality in turn. How many files, latents and images are equal, which come from float32, is printed."""
+    name, weights, qualities = codec
+    if CODECS[name].variable:
+        qualities = [i / SIXTEENTHS for i in range(SIXTEENTHS, 6 * SIXTEENTHS + 1)]
+    codec = name, weights, qualities
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, path in enumerate(sorted((shared / "data" / "photos").rglob("*.jp*g"))[::5]):
+        Image.open(path).convert("RGB").crop((0, 0, 256, 256)).save(images / f"{i:03}.png")
+    files = {python: tmp_path / f"{i}" for i, python in enumerate([sys.executable, *PYTHONS])}
+    for python, folder in files.items():
+        folder.mkdir()
+        run(python, ENCODER, codec, images, folder)
+    wrong = []
+    for encoder, folder in files.items():
+        decoders = files if encoder == sys.executable else [encoder, sys.executable]
+        found = {python: json.loads(run(python, CHECKSUMS, codec, folder).splitlines()[-1]) for python in decoders}
+        versions, own = found[encoder]
+        assert len(own) == 200
+        same = sum((folder / file).read_bytes() == (files[sys.executable] / file).read_bytes() for file in own)
+        print(f"{versions}: {same} files as this environment writes them")
+        for other, theirs in found.values():
+            errors = [f"{versions} > {other}, {file}: {crcs}" for file, crcs in theirs.items() if isinstance(crcs, str)]
+            latents, pixels = (sum(own[file][k] == theirs[file][k] for file in own) for k in (0, 1))
+            print(f"{versions} > {other}: {200 - len(errors)} decoded, {latents} equal latents, {pixels} equal images")
+            wrong += errors
+    assert wrong == []
 
 
 @pytest.mark.gpu

@@ -4,8 +4,8 @@ import pytest
 
 import lora_comp as lc
 from lora_comp.api import bpp, pad
+from lora_comp.codecs import code_length
 from lora_comp.data import load_data
-from lora_comp.training.codec import bits
 
 pytestmark = pytest.mark.data
 
@@ -15,7 +15,7 @@ def test_kodak_files_have_the_estimated_size(shared, quality):
     codec = lc.load_codec("tic-s", quality)
     for sample in load_data("folder", path=shared / "data" / "kodak", limit=8):
         coded = lc.encode(sample.image, codec, method="none")
-        estimate = float(bits(codec(pad(sample.image[None], codec.stride))["likelihoods"])) / 8
+        estimate = float(code_length(codec(pad(sample.image[None], codec.stride))["likelihoods"])) / 8
         assert abs(len(coded.data) - estimate) <= 0.01 * estimate + 40
         decoded = lc.decode(coded.data)
         assert decoded.shape == sample.image.shape

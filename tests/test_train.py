@@ -15,7 +15,7 @@ from lora_comp.methods import alice, load_method
 from lora_comp.train import main
 from lora_comp.training import adapter as adapter_training
 from lora_comp.training import codec as codec_training
-from lora_comp.training import loop, start
+from lora_comp.training import loop, soap, start
 from lora_comp.training.crops import SCALES, Crops
 from lora_comp.weights import read_weights, write_weights
 
@@ -50,6 +50,7 @@ def test_a_codec_starts_as_a_linear_codec_not_at_noise(folder, name):
 def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path, monkeypatch, name, qualities):
     """In either part of it: the last two steps train the synthesis transform alone."""
     monkeypatch.setattr(codec_training, "ALONE", 0.5)
+    monkeypatch.setattr(soap, "EVERY", 2)
     data = Crops([folder], 64, SCALES)
 
     def train(work, stop_after=None):
@@ -80,6 +81,15 @@ def test_the_checkpoint_of_another_training_is_refused(folder, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_training_on_a_gpu_does_not_go_on_with_the_optimiser_of_a_cpu(folder, tmp_path):
+    data = Crops([folder], 64)
+    codec_training.train(build("tic-s"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
+    stored = torch.load(tmp_path / "checkpoint.pt")
+    torch.save(stored | {"adam": stored.pop("soap")}, tmp_path / "checkpoint.pt")
+    with pytest.raises(lc.LoraCompError, match=r"checkpoint\.pt is that of another training"):
+        codec_training.train(build("tic-s"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
+
+
 @KINDS
 def test_the_last_steps_train_the_synthesis_alone(folder, tmp_path, monkeypatch, name, qualities):
     monkeypatch.setattr(codec_training, "ALONE", 0.0)
@@ -94,7 +104,7 @@ def test_a_step_that_would_leave_no_number_is_not_taken(folder, tmp_path, monkey
     codec = build("tic-s")
     before = codec.state_dict()
     monkeypatch.setattr(codec_training, "weight", lambda quality: float("nan"))
-    codec_training.train(codec, tmp_path, Crops([folder], 64), (4,), batch=2, lr=1e-3, steps=1)
+    codec_training.train(codec, tmp_path, Crops([folder], 64), (4,), batch=2, lr=1e-3, steps=2)
     after = codec.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before if not key.endswith("quantiles"))
 
@@ -289,6 +299,13 @@ def test_a_training_that_cannot_start_says_why(capsys, words, line):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
+
+
+def test_a_codec_is_not_trained_without_its_optimiser(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    assert main(["what=codec", "steps=1", "images=[tests]", "into=."]) == 2
+    line = "error: training a codec needs pytorch_optimizer: pip install 'lora_comp[train]'\n"
+    assert capsys.readouterr().err == line
 
 
 def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import lora_comp as lc
-from lora_comp.codecs import CODECS, build, tic
+from lora_comp.codecs import CODECS, build, hyperprior
 from lora_comp.train import main
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, parallel
 from lora_comp.training.crops import SCALES, Crops
+from lora_comp.training.soap import soap
 from lora_comp.weights import read_weights
 
 STEPS = 4
@@ -39,7 +40,11 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def train(rank, size, port, folder, work, name="tic-s"):
+def adam(groups, lr):
+    return torch.optim.Adam([{"params": parameters} for parameters in groups], lr, fused=True)
+
+
+def train(rank, size, port, folder, work, name="tic-s", optimizer=adam):
     """Train as one of `size` processes, without noise, which differs by process, and without bfloat16."""
     if size > 1:
         os.environ.update(
@@ -47,15 +52,17 @@ def train(rank, size, port, folder, work, name="tic-s"):
         )
     torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
-    patch.setattr(tic, "add_noise", lambda x: x)
+    patch.setattr(hyperprior, "add_noise", lambda x: x)
     patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     patch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    patch.setattr(codec_training, "soap", optimizer)
     patch.setattr(codec_training, "ALONE", 0.75)  # the last step trains the synthesis transform alone
     try:
         parallel.start("cpu")
         codec = build(name, seed=rank)  # the first process's weights are broadcast
         qualities = CODECS[name].qualities if CODECS[name].variable else (4,)
         codec_training.train(codec, work, Crops([folder], 64, SCALES), qualities, batch=4, lr=1e-3, steps=STEPS)
+        torch.save(codec.state_dict(), work / f"{rank}.pt")
     finally:
         parallel.finish()
         patch.undo()
@@ -73,6 +80,17 @@ def test_two_processes_match_one_process_with_the_whole_batch(folder, tmp_path, 
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     assert one.shape == (STEPS, 4)
     np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_processes_with_soap_have_the_same_weights(folder, tmp_path):
+    """Each finds the eigenbases for itself. Those of one process with the whole batch are others: rounding errors turn
+    eigenvectors of equal eigenvalues, of which the first covariances have many, and so the directions of Adam."""
+    train(0, 1, 0, folder, tmp_path, optimizer=soap)
+    one = curve(tmp_path)
+    torch.multiprocessing.spawn(train, (2, port(), folder, tmp_path / "two", "tic-s", soap), nprocs=2)
+    first, second = (torch.load(tmp_path / "two" / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    np.testing.assert_allclose(curve(tmp_path / "two"), one, rtol=1e-2)
 
 
 def test_a_batch_that_cannot_be_divided_raises(monkeypatch):

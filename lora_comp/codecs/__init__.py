@@ -10,7 +10,7 @@ import torch
 
 from lora_comp import zoo
 from lora_comp.bitstream import SIXTEENTHS
-from lora_comp.codecs.codec import Codec, Latents, Output, Rate
+from lora_comp.codecs.codec import Codec, Latents, Output, Rate, code_length
 from lora_comp.codecs.stf import STF
 from lora_comp.codecs.tic import TIC
 from lora_comp.codecs.tic_v import TICV
@@ -27,6 +27,7 @@ __all__ = [
     "Spec",
     "at_quality",
     "build",
+    "code_length",
     "load_codec",
     "load_codecs",
     "weights_hash",

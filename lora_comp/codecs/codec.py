@@ -34,6 +34,11 @@ class Output:
         return cropped.clamp(0, 1) if self.features is None else cropped
 
 
+def code_length(likelihoods: Mapping[str, Tensor]) -> Tensor:
+    """Ideal code length of each image in bits, float32 (B,): the sum of -log2 p over its latents, by name."""
+    return torch.stack([-p.log2().flatten(1).sum(1) for p in likelihoods.values()]).sum(0)
+
+
 @dataclass(frozen=True)
 class Rate:
     """Quantised latents and their rate.
@@ -49,8 +54,8 @@ class Rate:
 
     @property
     def bits(self) -> Tensor:
-        """Ideal code length of each image in bits, float32 (B,): the sum of -log2 p over its latents."""
-        return torch.stack([-p.log2().flatten(1).sum(1) for p in self.likelihoods.values()]).sum(0)
+        """`code_length` of the likelihoods."""
+        return code_length(self.likelihoods)
 
 
 class Codec(Protocol):

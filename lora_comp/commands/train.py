@@ -18,7 +18,7 @@ from lora_comp.methods import METHODS
 from lora_comp.settings import Choice, group, setting
 from lora_comp.tasks import load_task
 from lora_comp.tasks.rate import rate_lambda
-from lora_comp.training import adapter, parallel, start
+from lora_comp.training import adapter, parallel, soap, start
 from lora_comp.training import codec as codec_training
 from lora_comp.training.crops import SCALES, Crops
 from lora_comp.training.detector import train_scenes_detector
@@ -146,6 +146,8 @@ def frozen_points(config: TrainConfig) -> list[float]:
 def codecs(config: TrainConfig, device: torch.device) -> None:
     if not config.images:
         raise LoraCompError("a codec needs images to train on: images=[FOLDER,FOLDER]")
+    if device.type == "cpu":
+        soap.library()  # before images are read
     name, points, batch = config.codec.name, rate_points(config), config.batch or 8
     paths = {point: place(config, zoo.codec_path(name, point)) for point in points}
     begun, weights = beginning(config), config.codec.options.weights

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_comp.codecs import code_length
 from lora_comp.methods.method import Pretraining
 from lora_comp.objective import use_bf16
 from lora_comp.training import loop, parallel
-from lora_comp.training.codec import bits
 from lora_comp.training.rates import Rates
 
 
@@ -55,7 +55,7 @@ def train(
         x, (quality, of_bpp, of_distortion) = x[share].to(device), factors
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
             out = rates.at(pretraining.module, quality)(x)
-        bpp = bits(out["likelihoods"]) / x[0, 0].numel()
+        bpp = code_length(out["likelihoods"]) / x[0, 0].numel()
         distortion = task.distortion(out["x_hat"].float().clamp(0, 1), task.targets(x))
         loss = (of_distortion * distortion + of_bpp * bpp).mean()
         optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ averaged encoder transmits.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,13 @@ from lora_comp.training import loop, parallel
 from lora_comp.training.batches import batches_of
 from lora_comp.training.crops import Crops
 from lora_comp.training.rates import Rates
+from lora_comp.training.soap import soap
 
 CLIP = 1.0  # maximal gradient norm; with 10, trainings at all rates came apart
 DECAY = 0.999  # of the moving average
 TRANSFORMS, THEIRS = ("g_a.", "g_s."), 0.5  # the transforms have this share of the learning rate of all else
 SYNTHESIS, ALONE = ("g_s.", "log_inverse"), 0.9  # what is trained after this progress
 HELD_OUT, AT_ONCE = 24, 4  # crops of validation, and how many are coded together
-
-
-def bits(likelihoods: dict[str, Tensor]) -> Tensor:
-    """Ideal code length of each image's latents in bits, -sum log2 p: (B,)."""
-    return torch.stack([-p.log2().flatten(1).sum(1) for p in likelihoods.values()]).sum(0)
 
 
 def weight(quality: float) -> float:
@@ -59,7 +55,7 @@ def train(
         folder: for checkpoint and curves, see `loop.fit`.
         qualities: one rate point, or all of a codec of variable rate; numbers from 1 to 6 at `LAMBDAS`.
         batch: crops per step, over all processes.
-        lr: peak learning rate of Adam.
+        lr: peak learning rate of SOAP, on a GPU of Adam.
         steps, minutes: the budget, see `loop.fit`.
     Returns:
         The last metrics: loss, bpp, psnr in dB; val_loss, the mean over the validation crops and rate points, and
@@ -117,6 +113,12 @@ def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device), cache_enabled=False)
 
 
+def adam(groups: Iterable[list[nn.Parameter]], lrs: Sequence[Tensor]) -> torch.optim.Adam:
+    """For a GPU: a CUDA graph cannot record the decompositions of SOAP."""
+    named = [{"params": parameters, "lr": lr} for parameters, lr in zip(groups, lrs, strict=True)]
+    return torch.optim.Adam(named, fused=True, capturable=True)
+
+
 class _Training:
     """Steps on tensors that stay where they are, so that CUDA graphs can replay them.
 
@@ -136,16 +138,12 @@ class _Training:
         }
         on_gpu = self.device.type == "cuda"
         self.shares, self.lrs = list(groups), [torch.zeros((), device=self.device) for _ in groups]
-        self.optimizer = torch.optim.Adam(
-            [{"params": p, "lr": lr} for p, lr in zip(groups.values(), self.lrs, strict=True)],
-            fused=True,
-            capturable=on_gpu,
-        )
+        self.optimizer = adam(groups.values(), self.lrs) if on_gpu else soap(list(groups.values()), lr)
         self.quantiles = torch.optim.Adam([codec.entropy_bottleneck.quantiles], lr=1e-2, capturable=on_gpu)
         self.parts = {
             "codec": codec,
             "average": self.average,
-            "optimizer": self.optimizer,
+            "adam" if on_gpu else "soap": self.optimizer,  # a training that changes its device does not resume
             "quantiles": self.quantiles,
         }
         self.share = parallel.share(batch)
@@ -161,7 +159,8 @@ class _Training:
         self.factors.copy_(self.rates.draw(i, self.batch)[:, self.share])
         self.renewal.fill_(max(1 - DECAY, 1 / (i + 2)))
         for group, lr, share in zip(self.optimizer.param_groups, self.lrs, self.shares, strict=True):
-            group["lr"] = lr.fill_(share * self.lr * loop.cosine(progress))  # a checkpoint brings its own tensor
+            now = share * self.lr * loop.cosine(progress)
+            group["lr"] = lr.fill_(now) if self.device.type == "cuda" else now  # a checkpoint brings its own tensor
         kind = self._all if progress < ALONE else self._synthesis
         if kind != self.kind:
             self.kind, self.take = kind, self._recorded(kind)
@@ -204,8 +203,8 @@ class _Training:
         loss.backward()
         parallel.average_gradients(self.weights)
         norm = nn.utils.clip_grad_norm_(self.weights, CLIP)
-        # Adam skips a step for which this is 1, as torch.amp.GradScaler has it.
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        # The optimiser skips a step for which this is 1, as torch.amp.GradScaler has it.
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[union-attr]
         self.optimizer.step()
         return torch.stack([loss, bpp.mean(), mse.mean()]).detach()
 
