@@ -4,13 +4,15 @@ Their card has the method, codec and codec_hash; the codec's quality, None for a
 scale of the updates, by default alpha / rank; and where needed the target, the quality that they were trained for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lora_comp import zoo
 from lora_comp.errors import BitstreamError, LoraCompError
-from lora_comp.methods.low_rank import Adapter, identify
+from lora_comp.methods.low_rank import ATTENTION, MLP, Adapter, identify, layers
 from lora_comp.weights import read_weights
 
 
@@ -30,8 +32,24 @@ def read_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter | No
         return None
     if card.get("quality") not in (None, codec.quality):
         return None
+    _check_tensors(path, tensors, codec)
     scale = card["scale"] if "scale" in card else card["alpha"] / card["rank"]
     return Adapter(tensors, scale, identify(tensors), card.get("target"))
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], codec: Any) -> None:
+    """Raise LoraCompError for tensors that are not of layers of the codec, or incomplete."""
+    known = layers(codec, ATTENTION + MLP)
+    for key, value in tensors.items():
+        name, _, kind = key.rpartition(".")
+        shapes: dict[str, tuple[int, ...]] = {}
+        if name in known and f"{name}.S" in tensors:
+            rank, outputs, inputs = tensors[f"{name}.S"].numel(), known[name].out_features, known[name].in_features
+            shapes = {"U": (outputs, rank), "S": (rank,), "V": (inputs, rank)}
+        elif name in known:
+            shapes = {"weight": known[name].weight.shape, "bias": known[name].bias.shape}
+        if value.shape != shapes.get(kind) or any(f"{name}.{other}" not in tensors for other in shapes):
+            raise LoraCompError(f"{path} is not an adapter of {codec.name}: {key} does not match its layers")
 
 
 def load_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter:

@@ -12,7 +12,7 @@ from lora_comp.codecs.swin import SwinBlock
 from lora_comp.methods import load_method
 from lora_comp.methods.alice import AliceOptions, Pretraining, new_adapter
 from lora_comp.methods.low_rank import LowRankLinear, with_adapter
-from lora_comp.weights import write_weights
+from lora_comp.weights import read_weights, write_weights
 
 KINDS = ["codec", "tic_v", "stf"]
 
@@ -199,6 +199,22 @@ def test_adapters_of_other_weights_or_methods_are_refused(codec, coded, tmp_path
         load_method("alice", codec, adapter=str(path))
     with pytest.raises(lc.LoraCompError, match="is an adapter of the method alice, not of svd_lora"):
         load_method("svd_lora", codec, adapter=str(write_adapter(tmp_path / "a.safetensors", codec)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"g_s.0.blocks.0.mlp.fc1.V": None},
+        {"g_s.0.blocks.0.mlp.fc1.S": torch.ones(9)},
+        {"g_s.9.blocks.0.mlp.fc1.weight": torch.ones(2, 2)},
+        {"h_s.0.blocks.0.mlp.fc1.bias": torch.ones(128)},
+    ],
+)
+def test_tensors_that_do_not_fit_the_codec_are_named(codec, tmp_path, change):
+    tensors, card = read_weights(write_adapter(tmp_path / "a.safetensors", codec), "the adapter")
+    write_weights(tmp_path / "a.safetensors", {k: v for k, v in (tensors | change).items() if v is not None}, card)
+    with pytest.raises(lc.LoraCompError, match=r"is not an adapter of tic-s: [gh]_s\..* does not match its layers$"):
+        load_method("alice", codec, adapter=str(tmp_path / "a.safetensors"))
 
 
 def test_an_adapter_of_a_codec_of_variable_rate_is_for_one_quality(tic_v, tmp_path):
