@@ -89,16 +89,26 @@ def new_adapter(codec: Any, options: AliceOptions) -> Adapter:
 
 
 class Alice:
-    """A codec at the rate of an adapter."""
+    """A codec at the rate of an adapter.
+
+    Args:
+        quality: that of the codec the adapter is for.
+    """
 
     name, guarded = "alice", False
 
-    def __init__(self, adapter: Adapter):
+    def __init__(self, adapter: Adapter, quality: float):
         self.adapter, self.identity, self.target = adapter, adapter.identity, adapter.target
+        self.quality = quality
         self.settings: dict[str, Any] = {}
 
     def prepare(self, codec: Any, x: Tensor, settings: FitSettings = FitSettings()) -> Unfitted:  # noqa: B008
         """See `methods.Method.prepare`. The settings have no effect."""
+        if codec.quality != self.quality:  # of variable rate
+            raise LoraCompError(
+                f"the adapter of alice is for {codec.name} quality {self.quality:g}, not {codec.quality:g}: "
+                "leave sizes out"
+            )
         return Unfitted(merged(codec, self.adapter, ["g_a", "g_s"]), x)
 
     def restore(self, codec: Any, payload: bytes | None) -> Any:
@@ -119,14 +129,14 @@ def load(codec: Any, task: str | None = None, **given: Any) -> Alice:
     own = [f.name for f in fields(options) if f.name != "adapter" and getattr(options, f.name) != f.default]
     if own:
         raise LoraCompError(f"{' and '.join(own)} can be set in training, and {options.adapter} is trained")
-    return Alice(load_adapter(Path(options.adapter), codec, NAMES))
+    return Alice(load_adapter(Path(options.adapter), codec, NAMES), codec.quality)
 
 
 def from_file(codec: Any, identity: bytes | None, path: str | Path | None = None) -> Alice:
     """The method of a file. Raises BitstreamError if its adapter is not available."""
     if identity is None:
         raise BitstreamError("the file is adapted but names no adapter")
-    return Alice(of_identity(codec, identity, NAMES, path))
+    return Alice(of_identity(codec, identity, NAMES, path), codec.quality)
 
 
 class Pretraining:

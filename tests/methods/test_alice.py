@@ -217,10 +217,12 @@ def test_tensors_that_do_not_fit_the_codec_are_named(codec, tmp_path, change):
         load_method("alice", codec, adapter=str(tmp_path / "a.safetensors"))
 
 
-def test_an_adapter_of_a_codec_of_variable_rate_is_for_one_quality(tic_v, tmp_path):
+def test_an_adapter_of_a_codec_of_variable_rate_is_for_one_quality(tic_v, human, make_image, tmp_path):
     """Its gains at another quality would give another rate than the adapter was trained for."""
     path = str(write_adapter(tmp_path / "a.safetensors", tic_v))
-    assert load_method("alice", tic_v, adapter=path)
+    method = load_method("alice", tic_v, adapter=path)
+    with pytest.raises(lc.LoraCompError, match=r"is for tic-v quality 2, not .*: leave sizes out"):
+        lc.encode(make_image(), tic_v, human, method, bytes=200)
     with pytest.raises(lc.LoraCompError, match=r"other weights than those loaded of tic-v quality 3\.5"):
         load_method("alice", tic_v.at(3.5), adapter=path)
 
