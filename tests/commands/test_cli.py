@@ -122,7 +122,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
         (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"),
         (["codec.weights=/nowhere"], "/nowhere"),
-        (["codec=jpeg"], "codec must be tic, tic-s or tic-v, not 'jpeg'"),
+        (["codec=jpeg"], "codec must be stf, tic, tic-s or tic-v, not 'jpeg'"),
         (["codec.name=tic"], "codec=tic-s has no setting 'codec.name'"),
         (["task=cls", "task.network=nothing"], "nothing"),
         (["task=cls", "task.network=null"], "task.network must be a path, not null"),
