@@ -210,7 +210,8 @@ def encode_images(
         if method is not None:
             raise LoraCompError("adaptation needs a task: give one, or method='none'")
         return [Coded(data, bpp(data, size), NONE) for data in _plain(codec, pad(originals, codec.stride), size)]
-    objective, x = _objective(originals, codec, task, settings.tile, rois)
+    quality = codec.quality if method is None or method.target is None else method.target
+    objective, x = _objective(originals, codec, task, quality, settings.tile, rois)
     coded: list[Coded] = []
     if method is None or method.guarded:
         files = _plain(codec, objective.x, size)
@@ -280,9 +281,10 @@ def _plain(codec: Any, x: Tensor, size: tuple[int, int]) -> list[bytes]:
 
 
 def _objective(
-    originals: Tensor, codec: Any, task: Any, tile: int, rois: Sequence[AnyImage] | None
+    originals: Tensor, codec: Any, task: Any, quality: float, tile: int, rois: Sequence[AnyImage] | None
 ) -> tuple[Objective, Tensor]:
-    """The objective of images, and the input of the encoder, whose background is simplified outside of regions."""
+    """The objective of images at a quality, and the input of the encoder, whose background is simplified outside of
+    regions."""
     if rois is not None and codec.output.features is not None:
         raise LoraCompError(f"roi= needs a codec that decodes to an image, not to features of {codec.output.features}")
     weights = None if rois is None else regions(rois, originals)
@@ -294,7 +296,7 @@ def _objective(
 
     size = originals.shape[2], originals.shape[3]
     objective = Objective(
-        pad(originals, codec.stride), size, tiles(size, codec, distortion_of, tile), task.weight(codec.quality)
+        pad(originals, codec.stride), size, tiles(size, codec, distortion_of, tile), task.weight(quality)
     )
     return objective, objective.x if weights is None else pad(simplify_background(originals, weights), codec.stride)
 

@@ -13,24 +13,27 @@ from torch import Tensor
 from lora_comp.codecs import load_codec, spec
 from lora_comp.errors import LoraCompError
 from lora_comp.files import check_output
-from lora_comp.reference import ALPHA, RANK, from_reference, system_of
+from lora_comp.reference import from_reference, system_of
 from lora_comp.weights import write_weights
 
 
-def import_checkpoint(path: Path, system: str, quality: int, into: Path, overwrite: bool = False) -> list[str]:
+def import_checkpoint(
+    path: Path, system: str, quality: int, into: Path, overwrite: bool = False, target: float | None = None
+) -> list[str]:
     """Write the weights of a checkpoint to safetensors files in `into`.
 
     Args:
         path: a file of torch.save: a state dict, or a dict with one under "state_dict".
         system: a name of `reference.SYSTEMS`.
         quality: the rate point of the codec to register it under.
+        target: the quality of an adapter that moves the codec to another rate.
     Returns:
         For each file a line with the settings that load it.
     Raises:
         LoraCompError: an unknown system, a quality that its codec has not, a file that is not its checkpoint, or files
             that cannot be written, or exist without `overwrite`.
     """
-    codec = system_of(system).codec
+    codec, about = system_of(system).codec, system_of(system).adapter
     spec(codec, quality)
     module = from_reference(system, read_checkpoint(path))
     tensors = {name.removeprefix("codec.").replace(".layer.", "."): p for name, p in module.named_parameters()}
@@ -45,14 +48,11 @@ def import_checkpoint(path: Path, system: str, quality: int, into: Path, overwri
     words = f"codec={codec} codec.weights={codec_file} quality={quality}"
     if not adapter:
         return [f"{codec_file}: use it with {words}"]
-    codec_hash = load_codec(codec, quality, codec_file).hash.hex()
-    write_weights(
-        adapter_file,
-        adapter,
-        card | {"codec_hash": codec_hash, "method": "svd_lora", "rank": RANK, "alpha": ALPHA},
-        torch.float32,
-    )
-    return [f"{codec_file}: use it with {words}", f"{adapter_file}: and with method.adapter={adapter_file}"]
+    rank = next(len(p) for name, p in adapter.items() if name.endswith(".S"))
+    card |= {"codec_hash": load_codec(codec, quality, codec_file).hash.hex(), "rank": rank, **about}
+    write_weights(adapter_file, adapter, card | ({} if target is None else {"target": target}), torch.float32)
+    with_words = f"method={about['method']} method.adapter={adapter_file}"
+    return [f"{codec_file}: use it with {words}", f"{adapter_file}: and with {with_words}"]
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@
 """
 
 import re
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,10 @@ from lora_comp.codecs.stf import STF
 from lora_comp.codecs.swin import SwinBlock
 from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
-from lora_comp.methods.low_rank import Adapter, layers
-from lora_comp.methods.svd_lora import with_adapter
+from lora_comp.methods.low_rank import MLP, Adapter, layers, with_adapter
 
 RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
+ALICE_ALPHA = 8  # of ALICE's; their updates are scaled by alpha itself
 # Buffers that our modules compute, and parts of the published systems that these models do not use.
 UNUSED = re.compile(
     r"relative_position_index|attn_mask|^gaussian_conditional|prompt_embeddings"
@@ -57,28 +58,32 @@ def renamed(key: str, beginnings: Mapping[str, str]) -> str:
     return key
 
 
-def load(module: nn.Module, state: Mapping[str, Tensor], system: str, names: Mapping[str, str] | None = None) -> None:
+def wrong(system: str, what: str) -> LoraCompError:
+    return LoraCompError(f"this is not a checkpoint of {system}: {what}")
+
+
+def check_shape(system: str, name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    if value.shape != expected:
+        raise wrong(system, f"{name} is {tuple(value.shape)}, not {tuple(expected)}")
+
+
+def load(
+    module: nn.Module, state: Mapping[str, Tensor], system: str, published: Callable[[str], str] = lambda name: name
+) -> None:
     """Load a checkpoint; only entries of the entropy bottleneck may be missing.
 
-    names: our beginnings of names and the published ones, which errors then have.
+    published: from our name of an entry to the one that errors have.
 
     Raises LoraCompError for a missing or unexpected entry, or a wrong shape.
     """
     own = module.state_dict()
-    names = names or {}
     for name in sorted(state.keys() & own.keys()):
-        if state[name].shape != own[name].shape:
-            raise LoraCompError(
-                f"this is not a checkpoint of {system}: {renamed(name, names)} is {tuple(state[name].shape)}, "
-                f"not {tuple(own[name].shape)}"
-            )
+        check_shape(system, published(name), state[name], own[name].shape)
     missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [k for k in missing if k in dict(module.named_parameters()) and "entropy_bottleneck" not in k]
     if missing or unexpected:
-        wrong = "lacks" if missing else "has an unexpected entry"
-        raise LoraCompError(
-            f"this is not a checkpoint of {system}: it {wrong} {renamed((missing or unexpected)[0], names)}"
-        )
+        what = "lacks" if missing else "has an unexpected entry"
+        raise wrong(system, f"it {what} {published((missing or unexpected)[0])}")
 
 
 def tic(state: Mapping[str, Tensor]) -> TIC:
@@ -94,29 +99,81 @@ def tic_svdlora(state: Mapping[str, Tensor]) -> nn.Module:
     codec = tic({k: v for k, v in state.items() if not published.search(k)})
     expected = {f"{name}.{k}" for name in layers(codec) for k in "USV"}
     if expected != set(tensors):
-        raise LoraCompError(f"this is not a checkpoint of tic_svdlora: see {min(expected ^ set(tensors))}")
-    return with_adapter(codec, Adapter(tensors, RANK, ALPHA, identity=b""))
+        raise wrong("tic_svdlora", f"see {min(expected ^ set(tensors))}")
+    return with_adapter(codec, Adapter(tensors, ALPHA / RANK, identity=b""))
 
 
-def stf(state: Mapping[str, Tensor]) -> STF:
+def stf(state: Mapping[str, Tensor], system: str = "stf", published: Callable[[str], str] = lambda name: name) -> STF:
     """STF computed as published to the last bit: a latent midway between two integers that is rounded the other way
-    changes all that later slices predict."""
+    changes all that later slices predict.
+
+    system, published: of errors, see `load`; `published` takes a name that already begins as in STF.
+    """
     codec, names = build("stf"), stf_names()
-    load(codec, {renamed(k, names): v for k, v in state.items()}, "stf", {ours: k for k, ours in names.items()})
+    back = {ours: theirs for theirs, ours in names.items()}
+    load(codec, {renamed(k, names): v for k, v in state.items()}, system, lambda name: published(renamed(name, back)))
     for module in codec.modules():
         if isinstance(module, SwinBlock):
             module.kernels = False
     return codec
 
 
+def alice(state: Mapping[str, Tensor]) -> nn.Module:
+    """ALICE: STF with LoRA, alpha (x A) B, on fc1 and fc2 of the stages that have it."""
+    entry = re.compile(r"(?P<layer>.+\.mlp\.fc[12])\.(?:linear\.(?P<own>weight|bias)|lora\.W_(?P<factor>[ab]))")
+    found = [(match, value) for key, value in state.items() if (match := entry.fullmatch(key))]
+    adapted = dict.fromkeys(match["layer"] for match, _ in found)
+    if not adapted:
+        raise wrong("alice", "it has no entry with lora.W_a")
+
+    def published(name: str) -> str:
+        layer, _, last = name.rpartition(".")
+        return f"{layer}.linear.{last}" if layer in adapted else name
+
+    base = {key: value for key, value in state.items() if not entry.fullmatch(key)}
+    base |= {f"{match['layer']}.{match['own']}": value for match, value in found if match["own"]}
+    codec, factors = stf(base, "alice", published), {m[0]: value for m, value in found if m["factor"]}
+    return with_adapter(codec, Adapter(alice_tensors(codec, adapted, factors), 1.0, identity=b""))
+
+
+def alice_tensors(codec: STF, adapted: Iterable[str], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """U, S and V of the adapted layers from A (in, r) and B (r, out). The layers go by their published names."""
+    names, known = stf_names(), layers(codec, MLP)
+    tensors: dict[str, Tensor] = {}
+    for layer in adapted:
+        ours, a, b = renamed(layer, names), f"{layer}.lora.W_a", f"{layer}.lora.W_b"
+        if ours not in known:
+            raise wrong("alice", f"it has an unexpected layer {layer}")
+        for name in (a, b):
+            if name not in factors:
+                raise wrong("alice", f"it lacks {name}")
+        rank = factors[a].shape[-1]
+        check_shape("alice", a, factors[a], (known[ours].in_features, rank))
+        check_shape("alice", b, factors[b], (rank, known[ours].out_features))
+        s = torch.full((rank,), float(ALICE_ALPHA))
+        tensors |= {f"{ours}.U": factors[b].T, f"{ours}.S": s, f"{ours}.V": factors[a]}
+    return tensors
+
+
 class System(NamedTuple):
-    """load: a module from a state dict under our names; codec: the name in `codecs.CODECS` of what it holds."""
+    """A published system.
+
+    load: a module from a state dict under our names.
+    codec: the name in `codecs.CODECS` of what it holds.
+    adapter: method, alpha and, as in `methods.adapter_files`, scale of the adapter that it holds too.
+    """
 
     load: Callable[[Mapping[str, Tensor]], nn.Module]
     codec: str
+    adapter: Mapping[str, Any] = MappingProxyType({})
 
 
-SYSTEMS = {"tic": System(tic, "tic"), "tic_svdlora": System(tic_svdlora, "tic"), "stf": System(stf, "stf")}
+SYSTEMS = {
+    "tic": System(tic, "tic"),
+    "tic_svdlora": System(tic_svdlora, "tic", {"method": "svd_lora", "alpha": ALPHA}),
+    "stf": System(stf, "stf"),
+    "alice": System(alice, "stf", {"method": "alice", "alpha": ALICE_ALPHA, "scale": 1}),
+}
 
 
 def system_of(name: str) -> System:
@@ -133,7 +190,7 @@ def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     x_hat, y_hat, z_hat and likelihoods {y, z}.
 
     Args:
-        system: "tic", "tic_svdlora" or "stf".
+        system: "tic", "tic_svdlora", "stf" or "alice".
         state_dict: tensors by their published names.
     Raises:
         LoraCompError: an unknown system, or a state dict of another one.

@@ -92,6 +92,35 @@ def test_an_imported_stf_codes_images(shared, tmp_path, capsys, make_image):
     assert coded.quality == 3 and lc.decode(coded.data, codec).shape == (3, 50, 70)
 
 
+@pytest.mark.slow
+@pytest.mark.data
+def test_an_imported_alice_codes_images_at_the_rate_of_its_adapter(shared, tmp_path, capsys, make_image):
+    keys = json.loads((shared / "golden" / "alice.keys.json").read_text())
+    torch.manual_seed(0)
+    state = {k: torch.randn(shape) / max(sum(shape), 1) ** 0.5 for k, shape in keys.items()}
+    state |= {k: v / 50 for k, v in state.items() if k.endswith("W_b")}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "013_checkpoint.pth.tar")
+    words = ["import", str(tmp_path / "013_checkpoint.pth.tar"), "--system", "alice", "quality=6", "target=4"]
+    assert cli.command([*words, f"into={tmp_path}"]) == 0
+    codec_file, adapter_file = (tmp_path / f"013_checkpoint{end}.safetensors" for end in ("", "-adapter"))
+    out = capsys.readouterr().out
+    assert f"codec=stf codec.weights={codec_file} quality=6" in out
+    assert f"method=alice method.adapter={adapter_file}" in out
+    codec = lc.load_codec("stf", 6, codec_file)
+    method = load_method("alice", codec, adapter=str(adapter_file))
+    assert method.target == 4
+    x = make_image(64, 64)[None]
+    theirs = lc.from_reference("alice", state)
+    with torch.no_grad():
+        made = method.prepare(codec, x).codec
+        y, y_hat = theirs.latents(x)["y"], theirs.rate(theirs.latents(x)).y_hat
+        assert (made.latents(x)["y"] - y).abs().max() <= 1e-4 * y.std()
+        expected = theirs.synthesize(y_hat)
+        assert (made.synthesize(y_hat) - expected).abs().max() <= 1e-4 * expected.std()
+    coded = lc.encode(make_image(50, 70), codec, lc.load_task("human"), method)
+    assert lc.decode(coded.data, codec, adapter=adapter_file).shape == (3, 50, 70)
+
+
 @pytest.mark.data
 def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, image):
     keys = json.loads((shared / "golden" / "tic_svdlora.keys.json").read_text())

@@ -11,8 +11,9 @@ from PIL import Image
 import lora_comp as lc
 from lora_comp import api
 from lora_comp.codecs import CODECS, build
-from lora_comp.methods import load_method
+from lora_comp.methods import alice, load_method
 from lora_comp.train import main
+from lora_comp.training import adapter as adapter_training
 from lora_comp.training import codec as codec_training
 from lora_comp.training import loop, soap, start
 from lora_comp.training.crops import SCALES, Crops
@@ -186,6 +187,63 @@ def test_one_adapter_serves_all_rates_of_a_codec_that_has_them(tmp_path, folder)
         assert any(tensor.any() for name, tensor in method.adapter.tensors.items() if name.endswith(".S"))
 
 
+def test_an_adapter_of_alice_is_trained_for_the_rate_of_its_target(tmp_path, folder):
+    """On a codec that is frozen at its highest quality, also one of variable rate."""
+    words = ["what=adapter", "method=alice", "method.rank=2", "method.target=2.5", "task=human", "steps=2", "batch=1"]
+    words += ["codec=tic-v", "codec.weights=null", "threads=1", f"images=[{folder}]", f"work={tmp_path / 'work'}"]
+    assert main([*words, f"into={tmp_path}"]) == 0
+    path = tmp_path / "tic-v-q6-alice-human-q2.5.safetensors"
+    card = read_weights(path, "the adapter")[1]
+    assert (card["quality"], card["target"], card["method"], card["rank"]) == (6, 2.5, "alice", 2)
+    codec = lc.load_codec("tic-v", 6, weights=None)
+    method = load_method("alice", codec, adapter=str(path))
+    assert method.target == 2.5
+    assert any(tensor.any() for name, tensor in method.adapter.tensors.items() if name.endswith(".U"))
+    image = lc.load_data("photos", limit=1)[0].image[:, :64, :64]
+    coded = lc.encode(image, codec, lc.load_task("human"), method)
+    assert torch.equal(lc.decode(coded.data, codec, adapter=path), lc.decode(coded.data, codec, method))
+
+
+@pytest.mark.parametrize("target", [1, 3])
+def test_the_loss_of_an_adapter_is_that_of_its_target(folder, tmp_path, codec, human, target):
+    """Whatever quality the codec is of."""
+    data = Crops([folder], 64)
+    row = adapter_training.train(
+        alice.Pretraining(codec, alice.AliceOptions(target=target)),
+        (target,),
+        human,
+        lambda step: data.batch(2, step),
+        tmp_path,
+        lr=1e-3,
+        steps=1,
+    )[1]
+    assert row["loss"] == pytest.approx(human.weight(target) * row["distortion"] + row["bpp"], rel=1e-3)
+
+
+@pytest.mark.parametrize("vanilla", [False, True])
+def test_a_stopped_training_of_an_adapter_goes_on_to_the_same_weights(folder, tmp_path, codec, human, vanilla):
+    data = Crops([folder], 64)
+
+    def train(work, stop_after=None):
+        def batches(step):
+            if step == stop_after:
+                raise KeyboardInterrupt
+            return data.batch(2, step)
+
+        pretraining = alice.Pretraining(codec, alice.AliceOptions(target=1, vanilla=vanilla))
+        return adapter_training.train(pretraining, (1,), human, batches, tmp_path / work, lr=1e-3, steps=4)[0]
+
+    straight = train("straight")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stop_after=2)
+    resumed = train("stopped")
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    new = alice.Pretraining(codec, alice.AliceOptions(target=1, vanilla=vanilla)).tensors()
+    changed = {name.rsplit(".", 1)[1] for name in new if not torch.equal(new[name], straight[name])}
+    assert changed == ({"weight", "bias"} if vanilla else {"U", "V"})
+
+
 def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
     """And what it writes loads as a codec, with a card that says what it reaches at each rate."""
     image = lc.load_data("photos", limit=1)[0].image[:, :256, :256]
@@ -224,6 +282,9 @@ def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
             "there are no weights for codec tic-v: /nowhere is missing",
         ),
         (["what=adapter", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
+        (["what=adapter", "method=alice", "steps=1", "into=."], "is trained for a rate: method.target=3"),
+        (["what=adapter", "method=alice", "method.target=7", "steps=1"], "method.target must be a number from 1 to 6"),
+        (["what=adapter", "method=alice", "method.target=3", "quality=[5]", "steps=1"], "quality must be 1, 2, 3 or 4"),
         (
             ["what=network", "network=flowers", "steps=1", "images=[/nowhere]", "into=."],
             "one folder with train/ and val/",

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lora_comp import ops
 from lora_comp.ops.swin_block import plain_swin_block
-from lora_comp.ops.window_attention import plain_window_attention
 
 
 def position_bias(table: Tensor, window: int) -> Tensor:
@@ -82,7 +81,7 @@ class SwinBlock(nn.Module):
         qkv, proj, fc1, fc2 = map(as_layer, (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
         parts = ops.Parts(next(norms), qkv, attn.position(), proj, next(norms), fc1, fc2)
         if not self.kernels:
-            return plain_swin_block(x, parts, attn.window, attn.shift, plain_window_attention)
+            return plain_swin_block(x, parts, attn.window, attn.shift, kernels=False)
         return ops.swin_block(x, parts, attn.window, attn.shift)
 
 

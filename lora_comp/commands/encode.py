@@ -87,8 +87,9 @@ def encode(config: EncodeConfig) -> None:
         )
     write_file(config.file, coded.data)
     found = f"quality {coded.quality:g}, " if target else ""
+    plain = "" if coded.loss_before is None else f"{coded.loss_before:.4f} plain, "
     print(
         f"{config.file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {found}{coded.method}, objective "
-        f"{coded.loss_before:.4f} plain, {coded.loss_after:.4f} here",
+        f"{plain}{coded.loss_after:.4f} here",
         file=sys.stdout if Path(config.file).is_file() else sys.stderr,  # a pipe takes the file alone
     )

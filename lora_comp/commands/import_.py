@@ -11,6 +11,12 @@ class ImportConfig:
     checkpoint: str = argument("what torch saved: tensors by name, or these under 'state_dict'")
     system: str = setting(REQUIRED, f"whose checkpoint it is: {', '.join(SYSTEMS)}")
     quality: int = setting(1, "rate point that the codec goes by", low=1, high=6)
+    target: float | None = setting(
+        None,
+        "of alice: the quality that the adapter was trained for, 1 for lambda 0.0018 to 6 for 0.0483",
+        low=1,
+        high=6,
+    )
     into: str = setting(".", "folder for the weights", path=True)
     overwrite: bool = setting(False, "replace weights that exist")
 
@@ -22,7 +28,8 @@ def import_(config: ImportConfig) -> None:
       lora-comp import base_codec_2.pth.tar --system tic quality=2
       lora-comp import stf_0067_best.pth.tar --system stf quality=3
       lora-comp import cls.pth.tar --system tic_svdlora into=weights
+      lora-comp import 013_checkpoint.pth.tar --system alice quality=6 target=4
     """
     path, into = Path(config.checkpoint), Path(config.into)
-    for line in import_checkpoint(path, config.system, config.quality, into, config.overwrite):
+    for line in import_checkpoint(path, config.system, config.quality, into, config.overwrite, config.target):
         print(line)

@@ -35,7 +35,7 @@ class TrainConfig:
     quality: list[int] | None = setting(
         None,
         "rate points of codecs and adapters, null: all from the highest; codecs after the first start from it; a codec "
-        "of variable rate has none",
+        "of variable rate has none. Of alice: those of the frozen codecs, null: the highest",
         low=1,
         filled=True,
     )
@@ -72,6 +72,7 @@ def train(config: TrainConfig) -> None:
       lora-comp train what=codec images=[photos,flowers/train] minutes=40
       lora-comp train what=codec codec=tic-v codec.weights=begun.safetensors images=[photos] steps=100000 batch=16
       lora-comp train what=adapter task=cls task.network=scenes minutes=4
+      lora-comp train what=adapter method=alice method.target=3 codec=stf task=human images=[photos] steps=9000
       lora-comp train what=network network=flowers images=[flowers] steps=2000
     """
     if config.what != "network" and (config.minutes is None) == (config.steps is None):
@@ -136,6 +137,12 @@ def rate_points(config: TrainConfig) -> dict[float | None, tuple[float, ...]]:
     return {quality: (quality,) for quality in chosen if spec(name, quality)}
 
 
+def frozen_points(config: TrainConfig) -> list[float]:
+    """The qualities at which a codec is frozen and adapted to another rate: by default the highest."""
+    name = config.codec.name
+    return [quality for quality in config.quality or CODECS[name].qualities[-1:] if spec(name, quality)]
+
+
 def codecs(config: TrainConfig, device: torch.device) -> None:
     if not config.images:
         raise LoraCompError("a codec needs images to train on: images=[FOLDER,FOLDER]")
@@ -188,12 +195,16 @@ def adapters(config: TrainConfig, device: torch.device) -> None:
     if method is None or method.pretrain is None:
         trained = [n for n, spec in METHODS.items() if spec.pretrain]
         raise LoraCompError(f"method={name} has no adapter to train; known are {', '.join(trained)}")
-    points = rate_points(config)
     task = load_task(**config.task.given()).to(device)
-    paths = {point: place(config, zoo.adapter_path(config.codec.name, point, name, task.key)) for point in points}
+    if method.target is None:
+        points, key = rate_points(config), task.key
+    else:
+        target = method.target(options)
+        points, key = dict.fromkeys(frozen_points(config), (target,)), f"{task.key}-q{target:g}"
+    paths = {point: place(config, zoo.adapter_path(config.codec.name, point, name, key)) for point in points}
     batches = images(config.images, config.batch or parallel.size())
     for point, qualities in points.items():
-        codec = load_codec(quality=qualities[0], **config.codec.given()).to(device)
+        codec = load_codec(quality=point or qualities[0], **config.codec.given()).to(device)
         pretraining = method.pretrain(codec, options)
         tensors, row = adapter.train(
             pretraining,
@@ -201,7 +212,7 @@ def adapters(config: TrainConfig, device: torch.device) -> None:
             task,
             batches,
             Path(config.work) / paths[point].stem,
-            lr=config.lr or 2e-2,
+            lr=config.lr or pretraining.lr,
             minutes=config.minutes,
             steps=config.steps,
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lora_comp.errors import BitstreamError, LoraCompError
-from lora_comp.methods import svd_lora
+from lora_comp.methods import alice, svd_lora
 from lora_comp.methods.annealing import Annealed, annealed, steps_of
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
 from lora_comp.settings import NoOptions
@@ -35,6 +35,7 @@ NONE = "none"
 METHODS: dict[str, Spec] = {
     "svd_lora": svd_lora.spec("svd_lora", svd_lora.LowRankOptions()),
     "lora": svd_lora.spec("lora", svd_lora.LowRankOptions(exponent=8)),
+    "alice": alice.SPEC,
 }
 
 

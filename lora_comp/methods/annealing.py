@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_comp.errors import LoraCompError
 from lora_comp.finetune import Group, OnStep, Schedule, descend, linear
-from lora_comp.methods.method import Adapted, FitSettings, Method
+from lora_comp.methods.method import Adapted, FitSettings, Method, Unfitted
 from lora_comp.objective import Objective
 
 REFINED = "refined"  # the plain codec with refined latents, beside "none" in tables; its files are those of "none"
@@ -47,23 +47,6 @@ class Annealing:
         upward = (r * (1 + r) / ((1 - r) * (2 - r))).log() / 2  # atanh(r) - atanh(1 - r)
         noise = torch.rand(v.shape[1:], device=v.device).clamp(EPSILON, 1 - EPSILON).logit()
         return floor + torch.sigmoid((upward / self.temperature + noise) / self.temperature)
-
-
-class Unadapted:
-    """The plain codec as a method's `Adapted`."""
-
-    def __init__(self, codec: Any, x: Tensor):
-        self.codec, self.latents = codec, codec.latents
-        self.zeros = x.new_zeros(len(x))
-
-    def fit(self, objective: Objective, settings: FitSettings, on_step: OnStep | None = None) -> None:
-        """There is nothing to fit."""
-
-    def bits(self) -> Tensor:
-        return self.zeros
-
-    def payloads(self) -> list[bytes | None]:
-        return [None] * len(self.zeros)
 
 
 class AdaptedAnnealed:
@@ -115,11 +98,12 @@ class Annealed:
         self.name = REFINED if method is None else method.name
         self.identity = None if method is None else method.identity
         self.guarded = method is None or method.guarded
+        self.target = None if method is None else method.target
         self.settings = {**({} if method is None else method.settings), "refine": steps}
 
     def prepare(self, codec: Any, x: Tensor, settings: FitSettings) -> AdaptedAnnealed:
         """See `methods.Method.prepare`."""
-        adapted = Unadapted(codec, x) if self.method is None else self.method.prepare(codec, x, settings)
+        adapted = Unfitted(codec, x) if self.method is None else self.method.prepare(codec, x, settings)
         return AdaptedAnnealed(adapted, self.steps, steps_of(self.method, settings.steps))
 
     def restore(self, codec: Any, payload: bytes | None) -> Any:

@@ -1,12 +1,12 @@
-"""Low-rank updates of linear layers, W + (alpha / r) U diag(S) V^T: names, files, quantisation and merging.
+"""Low-rank updates of linear layers, W + scale U diag(S) V^T: names, quantisation and merging.
 
 An adapter is a set of such updates, pre-trained or generated from a seed.
 """
 
+import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp import ops
-from lora_comp.codecs.swin import SwinBlock
+from lora_comp.codecs.codec import replace_modules
+from lora_comp.codecs.swin import Stage
 from lora_comp.entropy.models import round_ste
 from lora_comp.errors import LoraCompError
-from lora_comp.weights import read_weights
 
+ATTENTION, MLP = ("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")  # the linear layers of a Swin block
+RANK, ALPHA = 4, 8  # of a seeded adapter
 SEEDED = 0  # first byte of the identity of a seeded adapter; the other three hold rank, alpha, seed and mlp
 
 
@@ -27,17 +29,17 @@ class Adapter:
     """Low-rank updates of named layers.
 
     `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), each optionally with a first
-    dimension B of images.
+    dimension B of images; or `LAYER.weight` and `LAYER.bias` to what replaces a layer's own.
     """
 
     tensors: Mapping[str, Tensor]
-    rank: int
-    alpha: float
+    scale: float
     identity: bytes  # four bytes that identify the adapter in a file
+    target: float | None = None  # the quality that it was trained for, where that is not the codec's
 
     @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+    def rank(self) -> int:
+        return next(value.shape[-1] for key, value in self.tensors.items() if key.endswith(".S"))
 
     @property
     def layers(self) -> list[str]:
@@ -56,20 +58,20 @@ class Adapter:
         return replace(self, tensors=tensors, identity=identify(tensors))
 
 
-def layers(codec: Any, mlp: bool = False) -> dict[str, nn.Linear]:
-    """The target layers by name: qkv and proj of every Swin block in g_a and g_s; with `mlp`, also fc1 and fc2."""
-    targets = {}
-    for side in ("g_a", "g_s"):
-        for name, block in codec.get_submodule(side).named_modules(prefix=side):
-            if isinstance(block, SwinBlock):
-                targets[f"{name}.attn.qkv"], targets[f"{name}.attn.proj"] = block.attn.qkv, block.attn.proj
-                if mlp:
-                    targets[f"{name}.mlp.fc1"], targets[f"{name}.mlp.fc2"] = block.mlp.fc1, block.mlp.fc2
-    return targets
+def stages(codec: Any, side: str) -> list[str]:
+    """Names of the stages of Swin blocks of one side, "g_a" or "g_s", in the order of the transform."""
+    return [name for name, module in codec.get_submodule(side).named_modules(prefix=side) if isinstance(module, Stage)]
+
+
+def layers(codec: Any, kinds: Sequence[str] = ATTENTION, within: Sequence[str] | None = None) -> dict[str, nn.Linear]:
+    """Target layers by name: `kinds` of every Swin block of the stages `within`; None: of all of g_a and g_s."""
+    chosen = [*stages(codec, "g_a"), *stages(codec, "g_s")] if within is None else within
+    blocks = [f"{stage}.blocks.{i}" for stage in chosen for i in range(len(codec.get_submodule(stage).blocks))]
+    return {name: codec.get_submodule(name) for block in blocks for name in [f"{block}.{kind}" for kind in kinds]}
 
 
 def seeded(
-    codec: Any, start: Mapping[str, float], rank: int = 4, alpha: int = 8, mlp: bool = False, seed: int = 0
+    codec: Any, start: Mapping[str, float], rank: int = RANK, alpha: int = ALPHA, mlp: bool = False, seed: int = 0
 ) -> Adapter:
     """An adapter whose update is zero, with U and V of random signs and unit columns, identical on every machine.
 
@@ -85,11 +87,11 @@ def seeded(
     def signs(rows: int) -> Tensor:
         return torch.from_numpy((2 * rng.integers(0, 2, (rows, rank)) - 1).astype(np.float32) / np.float32(rows**0.5))
 
-    for name, layer in layers(codec, mlp).items():
+    for name, layer in layers(codec, ATTENTION + MLP if mlp else ATTENTION).items():
         made = {"U": signs(layer.out_features), "V": signs(layer.in_features), "S": torch.zeros(rank)}
         for key in "USV":
             tensors[f"{name}.{key}"] = torch.full_like(made[key], start[key]) if key in start else made[key]
-    return Adapter(tensors, rank, alpha, bytes([SEEDED, rank, alpha, 2 * seed + mlp]))
+    return Adapter(tensors, alpha / rank, bytes([SEEDED, rank, alpha, 2 * seed + mlp]))
 
 
 def from_identity(codec: Any, start: Mapping[str, float], identity: bytes) -> Adapter | None:
@@ -106,27 +108,6 @@ def identify(tensors: Mapping[str, Tensor]) -> bytes:
         digest.update(name.encode() + tensors[name].contiguous().float().numpy().tobytes())
     first = digest.digest()[:4]
     return bytes([first[0] | 0x80]) + first[1:]
-
-
-def read_adapter(path: Path, codec: Any) -> Adapter | None:
-    """Read a pre-trained adapter; None if it was trained for another codec. Raises LoraCompError for another file."""
-    tensors, card = read_weights(path, "the adapter")
-    if not {"rank", "alpha"} <= set(card):
-        raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
-    made_for = card.get("codec"), card.get("quality"), card.get("codec_hash")
-    if made_for != (codec.name, codec.rate_point, codec.hash.hex()):
-        return None
-    return Adapter(tensors, card["rank"], card["alpha"], identify(tensors))
-
-
-def load_adapter(path: Path, codec: Any) -> Adapter:
-    """Read a pre-trained adapter. Raises LoraCompError if it was trained for another codec."""
-    adapter = read_adapter(path, codec)
-    if adapter is None:
-        raise LoraCompError(
-            f"{path} was trained for other weights than those loaded of {codec.name} quality {codec.quality:g}"
-        )
-    return adapter
 
 
 class Quantised(nn.Module):
@@ -194,10 +175,32 @@ def insert(codec: Any, adapter: Adapter, side: str, transmitted: Iterable[str] =
             setattr(codec.get_submodule(parent), child, LowRankLinear(layer, tensors, adapter.scale, transmitted))
 
 
+def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
+    """A copy of the codec with low-rank layers in g_a and g_s; all other modules are shared.
+
+    transmitted: of U, S and V, those that are `Quantised` in g_s.
+    """
+    made = replace_modules(codec, g_a=copy.deepcopy(codec.g_a), g_s=copy.deepcopy(codec.g_s))
+    insert(made, adapter, "g_a")
+    insert(made, adapter, "g_s", transmitted)
+    return made.requires_grad_(False)
+
+
+def merged(codec: Any, adapter: Adapter, sides: Sequence[str]) -> Any:
+    """A copy of the codec with an adapter's updates, (out, r), (r,), (in, r) per layer, added to the weights of its
+    target layers of `sides`, "g_a" and "g_s", or with what replaces them; all other modules are shared."""
+    made = replace_modules(codec, **{side: copy.deepcopy(codec.get_submodule(side)) for side in sides})
+    for side in sides:
+        merge(made, adapter, side)
+    return made
+
+
 @torch.no_grad()
-def merge(codec: Any, adapter: Adapter) -> None:
-    """Add an adapter's updates, (out, r), (r,), (in, r) per layer, to the weights of its target layers."""
-    for name in adapter.layers:
+def merge(codec: Any, adapter: Adapter, side: str) -> None:
+    for name in [name for name in adapter.layers if name.startswith(f"{side}.")]:
         weight = codec.get_parameter(f"{name}.weight")
         u, s, v = (adapter.tensors[f"{name}.{k}"].to(weight.device) for k in "USV")
         weight.copy_(ops.merge(weight, u, s, v, adapter.scale))
+    for name, value in adapter.tensors.items():
+        if name.startswith(f"{side}.") and name.endswith((".weight", ".bias")):
+            codec.get_parameter(name).copy_(value)

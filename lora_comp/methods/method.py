@@ -49,12 +49,30 @@ class Adapted(objective.Adapted, Protocol):
         """The coded updates of each image; None for a method that transmits nothing."""
 
 
+class Unfitted:
+    """A codec that is not fitted to images and transmits nothing, as an `Adapted`."""
+
+    def __init__(self, codec: Any, x: Tensor):
+        self.codec, self.latents = codec, codec.latents
+        self.zeros = x.new_zeros(len(x))
+
+    def fit(self, objective: Objective, settings: FitSettings, on_step: OnStep | None = None) -> None:
+        """There is nothing to fit."""
+
+    def bits(self) -> Tensor:
+        return self.zeros
+
+    def payloads(self) -> list[bytes | None]:
+        return [None] * len(self.zeros)
+
+
 class Method(Protocol):
     """A method that adapts a codec to images and a task.
 
     name: its name in `METHODS`.
     identity: four bytes that identify the decoder's pre-trained adapter in a file; None if it needs none.
     guarded: whether to write the plain file if that has the lower objective.
+    target: the quality whose objective counts, for a method that changes the rate; None: that of the codec.
     settings: everything else that results depend on.
     """
 
@@ -66,6 +84,9 @@ class Method(Protocol):
 
     @property
     def guarded(self) -> bool: ...
+
+    @property
+    def target(self) -> float | None: ...
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
@@ -90,12 +111,15 @@ class Spec:
         that decodes the file, or raises BitstreamError.
     options: a dataclass of the method's options (`lora_comp.settings`), or an instance with the method's own defaults.
     pretrain: called with the codec and `options`, see `training.adapter`; None for a method without pre-training.
+    target: the quality whose objective an adapter is trained for, from `options`, where it is not the codec's. The
+        codec then has one quality, also one of variable rate. Raises LoraCompError if it is not set.
     """
 
     load: Callable[..., Method]
     from_file: Callable[[Any, bytes | None, str | Path | None], Method]
     options: Any
     pretrain: Callable[[Any, Any], "Pretraining"] | None = None
+    target: Callable[[Any], float] | None = None
 
 
 class Pretraining(Protocol):
@@ -104,6 +128,7 @@ class Pretraining(Protocol):
     module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods. Of a codec of variable rate it has
         `at(quality)`, with a quality for each image (B,), which returns it at those.
     trained: the parameters to optimise, by name.
+    lr: default of the learning rate.
     tensors(): the adapter as stored in its file, by name.
     card: metadata for its file.
     """
@@ -113,6 +138,9 @@ class Pretraining(Protocol):
 
     @property
     def trained(self) -> Mapping[str, nn.Parameter]: ...
+
+    @property
+    def lr(self) -> float: ...
 
     @property
     def card(self) -> Mapping[str, Any]: ...

@@ -8,7 +8,7 @@ quantised change of the decoder's S. Plain LoRA (Hu et al., ICLR 2022) fixes S a
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,22 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_comp import zoo
-from lora_comp.codecs.codec import replace_modules
 from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.finetune import Group, OnStep, Schedule, descend, linear
+from lora_comp.methods.adapter_files import load_adapter, of_identity, read_adapter, shipped
 from lora_comp.methods.low_rank import (
+    ALPHA,
+    ATTENTION,
+    MLP,
+    RANK,
     Adapter,
     LowRankLinear,
     Quantised,
     from_identity,
-    insert,
     layers,
-    load_adapter,
-    merge,
-    read_adapter,
+    merged,
     seeded,
+    with_adapter,
 )
 from lora_comp.methods.method import FitSettings, Spec
 from lora_comp.methods.refine import ATTEMPTS, refine
@@ -182,14 +183,6 @@ class AdaptedLowRank(nn.Module):
         return [updates.encode(k, int(exponent)) for k, exponent in zip(self.symbols(), self.exponent, strict=True)]
 
 
-def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
-    """A copy of the codec with low-rank layers in g_a and g_s; all other modules are shared."""
-    made = replace_modules(codec, g_a=copy.deepcopy(codec.g_a), g_s=copy.deepcopy(codec.g_s))
-    insert(made, adapter, "g_a")
-    insert(made, adapter, "g_s", transmitted)
-    return made.requires_grad_(False)
-
-
 class LowRank:
     """SVD-LoRA (`name` "svd_lora") or plain LoRA ("lora") with an adapter.
 
@@ -197,7 +190,7 @@ class LowRank:
         exponent: the transmitted updates are fitted in steps of 2^-exponent.
     """
 
-    guarded = True
+    guarded, target = True, None
 
     def __init__(self, name: str, adapter: Adapter, exponent: int = 5):
         self.name, self.adapter, self.exponent = name, adapter, exponent
@@ -220,8 +213,7 @@ class LowRank:
         """See `methods.Method.restore`. Updates are merged, so decoding is as fast as with the plain codec."""
         if payload is None:
             raise BitstreamError("the file is adapted but has no payload")
-        made = replace_modules(codec, g_s=copy.deepcopy(codec.g_s))
-        order = list(layers(codec, mlp=True))
+        order = list(layers(codec, ATTENTION + MLP))
         names = sorted((n for n in self.adapter.layers if n.startswith("g_s.")), key=order.index)
         tensors = {f"{name}.{k}": self.adapter.tensors[f"{name}.{k}"] for name in names for k in "USV"}
         transmitted = [f"{name}.{k}" for name in names for k in self.variant.transmitted]
@@ -229,7 +221,7 @@ class LowRank:
         changes, step = updates.decode(payload, sum(sizes))
         for t, change in zip(transmitted, torch.from_numpy(changes).float().split(sizes), strict=True):
             tensors[t] = tensors[t] + step * change.view_as(tensors[t])
-        merge(made, replace(self.adapter, tensors=tensors))
+        made = merged(codec, replace(self.adapter, tensors=tensors), ["g_s"])
         if not all(p.isfinite().all() for p in made.g_s.parameters()):
             raise BitstreamError(updates.DAMAGED)
         return made
@@ -246,12 +238,13 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
     if options.exponent not in updates.EXPONENTS:
         first, last = updates.EXPONENTS[0], updates.EXPONENTS[-1]
         raise LoraCompError(f"exponent must be {first} to {last}, not {options.exponent}")
-    pretrained = None
+    pretrained, usable = None, VARIANTS[name].adapters
     if options.adapter == "auto":
-        paths = [path for part in (task or "").split("+") for path in shipped(name, codec, part)]
-        pretrained = next((adapter for path in paths if (adapter := read_adapter(path, codec))), None)
+        known = shipped(codec, usable)
+        paths = [path for part in (task or "").split("+") for path, key in known.items() if key == part]
+        pretrained = next((adapter for path in paths if (adapter := read_adapter(path, codec, usable))), None)
     elif options.adapter is not None:
-        pretrained = load_adapter(_path(name, codec, options.adapter), codec)
+        pretrained = load_adapter(_path(codec, usable, options.adapter), codec, usable)
     if pretrained is None:
         return LowRank(name, seeded(codec, VARIANTS[name].start, **options.of_seeded()), options.exponent)
     if own := options.of_seeded():
@@ -262,17 +255,11 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
     return LowRank(name, _in_form(name, pretrained), options.exponent)
 
 
-def shipped(name: str, codec: Any, task: str) -> list[Path]:
-    """Paths of the adapters in the package that a method may use for a task."""
-    paths = [zoo.adapter_path(codec.name, codec.rate_point, kind, task) for kind in VARIANTS[name].adapters]
-    return [path for path in paths if path.exists()]
-
-
-def _path(name: str, codec: Any, adapter: str | Path) -> Path:
+def _path(codec: Any, methods: Sequence[str], adapter: str) -> Path:
     """The file of an adapter: that of a task in the package, or a path."""
-    ours = shipped(name, codec, str(adapter))
+    ours = [path for path, task in shipped(codec, methods).items() if task == adapter]
     if not ours and not Path(adapter).is_file():
-        known = ", ".join(sorted(set(_shipped_files(name, codec).values()))) or "none"
+        known = ", ".join(sorted(set(shipped(codec, methods).values()))) or "none"
         raise LoraCompError(
             f"adapter must be auto, null, a file or a task whose adapter ships for {codec.name} quality "
             f"{codec.quality:g} ({known}); there is no file {adapter}"
@@ -298,35 +285,13 @@ def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | 
         raise BitstreamError(f"the file names an invalid adapter: {error}") from None
     if made is not None:
         return LowRank(name, made)
-    if path:
-        given = _in_form(name, load_adapter(Path(path), codec))
-        if given.identity != identity:
-            raise BitstreamError(
-                f"the file was encoded with the adapter {identity.hex()}, and {path} is {given.identity.hex()}"
-            )
-        return LowRank(name, given)
-    for file in _shipped_files(name, codec):
-        adapter = read_adapter(file, codec)
-        if adapter is not None and (adapter := _in_form(name, adapter)).identity == identity:
-            return LowRank(name, adapter)
-    raise BitstreamError(
-        f"the file needs the adapter {identity.hex()} for {codec.name} quality {codec.quality:g}, which "
-        "is not available: give its file as adapter=PATH"
-    )
-
-
-def _shipped_files(name: str, codec: Any) -> dict[Path, str]:
-    """The adapters in the package that a method may use with a codec, with the keys of their tasks."""
-    found = {}
-    for kind in VARIANTS[name].adapters:
-        any_task = zoo.adapter_path(codec.name, codec.rate_point, kind, "*")
-        for path in sorted(any_task.parent.glob(any_task.name)):
-            found[path] = path.stem.removeprefix(any_task.stem[:-1])
-    return found
+    return LowRank(name, of_identity(codec, identity, VARIANTS[name].adapters, path, partial(_in_form, name)))
 
 
 class Pretraining:
     """See `methods.method.Pretraining`: U, S and V of g_a and g_s, shared by all images."""
+
+    lr = 2e-2
 
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
         adapter = seeded(codec, VARIANTS[name].start, **options.of_seeded())
@@ -334,7 +299,7 @@ class Pretraining:
         adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
         self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
         self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains}
-        self.card = {"rank": adapter.rank, "alpha": adapter.alpha}
+        self.card = {"rank": options.rank or RANK, "alpha": options.alpha or ALPHA}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}

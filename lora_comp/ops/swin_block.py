@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lora_comp import _C
 from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless
-from lora_comp.ops.svd_lora import svd_lora_linear
-from lora_comp.ops.window_attention import window_attention
+from lora_comp.ops.svd_lora import plain_svd_lora_linear, svd_lora_linear
+from lora_comp.ops.window_attention import plain_window_attention, window_attention
 from lora_comp.shapes import Shapes
 
 LAYERS = {"qkv": ("C", "3C"), "proj": ("C", "C"), "fc1": ("C", "hidden"), "fc2": ("hidden", "C")}  # in and out
@@ -39,6 +39,10 @@ MOST_KEPT = 64 * 2**20  # bytes of one block
 HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 
 
+PLAIN = plain_window_attention, plain_svd_lora_linear
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, float], Tensor]
+
+
 class Layer(NamedTuple):
     """x W^T + ((x V) * s) U^T + b: see `svd_lora_linear`, its scale being part of s. Without u a plain layer.
 
@@ -51,10 +55,10 @@ class Layer(NamedTuple):
     s: Tensor | None = None
     v: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, linear: Linear = svd_lora_linear) -> Tensor:
         if self.u is None or self.s is None or self.v is None:
             return F.linear(x, self.weight, self.bias)
-        return svd_lora_linear(x, self.weight, self.bias, self.u, self.s, self.v, 1.0)
+        return linear(x, self.weight, self.bias, self.u, self.s, self.v, 1.0)
 
 
 class Parts(NamedTuple):
@@ -86,17 +90,14 @@ class Parts(NamedTuple):
         return [none if tensor is None else tensor for layer in self.layers for tensor in layer[2:]]
 
 
-Attention: TypeAlias = Callable[[Tensor, Tensor, int, int], Tensor]
-
-
-def plain_swin_block(
-    x: Tensor, parts: Parts, window: int, shift: int, attention: Attention = window_attention
-) -> Tensor:
-    """The definition of `swin_block`, in torch; attention: what computes `window_attention`."""
+def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int, kernels: bool = True) -> Tensor:
+    """The definition of `swin_block`, in torch. kernels: False for torch's operations alone, in attention and low-rank
+    layers too."""
+    attention, linear = (window_attention, svd_lora_linear) if kernels else PLAIN
     heads, channels = parts.position.shape[0], x.shape[3:]
-    qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
-    x = x + parts.proj(attention(qkv, parts.position, window, shift))
-    return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2))))
+    qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1), linear).unflatten(-1, (3, heads, -1))
+    x = x + parts.proj(attention(qkv, parts.position, window, shift), linear)
+    return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2), linear)), linear)
 
 
 def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Pre-training of an adapter for a task on many images with the objective of fine-tuning, weight x distortion + bpp
 (LoRA_comp, CVPR 2025, "Pre-training"). The adapter of a codec of variable rate serves all rates: it is trained with
-images at rates drawn from its range (`Rates`).
+images at rates drawn from its range (`Rates`). An adapter that moves a codec to another rate is trained for that one.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def train(
 
     Args:
         pretraining: from `METHODS[name].pretrain`.
-        qualities: the codec's rate point, or all of a codec of variable rate.
+        qualities: the rate point of the objective, the codec's or a target, or all of a codec of variable rate.
         batches: called with the index of the step, returns the images of all processes, float32 (B, 3, H, W) in [0, 1],
             sides multiples of the codec's stride.
         lr: peak learning rate of Adam.

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import lora_comp as lc
+from lora_comp.methods.low_rank import LowRankLinear
 
-SYSTEMS = ["tic", "tic_svdlora", "stf"]
+SYSTEMS = ["tic", "tic_svdlora", "stf", "alice"]
 
 
 @pytest.mark.data
@@ -38,6 +39,63 @@ def test_errors_have_the_published_names_of_stf(golden, change, message):
     state = {k: v for k, v in (golden("stf")[0] | change).items() if v is not None}
     with pytest.raises(lc.LoraCompError, match=message):
         lc.from_reference("stf", state)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("size", [(64, 64), (128, 320)])
+def test_alice_at_other_sizes_is_stf_with_merged_weights(golden, size):
+    """MALICE: W + alpha (A B)^T in place of W. Roundings may differ, so the transforms are compared."""
+    state, image, _ = golden("alice")
+    x, merged = image[..., : size[0], :].repeat(1, 1, 1, 2)[..., : size[1]], {}
+    for key, value in state.items():
+        layer, _, last = key.rpartition(".")
+        if last == "weight" and layer.endswith(".linear"):
+            a, b = (state[f"{layer.removesuffix('linear')}lora.W_{factor}"] for factor in "ab")
+            value = value + 8 * (a @ b).T
+        if not key.endswith((".W_a", ".W_b")):
+            merged[key.replace(".linear.", ".")] = value
+    adapted, plain = lc.from_reference("alice", state), lc.from_reference("stf", merged)
+    y, y_hat = plain.latents(x)["y"], plain.rate(plain.latents(x)).y_hat
+    for ours, theirs in [(adapted.latents(x)["y"], y), (adapted.synthesize(y_hat), plain.synthesize(y_hat))]:
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.std()
+
+
+FC1 = "layers.0.blocks.0.mlp.fc1"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({f"{FC1}.lora.W_a": None}, rf"alice: it lacks {FC1}\.lora\.W_a$"),
+        ({f"{FC1}.lora.W_a": None, f"{FC1}.lora.W_b": None}, rf"lacks {FC1}\.lora\.W_a$"),
+        ({f"{FC1}.linear.bias": None}, rf"alice: it lacks {FC1}\.linear\.bias$"),
+        ({f"{FC1}.lora.W_b": torch.zeros(4, 192)}, rf"{FC1}\.lora\.W_b is \(4, 192\), not \(8, 192\)$"),
+        ({f"{FC1}.lora.W_c": torch.zeros(1)}, rf"has an unexpected entry {FC1}\.lora\.W_c$"),
+        ({"layers.0.blocks.0.attn.proj.lora.W_a": torch.zeros(1)}, r"unexpected entry .*proj\.lora\.W_a$"),
+        ({"layers.9.blocks.0.mlp.fc1.lora.W_a": torch.zeros(1)}, r"unexpected layer layers\.9\.blocks\.0\.mlp\.fc1$"),
+    ],
+)
+def test_errors_have_the_published_names_of_alice(golden, change, message):
+    state = {k: v for k, v in (golden("alice")[0] | change).items() if v is not None}
+    with pytest.raises(lc.LoraCompError, match=message):
+        lc.from_reference("alice", state)
+
+
+@pytest.mark.data
+def test_alice_may_adapt_some_stages_only(golden):
+    """As its configuration selects them: the others have plain layers."""
+    state = golden("alice")[0]
+    fewer = {
+        k.replace(".linear.", ".") if "layers.0" in k else k: v
+        for k, v in state.items()
+        if not ("layers.0" in k and ".lora." in k)
+    }
+    made = lc.from_reference("alice", fewer)
+    names = {n.rsplit(".blocks", 1)[0] for n, m in made.named_modules() if isinstance(m, LowRankLinear)}
+    assert names == {"g_a.3", "g_a.5", "g_a.7", "g_s.2", "g_s.4", "g_s.6"}
+    with pytest.raises(lc.LoraCompError, match=r"no entry with lora\.W_a"):
+        lc.from_reference("alice", golden("stf")[0])
 
 
 @pytest.mark.data

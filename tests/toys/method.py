@@ -25,7 +25,7 @@ class Adapted:
 
 
 class Sharpen:
-    name, identity, guarded = "sharpen", None, False
+    name, identity, guarded, target = "sharpen", None, False, None
 
     def __init__(self, amount):
         self.settings = {"amount": amount}
