@@ -9,8 +9,7 @@ import torch
 import lora_comp as lc
 from lora_comp import cli
 from lora_comp.methods import load_method
-from lora_comp.methods.low_rank import seeded
-from lora_comp.methods.svd_lora import with_adapter
+from lora_comp.methods.low_rank import seeded, with_adapter
 
 SIZE = 64
 

@@ -41,11 +41,17 @@ def test_errors_have_the_published_names_of_stf(golden, change, message):
         lc.from_reference("stf", state)
 
 
+@pytest.fixture(scope="module")
+def alice(golden):
+    """The state dict and the image of ALICE."""
+    return golden("alice")[:2]
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("size", [(64, 64), (128, 320)])
-def test_alice_at_other_sizes_is_stf_with_merged_weights(golden, size):
+def test_alice_at_other_sizes_is_stf_with_merged_weights(alice, size):
     """MALICE: W + alpha (A B)^T in place of W. Roundings may differ, so the transforms are compared."""
-    state, image, _ = golden("alice")
+    state, image = alice
     x, merged = image[..., : size[0], :].repeat(1, 1, 1, 2)[..., : size[1]], {}
     for key, value in state.items():
         layer, _, last = key.rpartition(".")
@@ -76,16 +82,16 @@ FC1 = "layers.0.blocks.0.mlp.fc1"
         ({"layers.9.blocks.0.mlp.fc1.lora.W_a": torch.zeros(1)}, r"unexpected layer layers\.9\.blocks\.0\.mlp\.fc1$"),
     ],
 )
-def test_errors_have_the_published_names_of_alice(golden, change, message):
-    state = {k: v for k, v in (golden("alice")[0] | change).items() if v is not None}
+def test_errors_have_the_published_names_of_alice(alice, change, message):
+    state = {k: v for k, v in (alice[0] | change).items() if v is not None}
     with pytest.raises(lc.LoraCompError, match=message):
         lc.from_reference("alice", state)
 
 
 @pytest.mark.data
-def test_alice_may_adapt_some_stages_only(golden):
+def test_alice_may_adapt_some_stages_only(alice):
     """As its configuration selects them: the others have plain layers."""
-    state = golden("alice")[0]
+    state, _ = alice
     fewer = {
         k.replace(".linear.", ".") if "layers.0" in k else k: v
         for k, v in state.items()
@@ -95,7 +101,7 @@ def test_alice_may_adapt_some_stages_only(golden):
     names = {n.rsplit(".blocks", 1)[0] for n, m in made.named_modules() if isinstance(m, LowRankLinear)}
     assert names == {"g_a.3", "g_a.5", "g_a.7", "g_s.2", "g_s.4", "g_s.6"}
     with pytest.raises(lc.LoraCompError, match=r"no entry with lora\.W_a"):
-        lc.from_reference("alice", golden("stf")[0])
+        lc.from_reference("alice", {"end_conv.0.bias": torch.zeros(192)})
 
 
 @pytest.mark.data

@@ -9,7 +9,7 @@ import lora_comp as lc
 from lora_comp import api, train
 from lora_comp.codecs import CODECS
 from lora_comp.codecs.stf import PatchMerging
-from lora_comp.methods.low_rank import layers
+from lora_comp.methods.low_rank import ATTENTION, MLP, layers
 
 
 @pytest.mark.parametrize("size", [(1, 1), (63, 65), (1, 300), (130, 200)])
@@ -48,9 +48,9 @@ def test_training_writes_weights_that_load(tmp_path, make_image, monkeypatch):
 
 
 def test_adapters_find_the_layers_of_every_block(stf):
-    blocks = sum(stage.count("blocks") for stage in layers(stf, mlp=True)) // 4
+    blocks = sum(stage.count("blocks") for stage in layers(stf, ATTENTION + MLP)) // 4
     assert blocks == 2 * 5
-    assert "g_a.1.blocks.0.mlp.fc1" in layers(stf, mlp=True)
+    assert "g_a.1.blocks.0.mlp.fc1" in layers(stf, ATTENTION + MLP)
 
 
 def test_patches_are_merged_by_columns():

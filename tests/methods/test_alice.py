@@ -102,6 +102,16 @@ def test_the_objective_is_that_of_the_target(codec, human, make_image, tmp_path)
         assert coded.loss_after == pytest.approx(human.weight(quality) * mse + coded.bpp, rel=1e-4)
 
 
+def test_latents_are_refined_on_top_of_an_adapter(adapted, human, make_image):
+    codec, method = adapted
+    image = make_image()
+    plain, refined = (lc.encode(image, codec, human, method, refine=steps) for steps in (0, 10))
+    assert lc.info(refined.data)["adapter"] == method.identity.hex()
+    assert refined.loss_after < plain.loss_after
+    mse = float(human.distortion(lc.decode(refined.data, codec, method)[None], image[None]))
+    assert refined.loss_after == pytest.approx(human.weight(method.target) * mse + refined.bpp, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
