@@ -1,6 +1,6 @@
 """`python benchmarks/batch.py [BATCH]...`: images per second of adaptation, by batch size.
 
-tic-s, quality 2, task cls, scenes of 256x256, default steps, one attempt of `refine`. Column steps: `adapted.fit` only;
+tic-v, quality 2, task cls, scenes of 256x256, default steps, one attempt of `refine`. Column steps: `adapted.fit` only;
 encode_batch: with writing and decoding of files. On a GPU, if there is one, wall-clock time; else processor time of one
 core. The faster of two rounds after a warm-up.
 """
@@ -34,9 +34,9 @@ def seconds(work: Callable) -> float:
 def main(batches: list[int]) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if CUDA else "cpu")
-    codec, task = lc.load_codec("tic-s", 2).to(device), lc.load_task("cls").to(device)
+    codec, task = lc.load_codec("tic-v", 2).to(device), lc.load_task("cls").to(device)
     method = load_method("svd_lora", codec, task.key)
-    data = lc.load_data("scenes", limit=max(batches))
+    data = lc.load_data("scenes", limit=max(batches), size=256)
     images = torch.stack([data[i].image for i in range(len(data))]).to(device)
     print("| batch | steps | encode_batch |\n|---:|---:|---:|")
     for batch in batches:

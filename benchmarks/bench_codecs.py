@@ -1,4 +1,4 @@
-"""A photograph to the bytes of a file and back, 512x768, one thread: tic-v, whose context has two steps, against tic-s
+"""A photograph to the bytes of a file and back, 512x768, one thread: tic-v, whose context has two steps, against tic-v
 without a context and CompressAI's models with a hyperprior (mbt2018-mean) and with a raster scan (mbt2018). Random
 weights from a seed.
 """
@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 import lora_comp as lc
 
-OURS = {"ours": "tic-v", "tic-s": "tic-s"}
+OURS = {"ours": "tic-v"}
 PEERS = {"CompressAI mbt2018-mean": mbt2018_mean, "CompressAI mbt2018": mbt2018}
 
 

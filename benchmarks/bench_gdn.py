@@ -1,4 +1,4 @@
-"""The fused divisive normalisation against compressai.layers.GDN: the layers of tic-s, 256x256.
+"""The fused divisive normalisation against compressai.layers.GDN: the layers of tic-v, 256x256.
 
 "bfloat16": x is bfloat16, as the output of a convolution, and the layer runs under autocast. "frozen": gradient of x
 only, as in fine-tuning; "trained": also of beta and gamma. The last benchmark is a whole step of fine-tuning of the
@@ -47,7 +47,7 @@ def problem(dtype: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward(benchmark, kind, name, dtype):
-    benchmark.group = f"{name} forward, tic-s, 256x256, {dtype}"
+    benchmark.group = f"{name} forward, tic-v, 256x256, {dtype}"
     x = problem(dtype)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ def test_forward(benchmark, kind, name, dtype):
 @pytest.mark.parametrize("parameters", ["frozen", "trained"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_and_backward(benchmark, kind, name, dtype, parameters):
-    benchmark.group = f"{name}, both passes, {parameters}, tic-s, 256x256, {dtype}"
+    benchmark.group = f"{name}, both passes, {parameters}, tic-v, 256x256, {dtype}"
     x, grad = problem(dtype).requires_grad_(), problem(dtype).flip(2)
 
     def step(kind):
@@ -80,10 +80,10 @@ def test_forward_and_backward(benchmark, kind, name, dtype, parameters):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fine_tuning(benchmark, kind, monkeypatch):
-    benchmark.group = "fine-tuning step, tic-s, 256x256, by its GDN layers"
+    benchmark.group = "fine-tuning step, tic-v, 256x256, by its GDN layers"
     monkeypatch.setattr(tic, "GDN", KINDS[kind])
     torch.manual_seed(0)
-    codec, x = lc.load_codec("tic-s", 1, weights=None), torch.rand(1, 3, 256, 256)
+    codec, x = lc.load_codec("tic-v", 1, weights=None), torch.rand(1, 3, 256, 256)
     task = lc.load_task("cls")
     adapted = lc.load_method("svd_lora", codec, adapter=None).prepare(codec, x)
     targets = task.targets(x)

@@ -3,7 +3,7 @@
 Fine-tuning: tic (N=128), 256x256, features of a ResNet-50, random weights. Ours is a step of `finetune`, in bfloat16 if
 `use_bf16`, and trains the encoder's adapter, as published, or the latents, the default. The published formulation
 (published.py) runs in float32 and channels-first, trains the adapter, and processes one image at a time. On a GPU ours
-replays a CUDA graph captured during warm-up. Training: tic-s, eight crops of 128x128, bfloat16 if `use_bf16`, against
+replays a CUDA graph captured during warm-up. Training: tic-v, eight crops of 128x128, bfloat16 if `use_bf16`, against
 Swin blocks of torch's operators.
 """
 
@@ -62,12 +62,12 @@ def test_fine_tuning(benchmark, kind, trained, device, images):
 
 @pytest.mark.parametrize("kind", ["ours", "torch"])
 def test_training(benchmark, kind, monkeypatch):
-    benchmark.group = "training step, tic-s, eight crops of 128x128"
+    benchmark.group = "training step, tic-v, eight crops of 128x128"
     if kind == "torch":
         monkeypatch.setattr(ops, "swin_block", plain_swin_block)
         monkeypatch.setitem(plain_swin_block.__globals__, "window_attention", plain_window_attention)
     torch.manual_seed(0)
-    codec, x = build("tic-s"), torch.rand(8, 3, 128, 128)
+    codec, x = build("tic-v"), torch.rand(8, 3, 128, 128)
     optimizer = torch.optim.Adam(codec.parameters(), lr=1e-4, fused=True)
 
     def step():

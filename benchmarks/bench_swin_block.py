@@ -1,6 +1,6 @@
 """The fused Swin block against torch's operators (the definition in ops/swin_block.py) and the published formulation.
 
-Feature maps: the first stage of tic (N=128) for a 256x256 image, and the second of tic-s. Adapters of rank 4 on qkv and
+Feature maps: the first stage of tic (N=128) for a 256x256 image, and the second of tic-v. Adapters of rank 4 on qkv and
 proj; forward and backward, with gradients of the map and of the adapters or of the block's parameters.
 """
 
@@ -10,7 +10,7 @@ import torch
 
 from lora_comp.ops.swin_block import HALF, Layer, Parts, plain_swin_block, swin_block
 
-SHAPES = {"tic": (128, 128, 8), "tic-s": (64, 64, 4)}  # side of the map, channels, heads
+SHAPES = {"tic": (128, 128, 8), "tic-v": (64, 64, 4)}  # side of the map, channels, heads
 KINDS = {"ours": swin_block, "torch": plain_swin_block, "published": published.swin_block}
 
 

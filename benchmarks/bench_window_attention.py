@@ -1,6 +1,6 @@
 """The fused window attention against scaled_dot_product_attention on partitioned windows, forward and backward.
 
-Shapes: the second stage of tic (N=128) for a 256x256 image, and of tic-s for eight crops of 128x128. One thread in
+Shapes: the second stage of tic (N=128) for a 256x256 image, and of tic-v for eight crops of 128x128. One thread in
 float32, and a GPU if there is one.
 """
 
@@ -10,7 +10,7 @@ from devices import GPU_TYPES, named, timed
 
 from lora_comp.ops.window_attention import plain_window_attention, window_attention
 
-SHAPES = {"tic, 256x256": (1, 64, 64, 3, 8, 16), "tic-s, 8x128x128": (8, 32, 32, 3, 4, 16)}
+SHAPES = {"tic, 256x256": (1, 64, 64, 3, 8, 16), "tic-v, 8x128x128": (8, 32, 32, 3, 4, 16)}
 KINDS = {"ours": window_attention, "torch": plain_window_attention}
 pytestmark = [
     pytest.mark.parametrize("device, dtype", [("cpu", "float32"), *GPU_TYPES]),

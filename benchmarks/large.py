@@ -1,6 +1,6 @@
 """`python benchmarks/large.py [SIDE]...`: time and memory of adaptation to large images, by side (Linux).
 
-tic-s, quality 2, task cls, default steps, one core; the image is an enlarged photograph of scikit-image with noise.
+tic-v, quality 2, task cls, default steps, one core; the image is an enlarged photograph of scikit-image with noise.
 Processor time, and peak memory above that before; plain: encoding and decoding without adaptation.
 """
 
@@ -28,7 +28,7 @@ def measured(work: Callable) -> tuple:
 def main(sides: list[int]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    codec, task = lc.load_codec("tic-s", 2), lc.load_task("cls")
+    codec, task = lc.load_codec("tic-v", 2), lc.load_task("cls")
     small = torch.from_numpy(photograph("chelsea")).permute(2, 0, 1)[None].float() / 255
     print("| side | plain: coding | decoding | adapted: coding | s a megapixel |\n|---:|---:|---:|---:|---:|")
     for side in sides:

@@ -1,7 +1,7 @@
 """Savings and cost of early stopping, which fine-tuning does not use.
 
 `python benchmarks/plateau.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--adapter seeded|shipped]` fits images of each
-folder (or of `scenes`, generated) with `tic-s` at quality 2. It prints, per folder, for how many images the last
+folder (or of `scenes`, generated) with `tic-v` at quality 2. It prints, per folder, for how many images the last
 objective was the lowest, and the means of the step at which early stopping would have stopped and of the excess of the
 objective there over the lowest. Early stopping: the lowest objective has fallen by less than 0.1 % in `patience` steps.
 """
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--adapter", choices=("seeded", "shipped"), default="seeded")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    codec = lc.load_codec("tic-s", 2)
+    codec = lc.load_codec("tic-v", 2)
     print("| images | trained | steps | lowest | at the last step |", *(f"stops, {p} | loses |" for p in PATIENCES))
     print("|---|---|" + "---:|" * (3 + 2 * len(PATIENCES)))
     for word in words.folders:

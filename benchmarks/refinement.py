@@ -1,7 +1,7 @@
 """What steps of refinement gain, and their time.
 
 `python benchmarks/refinement.py FOLDER:TASK[:SIDE]... [--limit N] [--quality Q ...] [--steps N ...] [--method NAME]`
-encodes images of each folder (or of `scenes`, generated) with `tic-s` and each number of steps of `refine`. SIDE crops
+encodes images of each folder (or of `scenes`, generated) with `tic-v` and each number of steps of `refine`. SIDE crops
 an image to its centre. It prints a row for each file that was decoded, and the means of each quality.
 
 Objective: weight x distortion + bpp. Bits: by how much the file is smaller than a plain one of equal distortion, which
@@ -23,7 +23,7 @@ from lora_comp.codecs import CODECS
 
 def plain_curve(image: torch.Tensor, task) -> np.ndarray:
     """Logarithms of distortion, rising, and bpp of the plain files of all qualities: (2, n)."""
-    codecs = [lc.load_codec("tic-s", quality) for quality in CODECS["tic-s"].qualities]
+    codecs = [lc.load_codec("tic-v", quality) for quality in CODECS["tic-v"].qualities]
     files = [lc.encode(image, codec, task, "none") for codec in codecs]
     points = [(distortion(one, codec, task), one.bpp) for one, codec in zip(files, codecs, strict=True)]
     return np.log(sorted(points)).T
@@ -72,7 +72,7 @@ def main() -> None:
         curves = [(image_name, image, plain_curve(image, task)) for image_name, image in images]
         for steps in words.steps:
             for quality in words.quality:
-                codec, figures = lc.load_codec("tic-s", quality), []
+                codec, figures = lc.load_codec("tic-v", quality), []
                 for image_name, image, curve in curves:
                     figures.append(gains(image, curve, codec, task, words.method, steps))
                     row(image_name, quality, steps, figures[-1])

@@ -95,7 +95,7 @@ def centre_crop(image: Tensor, side: int) -> Tensor:
 def images_of(word: str, limit: int) -> tuple[str, str, Iterator[tuple[str, Tensor]]]:
     """Parse FOLDER[:NETWORK[:SIDE]]: folder, network, and the names and images."""
     folder, network, side = (word.split(":") + ["flowers", "100000"][word.count(":") :])[:3]
-    data: Dataset = Scenes(count=limit) if folder == "scenes" else Folder(folder, limit=limit)
+    data: Dataset = Scenes(count=limit, size=256) if folder == "scenes" else Folder(folder, limit=limit)
     samples = (data[i] for i in range(len(data)))
     return folder, network, ((sample.name, centre_crop(sample.image, int(side))) for sample in samples)
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.02)
     words = parser.parse_args()
-    codec = lc.load_codec("tic-s", QUALITY)
+    codec = lc.load_codec("tic-v", QUALITY)
     method = load_method("svd_lora", codec, adapter=None)
     print("| image | size | plain | published: objective | ours: objective | published: bits | ours: bits | ratio |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")

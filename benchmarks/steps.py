@@ -2,7 +2,7 @@
 
 `python benchmarks/steps.py FOLDER[:NETWORK[:SIDE]]... [--limit N] [--quality Q] [--adapter seeded|shipped]` adapts
 images of each folder (or of `scenes`, generated) as published, with the published quantisation step and prior (see
-singular_values.py), and by `lora_comp.encode` with the arguments in `WAYS`. The codec is `tic-s` with a network of the
+singular_values.py), and by `lora_comp.encode` with the arguments in `WAYS`. The codec is `tic-v` with a network of the
 package, or with `--tic FILE` the larger `tic` with these weights and any network (`torchvision/resnet50`) with random
 weights.
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--tic", metavar="FILE", help="weights of tic, by python -m lora_comp.train codec=tic")
     words = parser.parse_args()
     torch.set_num_threads(1)
-    codec = lc.load_codec("tic", words.quality, words.tic) if words.tic else lc.load_codec("tic-s", words.quality)
+    codec = lc.load_codec("tic", words.quality, words.tic) if words.tic else lc.load_codec("tic-v", words.quality)
     row("image", ["plain", "published, 40", *WAYS])
     row("---", ["---:"] * (len(WAYS) + 2))
     for word in words.folders:

@@ -1,6 +1,6 @@
 """How near files come to sizes that are asked for, and what the search takes.
 
-`python benchmarks/targets.py FOLDER [--bpp 0.25 0.5 0.75 1] [--limit 50] [--side 256] [--weights FILE]` encodes the
+`python benchmarks/targets.py FOLDER [--bpp 0.25 0.5 0.75 1] [--limit 50] [--side 256]` encodes the
 middle of each image with `tic-v`; with `--task cls --steps 10`, adapted by svd_lora. A row for each size: files within
 1 and 2 % of it, their largest and mean difference, fits of an adapted file, and processor seconds of one thread, with
 bpp= and at the quality that it found. Images whose files at quality 1 or 6 lie on one side of the size are counted as
@@ -45,13 +45,12 @@ def main() -> None:
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--limit", type=int, default=50, help="images, evenly spaced")
     parser.add_argument("--side", type=int, default=256, help="of the middle that is encoded")
-    parser.add_argument("--weights", default="default", help="of tic-v")
     parser.add_argument("--task", help="adapt to this task of lc.load_task")
     parser.add_argument("--steps", type=int, default=10)
     words = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    codec = lc.load_codec("tic-v", 6, words.weights)
+    codec = lc.load_codec("tic-v", 6)
     task = lc.load_task(words.task) if words.task else None
     method, fits = load_method("svd_lora", codec, task.key) if task else None, 0
     if method:

@@ -1,6 +1,6 @@
 """mAP over bpp and BD-rate of JPEG, WebP and AVIF against a run of task=det or task=seg on generated scenes.
 
-python -m lora_comp.run task=det data.limit=24 out=results/det
+python -m lora_comp.run task=det data.size=256 out=results/det
 python examples/scenes.py det results/det/results.json
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     words = parser.parse_args()
     rows = json.loads(words.results.read_text())["summary"]
-    data = lc.load_data("scenes", limit=rows[0]["count"])
+    data = lc.load_data("scenes", limit=rows[0]["count"], size=256)
     task, samples = lc.load_task(words.task), [data[i] for i in range(len(data))]
     print(f"uncompressed              mAP {score(task, samples, (s.image for s in samples)):.3f}")
     plain = [(row["bpp"], row["score"]) for row in rows if row["method"] == "none"]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora_comp import bitstream
 from lora_comp.codecs import CODECS, at_quality, load_codec, spec
+from lora_comp.codecs.codec import title
 from lora_comp.data.images import to_batch
 from lora_comp.entropy.coder import CodedLatents
 from lora_comp.errors import BitstreamError, LoraCompError
@@ -384,8 +385,8 @@ def codec_of_file(header: bitstream.Header, codec: Any) -> Any:
             raise BitstreamError(f"the file's codec cannot be loaded: {error}") from None
     if codec.hash != header.codec_hash:
         raise BitstreamError(
-            f"the file needs other weights of {header.codec} quality {header.quality:g} ({header.codec_hash.hex()}) "
-            f"than those loaded ({codec.hash.hex()})"
+            f"the file needs other weights of {title(header.codec, codec.rate_point)} ({header.codec_hash.hex()}) than "
+            f"those loaded ({codec.hash.hex()})"
         )
     if codec.rate_point is not None:
         return codec

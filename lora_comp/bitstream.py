@@ -26,7 +26,7 @@ A name has 1 to 32 ASCII letters, digits and, inside, `.`, `_`, `-`. A varint is
 per byte from the lowest, the high bit set in all bytes but the last. So every header has exactly one encoding. All
 section lengths are stored, so that a truncated file can be distinguished from a corrupt one.
 
->>> header = Header(height=512, width=768, codec="tic-s", quality=2, codec_hash=bytes(4), symbols_crc=0)
+>>> header = Header(height=512, width=768, codec="tic-v", quality=2, codec_hash=bytes(4), symbols_crc=0)
 >>> data = write(header, Sections([b"z", b"latents"]))
 >>> read(data) == (header, Sections([b"z", b"latents"]))
 True

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lora_comp.networks.external import ExternalNetwork
 from lora_comp.networks.fold import fold_batch_norms
 
-# Errors divided by the variances of their stages are multiplied by this. At 1, a tic-s file adapted to the classifier
+# Errors divided by the variances of their stages are multiplied by this. At 1, a tic-v file adapted to the classifier
 # `scenes` has half the feature distance of the plain file, but is some percent larger; at 0.5 it is smaller in both.
 SCALE = 0.5
 

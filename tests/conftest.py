@@ -90,17 +90,18 @@ def write_untrained_stf(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
-    return write_untrained("tic-s", tmp_path_factory.mktemp("weights"))
+    return write_untrained("tic-v", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
 def codec(weights):
-    return lc.load_codec("tic-s", 2, weights)
+    return lc.load_codec("tic-v", 2, weights)
 
 
 @pytest.fixture(scope="session")
-def tic_v(tmp_path_factory):
-    return lc.load_codec("tic-v", 2, write_untrained("tic-v", tmp_path_factory.mktemp("weights")))
+def fixed_rate_codec(tmp_path_factory):
+    """Of one rate point, with a prior of one step."""
+    return lc.load_codec("tic", 2, write_untrained("tic", tmp_path_factory.mktemp("weights")))
 
 
 @pytest.fixture(scope="session")
@@ -117,19 +118,8 @@ def stf(stf_weights):
 
 
 @pytest.fixture(scope="session")
-def trained_tic_v_weights(tmp_path_factory, shared) -> Path:
-    """From a checkpoint whose prior has other parameter names."""
-    stored = torch.load(shared / "tic-v" / "ema.pt", weights_only=True)
-    known = dict(build("tic-v").named_parameters())
-    renamed = {f"prior.{k}" if k.startswith(("seen.", "fuse.")) else k: v.float() for k, v in stored.items()}
-    path = tmp_path_factory.mktemp("weights") / "tic-v.safetensors"
-    write_weights(path, {name: renamed[name] for name in known}, {})
-    return path
-
-
-@pytest.fixture(scope="session")
-def trained_tic_v(trained_tic_v_weights):
-    return lc.load_codec("tic-v", 2, trained_tic_v_weights)
+def trained_codec():
+    return lc.load_codec("tic-v", 2)
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ def test_encoding_does_not_change_the_codec(codec, human, make_image):
 
 def test_a_reloaded_codec_decodes_the_same_image(codec, weights, adapted):
     """A codec loaded again stands for another process: see also test_decode_anywhere.py."""
-    again = lc.load_codec("tic-s", 2, weights)
+    again = lc.load_codec("tic-v", 2, weights)
     assert torch.equal(lc.decode(adapted.data, again), lc.decode(adapted.data, codec))
 
 
@@ -161,7 +161,7 @@ def test_info_accounts_for_every_byte(codec, adapted):
     assert facts["bytes"] == len(adapted.data)
     assert facts["bytes_header"] + facts["bytes_z"] + facts["bytes_y"] + facts["bytes_adapter"] == len(adapted.data)
     assert facts["bytes_header"] <= 36
-    assert (facts["height"], facts["width"], facts["codec"], facts["quality"]) == (64, 64, "tic-s", 2)
+    assert (facts["height"], facts["width"], facts["codec"], facts["quality"]) == (64, 64, "tic-v", 2)
     assert facts["codec_hash"] == codec.hash.hex()
     assert facts["bpp"] == adapted.bpp
 
@@ -208,7 +208,7 @@ def test_adaptation_without_a_task_raises(codec, make_image):
 @pytest.mark.parametrize("options", [{"quality": 9}, {"quality": 0}, {"name": "jpeg"}])
 def test_an_unknown_codec_or_quality_raises(options):
     with pytest.raises(lc.LoraCompError):
-        lc.load_codec(**({"name": "tic-s", "quality": 1, "weights": None} | options))
+        lc.load_codec(**({"name": "tic-v", "quality": 1, "weights": None} | options))
 
 
 def test_unsuitable_weights_raise(tmp_path, weights):
@@ -216,21 +216,21 @@ def test_unsuitable_weights_raise(tmp_path, weights):
         lc.load_codec("tic", 2, weights)
     (tmp_path / "a.safetensors").write_text("no weights")
     with pytest.raises(lc.LoraCompError, match="not a safetensors file"):
-        lc.load_codec("tic-s", 2, tmp_path / "a.safetensors")
+        lc.load_codec("tic-v", 2, tmp_path / "a.safetensors")
     with pytest.raises(lc.LoraCompError, match="missing"):
-        lc.load_codec("tic-s", 2, tmp_path / "b.safetensors")
+        lc.load_codec("tic-v", 2, tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize("quality", [1, 2, 3, 4])
 def test_shipped_codecs_are_loaded_by_the_name_in_the_file(make_image, quality):
-    codec = lc.load_codec("tic-s", quality)
+    codec = lc.load_codec("tic-v", quality)
     coded = lc.encode(make_image(130, 70), codec, method="none")
     decoded = lc.decode(coded.data)
     assert (decoded - make_image(130, 70)).square().mean() < 0.003  # above 25 dB
 
 
 def test_a_file_of_other_weights_raises(adapted):
-    other = lc.load_codec("tic-s", 2, weights=None)
+    other = lc.load_codec("tic-v", 2, weights=None)
     with pytest.raises(lc.BitstreamError, match="other weights"):
         lc.decode(adapted.data, other)
     with pytest.raises(lc.BitstreamError):

@@ -160,7 +160,7 @@ def test_contexts_around_the_calls_have_no_effect(codec, human, make_image, name
 
 def test_a_codec_loaded_under_inference_mode_can_be_adapted(weights, human, make_image):
     with torch.inference_mode():
-        codec = lc.load_codec("tic-s", 2, weights)
+        codec = lc.load_codec("tic-v", 2, weights)
         method = lc.load_method("svd_lora", codec)
     assert lc.encode(make_image(), codec, human, method, steps=1).loss_after > 0
 

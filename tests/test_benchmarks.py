@@ -22,6 +22,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         ["plateau.py", "FOLDER:scenes:128", "--limit", "1"],
         ["plateau.py", "scenes:scenes", "--limit", "1", "--adapter", "shipped"],
         ["refinement.py", "FOLDER:human:64", "--limit", "1", "--quality", "2", "--steps", "2"],
+        ["targets.py", "FOLDER", "--limit", "1", "--side", "64", "--bpp", "1"],
         ["memory.py"],
         ["large.py", "256"],
         ["batch.py", "2"],

@@ -15,7 +15,7 @@ from lora_comp.errors import BitstreamError
 GOLDEN_HEADER = Header(
     height=512,
     width=768,
-    codec="tic-s",
+    codec="tic-v",
     quality=2.5,
     codec_hash=bytes.fromhex("c0dec0de"),
     symbols_crc=0x12345678,
@@ -236,5 +236,5 @@ def test_writing_invalid_sections_raises(sections):
 
 
 def test_registered_names_take_one_byte():
-    short, long = (len(write(dataclasses.replace(PLAIN, codec=name), TWO)) for name in ("tic-s", "tic-x"))
+    short, long = (len(write(dataclasses.replace(PLAIN, codec=name), TWO)) for name in ("tic-v", "tic-x"))
     assert long - short == len("tic-x")

@@ -92,15 +92,13 @@ print(json.dumps([versions, found]))
 """
 
 
-@pytest.fixture(params=["tic-s", small_stf.NAME, pytest.param("tic-v", marks=pytest.mark.data)])
+@pytest.fixture(params=["tic-v", small_stf.NAME])
 def codec(request, monkeypatch):
     """Name, weights and qualities."""
-    if request.param == "tic-s":
-        return "tic-s", "default", [1, 2, 3, 4]
     if request.param == small_stf.NAME:
         monkeypatch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
         return small_stf.NAME, str(request.getfixturevalue("stf_weights")), [1, 2, 3, 4]
-    return "tic-v", str(request.getfixturevalue("trained_tic_v_weights")), [1, 2.25, 4.5, 6]
+    return "tic-v", "default", [1, 2.25, 4.5, 6]
 
 
 def write_files(codec, arrays, folder):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.data
 
 @pytest.mark.parametrize("quality", [1, 2, 3, 4])
 def test_kodak_files_have_the_estimated_size(shared, quality):
-    codec = lc.load_codec("tic-s", quality)
+    codec = lc.load_codec("tic-v", quality)
     for sample in load_data("folder", path=shared / "data" / "kodak", limit=8):
         coded = lc.encode(sample.image, codec, method="none")
         estimate = float(code_length(codec(pad(sample.image[None], codec.stride))["likelihoods"])) / 8
@@ -24,7 +24,7 @@ def test_kodak_files_have_the_estimated_size(shared, quality):
 
 def test_adaptation_lowers_the_objective_on_flowers(shared):
     data = load_data("folder", path=shared / "data" / "flowers", split="val", limit=3)
-    codec, task = lc.load_codec("tic-s", 2), lc.load_task("cls", network="flowers")
+    codec, task = lc.load_codec("tic-v", 2), lc.load_task("cls", network="flowers")
     for sample in data:
         coded = lc.encode(sample.image, codec, task, steps=8, lr=1e-2)
         assert coded.loss_after < coded.loss_before

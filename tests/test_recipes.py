@@ -54,9 +54,9 @@ def test_recipes_have_at_most_60_lines(toy):
     [
         ("blocks", "none", "colours"),
         ("blocks", "sharpen", "colours"),
-        ("tic-s", "sharpen", "human"),
-        ("tic-s", "sharpen", "colours"),
-        ("tic-s", "svd_lora", "colours"),
+        ("tic-v", "sharpen", "human"),
+        ("tic-v", "sharpen", "colours"),
+        ("tic-v", "svd_lora", "colours"),
     ],
 )
 def test_recipes_encode_decode_in_another_process_and_score(
@@ -114,7 +114,7 @@ def test_their_options_are_words_of_the_command_line(tmp_path, capsys):
     assert capsys.readouterr().err == "error: method.amount must be a number, not 'much'\n"
 
 
-@pytest.mark.parametrize("codec_name, method", [("blocks", "none"), ("tic-s", "sharpen")])
+@pytest.mark.parametrize("codec_name, method", [("blocks", "none"), ("tic-v", "sharpen")])
 def test_latents_of_recipes_are_refined(codec, make_image, codec_name, method):
     made = lc.load_codec("blocks", 1, weights=None) if codec_name == "blocks" else codec
     plain, refined = (lc.encode(make_image(), made, toy_task.Colours(), method, refine=steps) for steps in (0, 20))

@@ -42,7 +42,7 @@ def record(image="a", method="none", quality=1, **values) -> dict:
         "width": 256,
         "task": "cls",
         "method": method,
-        "codec": "tic-s",
+        "codec": "tic-v",
         "quality": quality,
         "bytes": 1000,
         "bpp": 0.125,
@@ -316,10 +316,10 @@ def test_codecs_command_counts_skipped_images(tmp_path, capsys):
 
 
 @pytest.mark.skipif("avif444" not in classic_codecs(slow=True), reason="this Pillow writes no AVIF")
-def test_codecs_command_compares_ours_with_those_named_and_with_published_curves(tmp_path, tic_v, capsys):
+def test_codecs_command_compares_ours_with_those_named_and_with_published_curves(tmp_path, codec, capsys):
     y, x = np.mgrid[:48, :64]
     Image.fromarray(np.stack([2 * x, 3 * y, x + y], -1).astype(np.uint8)).save(tmp_path / "a.png")
-    write_weights(tmp_path / "tic-v.safetensors", dict(tic_v.named_parameters()), {})
+    write_weights(tmp_path / "tic-v.safetensors", dict(codec.named_parameters()), {})
     (tmp_path / "curves.json").write_text(json.dumps({"hm": {"points": [[0.1, 5], [4, 60]]}, "jpeg": {"points": []}}))
     words = ["codec=tic-v", f"weights={tmp_path}/tic-v.safetensors", "against=[avif444,jpeg]"]
     words += [f"published={tmp_path}/curves.json", f"out={tmp_path}/out.json", "refine=2"]
@@ -338,7 +338,7 @@ def test_codecs_command_compares_ours_with_those_named_and_with_published_curves
         ([".", "against=[png]"], "this Pillow has no codec 'png'; available are"),
         ([".", "codec=jpg"], "unknown codec 'jpg'"),
         ([".", "published=a.png"], "does not hold curves"),
-        ([".", "codec=tic-s", "weights=w", "card=c.md"], "leave out weights="),
+        ([".", "codec=tic-v", "weights=w", "card=c.md"], "leave out weights="),
         ([".", "--out", "missing/out.json"], "cannot write"),
     ],
 )

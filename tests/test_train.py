@@ -32,10 +32,10 @@ def folder(tmp_path_factory):
 
 
 ALL = CODECS["tic-v"].qualities
-KINDS = pytest.mark.parametrize(("name", "qualities"), [("tic-s", (4,)), ("tic-v", ALL)])
+KINDS = pytest.mark.parametrize(("name", "qualities"), [("tic", (4,)), ("tic-v", ALL)])
 
 
-@pytest.mark.parametrize("name", ["tic-s", "tic-v"])
+@pytest.mark.parametrize("name", ["tic", "tic-v"])
 def test_a_codec_starts_as_a_linear_codec_not_at_noise(folder, name):
     data = Crops([folder], size=128)
     codec = build(name, 4)
@@ -75,7 +75,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path, monkey
 
 def test_the_checkpoint_of_another_training_is_refused(folder, tmp_path):
     data = Crops([folder], 64)
-    codec_training.train(build("tic-s"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
+    codec_training.train(build("tic"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
     with pytest.raises(lc.LoraCompError, match=r"checkpoint\.pt is that of another training") as error:
         codec_training.train(build("tic-v"), tmp_path, data, ALL, batch=2, lr=1e-3, steps=1)
     assert "\n" not in str(error.value)
@@ -83,11 +83,11 @@ def test_the_checkpoint_of_another_training_is_refused(folder, tmp_path):
 
 def test_a_training_on_a_gpu_does_not_go_on_with_the_optimiser_of_a_cpu(folder, tmp_path):
     data = Crops([folder], 64)
-    codec_training.train(build("tic-s"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
+    codec_training.train(build("tic"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
     stored = torch.load(tmp_path / "checkpoint.pt")
     torch.save(stored | {"adam": stored.pop("soap")}, tmp_path / "checkpoint.pt")
     with pytest.raises(lc.LoraCompError, match=r"checkpoint\.pt is that of another training"):
-        codec_training.train(build("tic-s"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
+        codec_training.train(build("tic"), tmp_path, data, (4,), batch=2, lr=1e-3, steps=1)
 
 
 @KINDS
@@ -101,10 +101,10 @@ def test_the_last_steps_train_the_synthesis_alone(folder, tmp_path, monkeypatch,
 
 
 def test_a_step_that_would_leave_no_number_is_not_taken(folder, tmp_path, monkeypatch):
-    codec = build("tic-s")
+    codec = build("tic-v")
     before = codec.state_dict()
     monkeypatch.setattr(codec_training, "weight", lambda quality: float("nan"))
-    codec_training.train(codec, tmp_path, Crops([folder], 64), (4,), batch=2, lr=1e-3, steps=2)
+    codec_training.train(codec, tmp_path, Crops([folder], 64), ALL, batch=2, lr=1e-3, steps=2)
     after = codec.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before if not key.endswith("quantiles"))
 
@@ -128,7 +128,7 @@ def test_a_stop_leaves_no_trace_in_the_curve(folder, tmp_path, monkeypatch):
         save(path, content)
 
     def train(name):
-        codec_training.train(build("tic-s"), tmp_path / name, data, (4,), batch=2, lr=1e-3, steps=6)
+        codec_training.train(build("tic-v"), tmp_path / name, data, ALL, batch=2, lr=1e-3, steps=6)
 
     def curve(name):
         with open(tmp_path / name / "curve.csv", newline="") as file:
@@ -155,7 +155,6 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
         "what=adapter",
         "task.network=torchvision/resnet18",
         "task.weights=null",
-        "quality=[2]",
         "steps=2",
         "batch=1",
         f"images=[{folder}]",
@@ -165,7 +164,7 @@ def test_a_trained_adapter_serves_encoder_and_decoder(tmp_path, folder):
     ]
     assert main(words) == 0
     (path,) = tmp_path.glob("*.safetensors")
-    codec = lc.load_codec("tic-s", 2)
+    codec = lc.load_codec("tic-v", 2)
     image = lc.load_data("photos", limit=1)[0].image[:, :64, :64]
     method = load_method("svd_lora", codec, adapter=path)
     assert any(method.adapter.tensors[name].any() for name in method.adapter.tensors if name.endswith(".S"))
@@ -185,6 +184,19 @@ def test_one_adapter_serves_all_rates_of_a_codec_that_has_them(tmp_path, folder)
         codec = lc.load_codec("tic-v", quality, weights=None)
         method = load_method("svd_lora", codec, adapter=path)
         assert any(tensor.any() for name, tensor in method.adapter.tensors.items() if name.endswith(".S"))
+
+
+def test_an_adapter_is_trained_on_from_another(tmp_path, folder):
+    words = ["what=adapter", "codec.weights=null", "task=human", "batch=1", "threads=1", f"images=[{folder}]"]
+    first = tmp_path / "tic-v-svd_lora-human.safetensors"
+    assert main([*words, "steps=2", "method.rank=2", f"work={tmp_path / '1'}", f"into={tmp_path}"]) == 0
+    on = ["steps=1", "lr=1e-9", f"method.adapter={first}", f"work={tmp_path / '2'}", f"into={tmp_path / 'on'}"]
+    assert main([*words, *on]) == 0
+    (before, card), (after, of_after) = (read_weights(p, "the adapter") for p in (first, tmp_path / "on" / first.name))
+    assert (card["rank"], card["alpha"]) == (of_after["rank"], of_after["alpha"]) == (2, 8)
+    assert before.keys() == after.keys() and any(before[name].any() for name in before if name.endswith(".S"))
+    for name in before:
+        torch.testing.assert_close(after[name], before[name])
 
 
 def test_an_adapter_of_alice_is_trained_for_the_rate_of_its_target(tmp_path, folder):
@@ -291,8 +303,8 @@ def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
         ),
         (["what=network", "network=flowers", "steps=1", "images=[tests]", "into=."], "one folder with train/ and val/"),
         (["what=network", "network=scenes", "steps=1"], "scenes ships in the package: into=FOLDER writes beside it"),
-        (["what=codec", "steps=1", "images=[tests]"], "tic-s-q4 ships in the package"),
-        (["what=adapter", "steps=1", "quality=[1]"], "tic-s-q1-svd_lora-cls-scenes ships in the package"),
+        (["what=codec", "steps=1", "images=[tests]"], "tic-v ships in the package"),
+        (["what=adapter", "steps=1"], "tic-v-svd_lora-cls-scenes ships in the package"),
     ],
 )
 def test_a_training_that_cannot_start_says_why(capsys, words, line):

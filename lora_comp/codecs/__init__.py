@@ -10,7 +10,7 @@ import torch
 
 from lora_comp import zoo
 from lora_comp.bitstream import SIXTEENTHS
-from lora_comp.codecs.codec import Codec, Latents, Output, Rate, code_length
+from lora_comp.codecs.codec import Codec, Latents, Output, Rate, code_length, title
 from lora_comp.codecs.stf import STF
 from lora_comp.codecs.tic import TIC
 from lora_comp.codecs.tic_v import TICV
@@ -54,7 +54,6 @@ class Spec:
 
 CODECS: dict[str, Spec] = {
     "tic": Spec(lambda quality: TIC()),
-    "tic-s": Spec(lambda quality: TIC(N=64, M=96, depths=(0, 2, 4, 2), heads=(4, 4, 4, 6), hyper_heads=4)),
     "tic-v": Spec(lambda quality: TICV().at(quality), (1, 2, 3, 4, 5, 6), variable=True),
     "stf": Spec(lambda quality: STF(), (1, 2, 3, 4, 5, 6)),
 }
@@ -130,7 +129,7 @@ def load_codec(name: str, quality: float, weights: str | Path | None = "default"
     """Load a frozen codec in evaluation mode, with attributes `name`, `quality`, `rate_point` and `hash` (4 bytes).
 
     Args:
-        name: a name of `CODECS`, such as "tic-s".
+        name: a name of `CODECS`, such as "tic-v".
         quality: one of its rate points; 1 has the lowest rate. A codec of variable rate, such as "tic-v", has all
             numbers between, to the nearest sixteenth.
         weights: "default" for those in the package, path of a safetensors file, or None for seeded random ones.
@@ -139,7 +138,7 @@ def load_codec(name: str, quality: float, weights: str | Path | None = "default"
     """
     entry, quality = spec(name, quality), nearest(name, quality)
     rate_point = None if entry.variable else quality
-    what = name if rate_point is None else f"{name} quality {quality:g}"
+    what = title(name, rate_point)
     path = entry.weights(name, rate_point) if weights == "default" else Path(weights or "")
     if weights == "default" and not path.exists():
         raise LoraCompError(

@@ -91,8 +91,15 @@ class Codec(Protocol):
         """The entropy coder of this codec's latents."""
 
 
-def replace_modules(codec: Module, **modules: nn.Module) -> Module:
-    """A copy of a codec with some modules replaced; all others are shared."""
+def replace_parts(codec: Module, **parts: nn.Module | nn.Parameter) -> Module:
+    """A copy of a codec with some modules and parameters of its own replaced; all others are shared."""
     made = copy.copy(codec)
-    made.__dict__["_modules"] = codec._modules | modules
+    for kind in ("_modules", "_parameters"):
+        own = getattr(codec, kind)
+        made.__dict__[kind] = own | {name: part for name, part in parts.items() if name in own}
     return made
+
+
+def title(name: str, rate_point: float | None) -> str:
+    """What messages call weights: "tic quality 2", or "tic-v" for those of all rates."""
+    return name if rate_point is None else f"{name} quality {rate_point:g}"

@@ -28,6 +28,7 @@ class HyperpriorCodec(nn.Module):
     """A `Codec` of the transforms g_a, g_s, h_a, h_s and the probability models of y and z, which its subclass makes.
 
     N, M: channels of z and of y.
+    gains: names of its gain vectors, for a codec of variable rate.
     """
 
     name: str  # these four are set by `load_codec`
@@ -36,6 +37,7 @@ class HyperpriorCodec(nn.Module):
     hash: bytes
     stride, latent_stride = 64, 16
     output = Output()
+    gains: tuple[str, ...] = ()
 
     N: int
     M: int

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lora_comp.codecs.codec import replace_modules
+from lora_comp.codecs.codec import replace_parts
 from lora_comp.codecs.tic import TIC
 from lora_comp.entropy.two_step import TwoStep
 
@@ -27,6 +27,7 @@ class TICV(TIC):
     """
 
     quality: float | Tensor  # type: ignore[assignment]  # a tensor in training only
+    gains = ("log_gain", "log_inverse")
 
     def __init__(self, N: int = 64, M: int = 256, depths=(0, 2, 4, 2), heads=(4, 4, 4, 16), hyper_heads: int = 4):
         super().__init__(N, M, depths, heads, hyper_heads, prior=TwoStep(M))
@@ -37,7 +38,7 @@ class TICV(TIC):
 
     def at(self, quality: float | Tensor) -> "TICV":
         """This codec at another quality, 1 to 6, or for a batch at one for each image (B,). All weights are shared."""
-        made = replace_modules(self)
+        made = replace_parts(self)
         made.quality = quality
         return made
 

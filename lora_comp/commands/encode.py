@@ -35,7 +35,7 @@ class EncodeConfig:
     )
     refine: int = setting(0, "steps of annealed rounding that refine the latents, with any method: 100, or 1000", low=0)
     overwrite: bool = setting(False, "replace a file that exists and that lora-comp did not write")
-    codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
+    codec: Choice = group("lora_comp.codecs", "tic-v", "the frozen codec")
     method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted")
     task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
     engine: Choice = group("lora_comp.engine", "default", "test-time fine-tuning")

@@ -16,7 +16,7 @@ def info(config: InfoConfig) -> None:
 
     Examples:
       lora-comp info cat.lcz
-      lora-comp info results/cls-scenes-svd_lora/files/scene-val-0-000000-cls-tic-s-q2-svd_lora.lcz
+      lora-comp info results/cls-scenes-svd_lora/files/scene-val-0-000000-cls-tic-v-q2-svd_lora.lcz
     """
     for name, value in bitstream.info(config.file).items():
         print(f"{name:14} {value:.4f}" if isinstance(value, float) else f"{name:14} {value}")

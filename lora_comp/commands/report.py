@@ -62,7 +62,7 @@ class BenchConfig:
 @dataclass(frozen=True)
 class CodecsConfig:
     folder: str = argument("the images")
-    codec: str | None = setting(None, "one of our codecs to set beside them, such as tic-s")
+    codec: str | None = setting(None, "one of our codecs to set beside them, such as tic-v")
     out: str | None = setting(None, "JSON file for the curves and the figures of every image", path=True)
     card: str | None = setting(None, "Markdown file for the card of `codec`; its figures go beside it", path=True)
     weights: str = setting("default", "default: those of the package; a safetensors file", path=True)
@@ -114,7 +114,7 @@ def codecs(config: CodecsConfig) -> None:
 
     Examples:
       lora-comp report codecs KODAK out=kodak.json
-      lora-comp report codecs KODAK codec=tic-s card=tic-s.md
+      lora-comp report codecs KODAK codec=tic-v card=tic-v.md
       lora-comp report codecs KODAK codec=tic-v weights=tic-v.safetensors against=[avif,avif444] published=kodak.json
     """
     if config.card and not config.codec:

@@ -51,7 +51,7 @@ class RunConfig:
         "folder for files and results; null: results/TASK-DATA-METHOD, and what else is not the default",
         path=True,
     )
-    codec: Choice = group("lora_comp.codecs", "tic-s", "the frozen codec")
+    codec: Choice = group("lora_comp.codecs", "tic-v", "the frozen codec")
     method: Choice = group("lora_comp.methods", "svd_lora", "how the codec is adapted; several as [svd_lora,lora]")
     task: Choice = group("lora_comp.tasks", "cls", "what must survive compression, or several as [cls,human]")
     data: Choice = group("lora_comp.data", "scenes", "the images")

@@ -56,7 +56,7 @@ class TrainConfig:
     overwrite: bool = setting(False, "replace weights that ship in the package")
     codec: Choice = group(
         "lora_comp.codecs",
-        "tic-s",
+        "tic-v",
         "the codec to train, or to train an adapter for; a codec starts from the file codec.weights, if it is given",
     )
     method: Choice = group("lora_comp.methods", "svd_lora", "the method whose adapter is trained")

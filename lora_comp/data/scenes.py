@@ -145,9 +145,9 @@ def _finish(rng: np.random.RandomState, image: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class ScenesOptions:
     split: str = setting("val", "train, val or test, whose scenes differ")
-    size: Any = setting(256, "side, [height,width], or odd: sides from 161 to 351")
+    size: Any = setting(128, "side, [height,width], or odd: sides from 161 to 351")
     seed: int = setting(0, "of the generator", low=0, high=2**32 - 1)
-    limit: int | None = setting(8, "how many scenes", low=1)
+    limit: int | None = setting(24, "how many scenes", low=1)
 
 
 class Scenes:
@@ -164,7 +164,7 @@ class Scenes:
 
     options = ScenesOptions
 
-    def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 256, seed: int = 0):
+    def __init__(self, split: str = "val", count: int = 500, size: int | tuple[int, int] | str = 128, seed: int = 0):
         if split not in SPLITS:
             raise LoraCompError(f"unknown split {split!r} of scenes; available are {', '.join(SPLITS)}")
         self.name, self.classes = "scenes", list(KINDS)

@@ -39,7 +39,7 @@ def read_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter | No
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], codec: Any) -> None:
     """Raise LoraCompError for tensors that are not of layers of the codec, or incomplete."""
-    known = layers(codec, ATTENTION + MLP)
+    known, gains = layers(codec, ATTENTION + MLP), getattr(codec, "gains", ())
     for key, value in tensors.items():
         name, _, kind = key.rpartition(".")
         shapes: dict[str, tuple[int, ...]] = {}
@@ -48,7 +48,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], codec: Any) -> Non
             shapes = {"U": (outputs, rank), "S": (rank,), "V": (inputs, rank)}
         elif name in known:
             shapes = {"weight": known[name].weight.shape, "bias": known[name].bias.shape}
-        if value.shape != shapes.get(kind) or any(f"{name}.{other}" not in tensors for other in shapes):
+        elif key in gains:
+            shapes = {gain: codec.get_parameter(gain).shape for gain in gains}
+        if value.shape != shapes.get(kind) or any(key.removesuffix(kind) + other not in tensors for other in shapes):
             raise LoraCompError(f"{path} is not an adapter of {codec.name}: {key} does not match its layers")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp import ops
-from lora_comp.codecs.codec import replace_modules
+from lora_comp.codecs.codec import replace_parts
 from lora_comp.codecs.swin import Stage
 from lora_comp.entropy.models import round_ste
 from lora_comp.errors import LoraCompError
@@ -29,7 +29,8 @@ class Adapter:
     """Low-rank updates of named layers.
 
     `tensors` maps `LAYER.U`, `LAYER.S`, `LAYER.V` to float32 (out, r), (r,), (in, r), each optionally with a first
-    dimension B of images; or `LAYER.weight` and `LAYER.bias` to what replaces a layer's own.
+    dimension B of images; or `LAYER.weight` and `LAYER.bias` to what replaces a layer's own; and names of the codec's
+    gain vectors to what replaces them.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,9 +46,14 @@ class Adapter:
     def layers(self) -> list[str]:
         return [key.removesuffix(".S") for key in self.tensors if key.endswith(".S")]
 
+    @property
+    def gains(self) -> dict[str, Tensor]:
+        return {key: value for key, value in self.tensors.items() if "." not in key}
+
     def expand(self, batch: int) -> "Adapter":
         """A separate copy for each image: (batch, out, r), (batch, r), (batch, in, r)."""
-        return replace(self, tensors={k: v.expand(batch, *v.shape) for k, v in self.tensors.items()})
+        own = {k: v.expand(batch, *v.shape) for k, v in self.tensors.items() if "." in k}
+        return replace(self, tensors=own | self.gains)
 
     def folded(self) -> "Adapter":
         """The same update as plain LoRA: U diag(S) replaces U, and ones replace S."""
@@ -175,12 +181,19 @@ def insert(codec: Any, adapter: Adapter, side: str, transmitted: Iterable[str] =
             setattr(codec.get_submodule(parent), child, LowRankLinear(layer, tensors, adapter.scale, transmitted))
 
 
+def with_gains(codec: Any, adapter: Adapter, **modules: nn.Module) -> Any:
+    """A copy of the codec with the adapter's gain vectors, if it has some, and other modules."""
+    device = next(codec.parameters()).device
+    gains = {k: nn.Parameter(v.to(device).clone(), requires_grad=False) for k, v in adapter.gains.items()}
+    return replace_parts(codec, **modules, **gains)
+
+
 def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
     """A copy of the codec with low-rank layers in g_a and g_s; all other modules are shared.
 
     transmitted: of U, S and V, those that are `Quantised` in g_s.
     """
-    made = replace_modules(codec, g_a=copy.deepcopy(codec.g_a), g_s=copy.deepcopy(codec.g_s))
+    made = with_gains(codec, adapter, g_a=copy.deepcopy(codec.g_a), g_s=copy.deepcopy(codec.g_s))
     insert(made, adapter, "g_a")
     insert(made, adapter, "g_s", transmitted)
     return made.requires_grad_(False)
@@ -189,7 +202,7 @@ def with_adapter(codec: Any, adapter: Adapter, transmitted: str = "") -> Any:
 def merged(codec: Any, adapter: Adapter, sides: Sequence[str]) -> Any:
     """A copy of the codec with an adapter's updates, (out, r), (r,), (in, r) per layer, added to the weights of its
     target layers of `sides`, "g_a" and "g_s", or with what replaces them; all other modules are shared."""
-    made = replace_modules(codec, **{side: copy.deepcopy(codec.get_submodule(side)) for side in sides})
+    made = with_gains(codec, adapter, **{side: copy.deepcopy(codec.get_submodule(side)) for side in sides})
     for side in sides:
         merge(made, adapter, side)
     return made

@@ -7,6 +7,7 @@ quantised change of the decoder's S. Plain LoRA (Hu et al., ICLR 2022) fixes S a
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lora_comp.codecs.codec import title
 from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.finetune import Group, OnStep, Schedule, descend, linear
 from lora_comp.methods.adapter_files import load_adapter, of_identity, read_adapter, shipped
 from lora_comp.methods.low_rank import (
-    ALPHA,
     ATTENTION,
     MLP,
-    RANK,
     Adapter,
     LowRankLinear,
     Quantised,
@@ -221,7 +221,7 @@ class LowRank:
         changes, step = updates.decode(payload, sum(sizes))
         for t, change in zip(transmitted, torch.from_numpy(changes).float().split(sizes), strict=True):
             tensors[t] = tensors[t] + step * change.view_as(tensors[t])
-        made = merged(codec, replace(self.adapter, tensors=tensors), ["g_s"])
+        made = merged(codec, replace(self.adapter, tensors=tensors | self.adapter.gains), ["g_s"])
         if not all(p.isfinite().all() for p in made.g_s.parameters()):
             raise BitstreamError(updates.DAMAGED)
         return made
@@ -261,8 +261,8 @@ def _path(codec: Any, methods: Sequence[str], adapter: str) -> Path:
     if not ours and not Path(adapter).is_file():
         known = ", ".join(sorted(set(shipped(codec, methods).values()))) or "none"
         raise LoraCompError(
-            f"adapter must be auto, null, a file or a task whose adapter ships for {codec.name} quality "
-            f"{codec.quality:g} ({known}); there is no file {adapter}"
+            "adapter must be auto, null, a file or a task whose adapter ships for "
+            f"{title(codec.name, codec.rate_point)} ({known}); there is no file {adapter}"
         )
     return ours[0] if ours else Path(adapter)
 
@@ -289,17 +289,21 @@ def from_file(name: str, codec: Any, identity: bytes | None, path: str | Path | 
 
 
 class Pretraining:
-    """See `methods.method.Pretraining`: U, S and V of g_a and g_s, shared by all images."""
+    """See `methods.method.Pretraining`: U, S and V of g_a and g_s, shared by all images, and of a codec of variable
+    rate its gain vectors, which say how finely each channel of y is quantised at each quality. U, S and V begin as
+    `load` has them without a task: seeded, or as those of `options.adapter`."""
 
     lr = 2e-2
 
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
-        adapter = seeded(codec, VARIANTS[name].start, **options.of_seeded())
+        adapter = load(name, codec, **dataclasses.asdict(options)).adapter
         self.module = with_adapter(copy.deepcopy(codec), adapter).train()
         adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
         self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
-        self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains}
-        self.card = {"rank": options.rank or RANK, "alpha": options.alpha or ALPHA}
+        gains = {n: self.module.get_parameter(n) for n in getattr(codec, "gains", ())}
+        self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains} | gains
+        self.parts |= gains
+        self.card = {"rank": adapter.rank, "alpha": round(adapter.scale * adapter.rank)}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}

@@ -36,8 +36,7 @@ def codec_card(scores: dict) -> str:
     lines = [
         f"# {name}",
         "",
-        "Weights in float16, trained by `python -m lora_comp.train what=codec`"
-        + ("." if len(paths) == 1 else "; lower qualities start from a checkpoint of the highest."),
+        "Weights in float16; docs/training.md says how they were trained.",
         "",
     ]
     lines += table(

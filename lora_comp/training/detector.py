@@ -163,12 +163,16 @@ def train_scenes_detector(masks: bool, out: Path, work: str | os.PathLike, steps
     else:
         begin_from(network, {f"pyramid.body.{k}": w for k, w in resnet.load("scenes").state_dict().items()})
         start = "the classifier of scenes"
-    unseen = {"": Scenes("val", 500), " test": Scenes("test", 300), " test odd sizes": Scenes("test", 300, "odd")}
+    unseen = {
+        "": Scenes("val", 500, 256),
+        " test": Scenes("test", 300, 256),
+        " test odd sizes": Scenes("test", 300, "odd"),
+    }
     return train_detector(
         network,
         ObjectBatches(steps, int(masks)),
         unseen,
-        Scenes("train", 64, seed=2),
+        Scenes("train", 64, 256, seed=2),
         out,
         work,
         steps,

@@ -217,11 +217,11 @@ def train_network(
 
 def train_scenes(out: str | os.PathLike, work: str | os.PathLike, steps: int) -> dict:
     """The network "scenes": twelve kinds of object, trained on generated scenes, scored on 500 that it never saw."""
-    measured_on = Scenes("train", 64, seed=1)
+    measured_on = Scenes("train", 64, 256, seed=1)
     return train_network(
         "scenes",
         SceneBatches(steps, 0),
-        Scenes("val", 500),
+        Scenes("val", 500, 256),
         measured_on,
         out,
         work,

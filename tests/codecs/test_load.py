@@ -9,10 +9,11 @@ from lora_comp import codecs
 @pytest.mark.parametrize(
     ("name", "quality", "weights", "message"),
     [
-        ("jpeg", 1, "default", "unknown codec 'jpeg'; available are tic, tic-s"),
-        ("tic-s", 9, "default", "quality must be 1, 2, 3 or 4, not 9"),
+        ("jpeg", 1, "default", "unknown codec 'jpeg'; available are tic, tic-v"),
+        ("tic", 9, "default", "quality must be 1, 2, 3 or 4, not 9"),
+        ("tic-v", 9, "default", "quality must be a number from 1 to 6, not 9"),
         ("tic", 1, "default", "no weights of tic quality 1: give a file"),
-        ("tic-s", 1, "/nowhere", "/nowhere is missing"),
+        ("tic-v", 1, "/nowhere", "/nowhere is missing"),
     ],
 )
 def test_invalid_arguments_raise_before_building(monkeypatch, name, quality, weights, message):

@@ -41,7 +41,7 @@ def test_an_image_goes_to_a_file_and_back(tmp_path, cat, lcz, weights, network, 
     told = capsys.readouterr().out.split("\n")
     assert ["height", "33"] in map(str.split, told) and ["width", "47"] in map(str.split, told)
     assert cli.command(["decode", lcz, str(tmp_path / "back.png"), f"weights={weights}"]) == 0
-    expected = lc.decode(Path(lcz).read_bytes(), lc.load_codec("tic-s", 2, weights))
+    expected = lc.decode(Path(lcz).read_bytes(), lc.load_codec("tic-v", 2, weights))
     assert (read_image(tmp_path / "back.png") - expected).abs().max() <= 0.51 / 255
     assert everything_under(tmp_path) == ["back.png", "cat.lcz", "cat.png"]
 
@@ -122,8 +122,8 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["method=svd_lora", "method.mlp=7"], "method.mlp must be"),
         (["method=svd_lora", "method.adapter=/nowhere"], "/nowhere"),
         (["codec.weights=/nowhere"], "/nowhere"),
-        (["codec=jpeg"], "codec must be stf, tic, tic-s or tic-v, not 'jpeg'"),
-        (["codec.name=tic"], "codec=tic-s has no setting 'codec.name'"),
+        (["codec=jpeg"], "codec must be stf, tic or tic-v, not 'jpeg'"),
+        (["codec.name=tic"], "codec=tic-v has no setting 'codec.name'"),
         (["task=cls", "task.network=nothing"], "nothing"),
         (["task=cls", "task.network=null"], "task.network must be a path, not null"),
         (["data.limit=3"], "data"),
@@ -193,7 +193,7 @@ def test_help_lists_what_can_be_set(capsys):
 
 def test_the_zoo_is_listed_and_asked_for_a_checkpoint(capsys, refused):
     assert cli.command(["zoo"]) == 0
-    assert "tic-s-q4" in capsys.readouterr().out
+    assert "tic-v" in capsys.readouterr().out
     assert "no published checkpoint 'jpeg'" in refused(cli.command, "zoo", "fetch", "jpeg")
     assert "zoo fetch needs NAME" in refused(cli.command, "zoo", "fetch")
     assert "zoo takes no word 'list'" in refused(cli.command, "zoo", "list")

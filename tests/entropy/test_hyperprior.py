@@ -25,8 +25,8 @@ def latents(codec, image):
 
 
 @pytest.fixture(scope="module", params=["mean-scale", "two-step", "slices"])
-def codec(request, codec, tic_v, stf):
-    return {"mean-scale": codec, "two-step": tic_v, "slices": stf}[request.param]
+def codec(request, codec, fixed_rate_codec, stf):
+    return {"mean-scale": fixed_rate_codec, "two-step": codec, "slices": stf}[request.param]
 
 
 @pytest.fixture(scope="module")

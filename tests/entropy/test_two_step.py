@@ -49,13 +49,12 @@ def test_a_new_context_changes_nothing():
     assert torch.equal(scales, hyper[:, :6]) and torch.equal(means, hyper[:, 6:])
 
 
-@pytest.mark.data
-def test_a_trained_context_saves_bits(trained_tic_v, make_image):
+def test_a_trained_context_saves_bits(trained_codec, make_image):
     """Against the Gaussians of the hyperprior alone, which the context was trained beside, not in place of."""
     with torch.no_grad():
-        latents = trained_tic_v.latents(api.pad(make_image(256, 256)[None], 64))
-        rate = trained_tic_v.rate(latents)
-        scales, means = trained_tic_v.h_s(rate.predictions["z_hat"]).chunk(2, 1)
+        latents = trained_codec.latents(api.pad(make_image(256, 256)[None], 64))
+        rate = trained_codec.rate(latents)
+        scales, means = trained_codec.h_s(rate.predictions["z_hat"]).chunk(2, 1)
         alone = gaussian_likelihood(round_ste(latents["y"] - means) + means, scales, means)
     bits = [-p.log2().sum() for p in (rate.likelihoods["y"], alone)]
     assert bits[0] < 0.95 * bits[1]

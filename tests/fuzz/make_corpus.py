@@ -14,10 +14,11 @@ from targets import CORPUS, DELTAS
 import lora_comp as lc
 from lora_comp import api, bitstream
 from lora_comp.entropy import hyperprior, updates
+from lora_comp.entropy.prior import quantise
 from lora_comp.methods import load_method
 from lora_comp.methods.svd_lora import AdaptedLowRank
 
-IMAGES = (((1, 1), 1), ((16, 16), 2), ((64, 64), 3), ((100, 70), 4), ((70, 100), 1))  # height and width, quality
+IMAGES = (((1, 1), 1), ((16, 16), 2), ((64, 64), 3), ((100, 70), 4.5), ((70, 100), 6))  # height and width, quality
 
 
 def shake(adapted: AdaptedLowRank, seed: int) -> None:
@@ -32,20 +33,20 @@ def plain(codec, x: torch.Tensor, size: tuple[int, int]) -> bytes:
 
 @torch.no_grad()
 def valid_files() -> dict[str, bytes]:
-    whole = lc.load_data("scenes", limit=1)[0].image
+    whole = lc.load_data("scenes", limit=1, size=256)[0].image
     files = {}
     for (height, width), quality in IMAGES:
-        codec = lc.load_codec("tic-s", quality)
+        codec = lc.load_codec("tic-v", quality)
         x = api.pad(whole[None, :, 80 : 80 + height, 90 : 90 + width], codec.stride)
-        files[f"none-{height}x{width}-q{quality}"] = plain(codec, x, (height, width))
+        files[f"none-{height}x{width}-q{quality:g}"] = plain(codec, x, (height, width))
         for name, rank in (("svd_lora", 4), ("lora", 1)):
-            method = load_method(name, codec, adapter=None, rank=rank, seed=quality)
+            method = load_method(name, codec, adapter=None, rank=rank, seed=round(16 * quality))
             adapted = method.prepare(codec, x)
-            shake(adapted, quality)
-            (files[f"{name}-{height}x{width}-q{quality}"],) = api.write(
+            shake(adapted, round(16 * quality))
+            (files[f"{name}-{height}x{width}-q{quality:g}"],) = api.write(
                 codec, adapted.latents(x), (height, width), method, adapted
             )
-    codec, x = lc.load_codec("tic-s", 2), whole[None, :, :64, :64]
+    codec, x = lc.load_codec("tic-v", 2), whole[None, :, :64, :64]
     margin, hyperprior.MARGIN = hyperprior.MARGIN, 0.01  # about one latent in fifty gets a hint
     files["hints-64x64-q2"] = plain(codec, x, (64, 64))
     hyperprior.MARGIN = margin
@@ -65,10 +66,10 @@ def forged_files(codec) -> dict[str, bytes]:
         z[:, ::2] *= -1
         z += codec.medians[None, :, None, None]
         hyper = coder.hyper((z[0] - codec.medians[:, None, None]).round().int().numpy())
-        _, means, _ = coder.predict(0, hyper, np.zeros((codec.M, *hyper.shape[2:])))
-        y = torch.tensor(means)[None].float()  # y near its means, so that symbols fit int32
-        y[:, ::2] += y_size
-        y[:, 1::2] -= y_size
+        symbols = torch.full((1, codec.M, 1, 1), y_size)
+        symbols[:, 1::2] *= -1
+        y = torch.zeros(1, codec.M, *hyper.shape[2:], dtype=torch.float64)
+        y = quantise(coder.prior, y, hyper, lambda y, symbols=symbols: symbols.to(y).expand_as(y)).coded.float()
         coded = coder.compress({"y": y, "z": z})
         header = bitstream.Header(64, 64, codec.name, codec.quality, codec.hash, coded.symbols_crc)
         files[name] = bitstream.write(header, bitstream.Sections(coded.sections))
@@ -151,7 +152,7 @@ def main() -> None:
         "forged": {
             f"{name}.lcz": data
             for name, data in (
-                forged_files(lc.load_codec("tic-s", 2)) | edited_files(valid["svd_lora-16x16-q2"])
+                forged_files(lc.load_codec("tic-v", 2)) | edited_files(valid["svd_lora-16x16-q2"])
             ).items()
         },
         "payload": payloads(),

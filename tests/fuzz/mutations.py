@@ -13,14 +13,14 @@ NAMES = (
     b"tic-m",
     b"",
     b"..",
-    b"../tic-s",
+    b"../tic-v",
     b"/etc/passwd",
-    b"tic-s\0",
+    b"tic-v\0",
     b"a" * 32,
     b"a" * 33,
     b"\xff",
     b"TIC-S",
-    b"tic-s-q2",
+    b"tic-v-q2",
     b"a..b",
 )
 

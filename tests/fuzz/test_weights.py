@@ -30,7 +30,7 @@ class Opens:
     "load",
     [
         lambda path: load_network("torchvision/squeezenet1_1", weights=path),
-        lambda path: load_codec("tic-s", 2, path),
+        lambda path: load_codec("tic-v", 2, path),
     ],
     ids=["a network's checkpoint", "a codec's weights"],
 )

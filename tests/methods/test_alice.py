@@ -14,7 +14,7 @@ from lora_comp.methods.alice import AliceOptions, Pretraining, new_adapter
 from lora_comp.methods.low_rank import LowRankLinear, with_adapter
 from lora_comp.weights import read_weights, write_weights
 
-KINDS = ["codec", "tic_v", "stf"]
+KINDS = ["codec", "fixed_rate_codec", "stf"]
 
 
 def write_adapter(path, codec, seed=0, target=1, changes=None):
@@ -32,7 +32,7 @@ def write_adapter(path, codec, seed=0, target=1, changes=None):
 
 @pytest.fixture(params=KINDS)
 def adapted(request, tmp_path):
-    """Codecs with GDN, with gains and with channel slices, and the method with an adapter for each."""
+    """Codecs with gains, of one rate point, and with channel slices, and the method with an adapter for each."""
     codec = request.getfixturevalue(request.param)
     return codec, load_method("alice", codec, adapter=str(write_adapter(tmp_path / "a.safetensors", codec)))
 
@@ -129,7 +129,7 @@ def test_stages_are_chosen_as_the_transforms_pass_them(codec, options, names):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoder": [True] * 4}, "encoder must have 3 values, one for each stage of Swin blocks of tic-s, not 4"),
+        ({"encoder": [True] * 4}, "encoder must have 3 values, one for each stage of Swin blocks of tic-v, not 4"),
         ({"fc1": False, "fc2": False}, "nothing to adapt"),
         ({"encoder": [False] * 3, "decoder": [False] * 3}, "nothing to adapt"),
     ],
@@ -196,13 +196,13 @@ def test_a_file_without_its_adapter_says_which_it_needs(codec, coded, tmp_path):
 
 
 def test_adapters_of_other_weights_or_methods_are_refused(codec, coded, tmp_path):
-    for changes in ({"codec_hash": "00000000"}, {"codec": "tic-v"}, {"quality": 3}):
+    for changes in ({"codec_hash": "00000000"}, {"codec": "tic"}, {"quality": 3}):
         path = write_adapter(tmp_path / "other.safetensors", codec, changes=changes)
         for load in (
             lambda path: load_method("alice", codec, adapter=str(path)),
             lambda path: lc.decode(coded, codec, adapter=path),
         ):
-            with pytest.raises(lc.LoraCompError, match="was trained for other weights than those loaded of tic-s"):
+            with pytest.raises(lc.LoraCompError, match="was trained for other weights than those loaded of tic-v"):
                 load(path)
     path = write_adapter(tmp_path / "svd.safetensors", codec, changes={"method": "svd_lora"})
     with pytest.raises(lc.LoraCompError, match="is an adapter of the method svd_lora, not of alice"):
@@ -223,18 +223,18 @@ def test_adapters_of_other_weights_or_methods_are_refused(codec, coded, tmp_path
 def test_tensors_that_do_not_fit_the_codec_are_named(codec, tmp_path, change):
     tensors, card = read_weights(write_adapter(tmp_path / "a.safetensors", codec), "the adapter")
     write_weights(tmp_path / "a.safetensors", {k: v for k, v in (tensors | change).items() if v is not None}, card)
-    with pytest.raises(lc.LoraCompError, match=r"is not an adapter of tic-s: [gh]_s\..* does not match its layers$"):
+    with pytest.raises(lc.LoraCompError, match=r"is not an adapter of tic-v: [gh]_s\..* does not match its layers$"):
         load_method("alice", codec, adapter=str(tmp_path / "a.safetensors"))
 
 
-def test_an_adapter_of_a_codec_of_variable_rate_is_for_one_quality(tic_v, human, make_image, tmp_path):
+def test_an_adapter_of_a_codec_of_variable_rate_is_for_one_quality(codec, human, make_image, tmp_path):
     """Its gains at another quality would give another rate than the adapter was trained for."""
-    path = str(write_adapter(tmp_path / "a.safetensors", tic_v))
-    method = load_method("alice", tic_v, adapter=path)
+    path = str(write_adapter(tmp_path / "a.safetensors", codec))
+    method = load_method("alice", codec, adapter=path)
     with pytest.raises(lc.LoraCompError, match=r"is for tic-v quality 2, not .*: leave sizes out"):
-        lc.encode(make_image(), tic_v, human, method, bytes=200)
+        lc.encode(make_image(), codec, human, method, bytes=200)
     with pytest.raises(lc.LoraCompError, match=r"other weights than those loaded of tic-v quality 3\.5"):
-        load_method("alice", tic_v.at(3.5), adapter=path)
+        load_method("alice", codec.at(3.5), adapter=path)
 
 
 def test_what_can_be_set_is_checked(codec, tmp_path):

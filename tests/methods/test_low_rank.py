@@ -6,6 +6,7 @@ import torch
 
 import lora_comp as lc
 from lora_comp import api, zoo
+from lora_comp.codecs import at_quality
 from lora_comp.entropy import updates
 from lora_comp.methods import FitSettings, load_method, method_of_file
 from lora_comp.methods.low_rank import ATTENTION, MLP, Adapter, LowRankLinear, identify, layers, stages
@@ -53,7 +54,7 @@ def with_noise(method, codec, seed=0):
 
 
 def test_stages_follow_the_transforms(stf, codec):
-    """Those of tic-s begin at stride 4: at stride 2 it has GDN."""
+    """Those of tic-v begin at stride 4: at stride 2 it has GDN."""
     assert [stages(stf, side) for side in ("g_a", "g_s")] == [
         ["g_a.1", "g_a.3", "g_a.5", "g_a.7"],
         ["g_s.0", "g_s.2", "g_s.4", "g_s.6"],
@@ -207,7 +208,7 @@ def pretrained(path, codec, codec_hash=None):
     }
     card = {
         "codec": codec.name,
-        "quality": codec.quality,
+        "quality": codec.rate_point,
         "codec_hash": (codec_hash or codec.hash).hex(),
         "rank": 4,
         "alpha": 8,
@@ -238,6 +239,41 @@ def test_a_pretrained_adapter_is_loaded_from_its_path(codec, coded):
     expected = load_method("svd_lora", codec, adapter=path)
     assert torch.equal(lc.decode(data, codec, adapter=path), lc.decode(data, codec, method=expected))
     assert lc.info(data)["adapter"] == identify(expected.adapter.tensors).hex()
+
+
+@pytest.fixture
+def with_gains(codec, tmp_path):
+    """The path of an adapter with gain vectors of its own."""
+    path = tmp_path / "gains.safetensors"
+    tensors, card = pretrained(path, codec), read_weights(path, "the adapter")[1]
+    rng = torch.Generator().manual_seed(0)
+    gains = {n: p + 0.3 * torch.randn(p.shape, generator=rng) for n, p in codec.named_parameters() if n in codec.gains}
+    write_weights(path, tensors | {name: value.half().float() for name, value in gains.items()}, card)
+    return path
+
+
+@BOTH
+@pytest.mark.parametrize("quality", [2, 4.5])
+def test_gains_of_an_adapter_replace_those_of_the_codec_in_encoder_and_decoder(
+    codec, with_gains, make_image, name, quality
+):
+    codec = at_quality(codec, quality)
+    method, x = load_method(name, codec, adapter=with_gains), torch.stack([make_image(), make_image() / 2])
+    adapted = prepare(method, codec, x)
+    files = api.write(codec, adapted.latents(x), (64, 64), method, adapted)
+    with torch.no_grad():
+        expected = adapted.codec.synthesize(adapted.codec.rate(adapted.latents(x)).y_hat).clamp(0, 1)
+    for data, image in zip(files, expected, strict=True):
+        torch.testing.assert_close(lc.decode(data, codec, adapter=with_gains), image, atol=1e-4, rtol=0)
+    before, after = codec.gain(codec.log_gain), adapted.codec.gain(adapted.codec.log_gain)
+    assert before.shape == after.shape == (1, codec.M, 1, 1) and not torch.equal(before, after)
+
+
+def test_an_adapter_with_half_of_the_gains_is_refused(codec, with_gains):
+    tensors, card = read_weights(with_gains, "the adapter")
+    write_weights(with_gains, {name: value for name, value in tensors.items() if name != "log_inverse"}, card)
+    with pytest.raises(lc.LoraCompError, match="is not an adapter of tic-v: log_gain does not match its layers"):
+        load_method("svd_lora", codec, adapter=with_gains)
 
 
 def test_a_missing_adapter_raises_with_its_identity(codec, coded):
@@ -284,9 +320,9 @@ def test_a_file_that_is_no_adapter_is_named(codec, coded, tmp_path, load, conten
 def test_a_name_that_is_neither_a_file_nor_a_task_lists_the_tasks(codec, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     for task in ("cls-a", "det-b"):
-        pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", task), codec)
+        pretrained(zoo.adapter_path("tic-v", None, "svd_lora", task), codec)
     for name in ("svd_lora", "lora"):
-        with pytest.raises(lc.LoraCompError, match=r"tic-s quality 2 \(cls-a, det-b\); there is no file cls-b"):
+        with pytest.raises(lc.LoraCompError, match=r"tic-v \(cls-a, det-b\); there is no file cls-b"):
             load_method(name, codec, adapter="cls-b")
 
 
@@ -301,7 +337,7 @@ def test_options_of_a_seeded_adapter_are_not_ignored_beside_a_pretrained_one(cod
 def test_plain_lora_starts_from_the_adapter_of_svd_lora(codec, make_image, tmp_path, monkeypatch):
     """S is folded into U, and the file identifies the folded adapter."""
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
-    tensors = pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", "human"), codec)
+    tensors = pretrained(zoo.adapter_path("tic-v", None, "svd_lora", "human"), codec)
     assert any(not torch.equal(t, torch.ones_like(t)) for k, t in tensors.items() if k.endswith(".S"))
     lora, svd_lora = (load_method(name, codec, "human") for name in ("lora", "svd_lora"))
     assert all(torch.equal(t, torch.ones_like(t)) for k, t in lora.adapter.tensors.items() if k.endswith(".S"))
@@ -315,7 +351,7 @@ def test_plain_lora_starts_from_the_adapter_of_svd_lora(codec, make_image, tmp_p
 
 def test_shipped_adapters_are_selected_by_task_and_codec(codec, tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
-    tensors = pretrained(zoo.adapter_path("tic-s", 2, "svd_lora", "human"), codec)
+    tensors = pretrained(zoo.adapter_path("tic-v", None, "svd_lora", "human"), codec)
     method = load_method("svd_lora", codec, "human")
     assert method.adapter.identity == identify(tensors)
     assert method_of_file("svd_lora", method.adapter.identity, codec).adapter.identity == method.adapter.identity
@@ -326,7 +362,7 @@ def test_shipped_adapters_are_selected_by_task_and_codec(codec, tmp_path, monkey
     ):  # the first of several tasks that has one
         assert chosen.adapter.identity == identify(tensors)
 
-    other = lc.load_codec("tic-s", 2, weights=None)
+    other = lc.load_codec("tic-v", 2, weights=None)
     assert load_method("svd_lora", other, "human").adapter.identity == seeded(other, "svd_lora").identity
     with pytest.raises(lc.BitstreamError, match="not available"):
         method_of_file("svd_lora", identify(tensors), other)

@@ -118,7 +118,7 @@ def test_a_detector_is_no_segmenter_and_no_classifier(tmp_path):
 @pytest.mark.parametrize("masks", FLOORS)
 def test_what_ships_finds_the_objects_of_scenes_it_never_saw(masks):
     shipped = load_detector("scenes", masks=masks)
-    reached = scores(shipped, Scenes("test", 60))
+    reached = scores(shipped, Scenes("test", 60, 256))
     for name, floor in FLOORS[masks].items():
         assert reached[name] > floor, reached
     assert len(shipped.stage_variance) == 4

@@ -286,7 +286,7 @@ def test_one_data_set_has_one_score_however_its_file_is_written(shared, codec, t
     data = load_data("coco", shared / "cases" / "coco" / name)
     task = load_task("det")
     shown = [task.measure(data[i].image, data[i])["objects"] for i in range(3)]
-    scenes = load_data("scenes", limit=3)
+    scenes = load_data("scenes", limit=3, size=256)
     expected = [task.measure(scenes[i].image, scenes[i])["objects"] for i in range(3)]
     assert task.pool(shown)["mAP"] == pytest.approx(task.pool(expected)["mAP"]) and task.pool(shown)["mAP"] > 0.7
 

@@ -69,7 +69,7 @@ def test_several_tasks_are_words_like_one():
 
 
 def test_what_is_outside_the_region_costs_few_bits(human, make_image):
-    codec, image, weights = lc.load_codec("tic-s", 2), make_image(128, 192), torch.zeros(128, 192)
+    codec, image, weights = lc.load_codec("tic-v", 2), make_image(128, 192), torch.zeros(128, 192)
     weights[32:96, 32:96] = 1
     whole, part = (lc.encode(image, codec, human, steps=3, roi=roi) for roi in (None, weights))
     assert len(part.data) < 0.6 * len(whole.data)

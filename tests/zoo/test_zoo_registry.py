@@ -26,8 +26,8 @@ def test_shipped_weights_stay_below_24_mb():
 
 def test_a_corrupt_file_is_not_intact(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
-    path = zoo.codec_path("tic-s", 1)
-    write_weights(path, {}, {"codec": "tic-s"})
+    path = zoo.codec_path("tic", 1)
+    write_weights(path, {}, {"codec": "tic"})
     registry.write()
     assert [entry.intact for entry in registry.shipped()] == [True]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -36,20 +36,20 @@ def test_a_corrupt_file_is_not_intact(tmp_path, monkeypatch):
 
 def test_scores_of_earlier_weights_are_not_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
-    path = zoo.codec_path("tic-s", 1)
-    write_weights(path, {}, {"codec": "tic-s"})
+    path = zoo.codec_path("tic", 1)
+    write_weights(path, {}, {"codec": "tic"})
     registry.write()
     row = '{"curve": [{"setting": 1, "bpp": 0.2, "psnr": 28.0, "sha256": "%s"}]}'
-    path.with_name("tic-s.json").write_text(row % registry.digest(path))
+    path.with_name("tic.json").write_text(row % registry.digest(path))
     assert registry.shipped()[0].scores == {"bpp": 0.2, "psnr": 28.0}
-    path.with_name("tic-s.json").write_text(row % hashlib.sha256(b"earlier").hexdigest())
+    path.with_name("tic.json").write_text(row % hashlib.sha256(b"earlier").hexdigest())
     assert registry.shipped()[0].scores == {}
 
 
 def test_zoo_lists_shipped_and_published_weights():
     out = io.StringIO()
     show(Console(file=out, width=80))
-    for name in ("tic-s-q1", "scenes", "transtic-tic-1..4", "lora_comp-cls", "tic_svdlora"):
+    for name in ("tic-v", "scenes", "transtic-tic-1..4", "lora_comp-cls", "tic_svdlora"):
         assert name in out.getvalue()
 
 
