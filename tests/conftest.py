@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,10 @@ import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp.codecs import CODECS, build
+from lora_comp.codecs import build
 from lora_comp.data.folders import photograph
 from lora_comp.networks import SmallResNet, save_network
 from lora_comp.weights import write_weights
-
-sys.path.insert(0, str(Path(__file__).parent / "toys"))
-import small_stf
 
 torch.set_num_threads(1)
 
@@ -68,11 +64,9 @@ def write_untrained(name: str, folder: Path) -> Path:
 
 
 def write_untrained_stf(folder: Path) -> Path:
-    """As `write_untrained`, for `toys/small_stf.py`: y and z spread over several integers, the Gaussians match y, and
-    slices and residuals have an effect."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        codec = small_stf.SPEC.build(2).eval()
+    """As `write_untrained`, for stf-s: y and z spread over several integers, the Gaussians match y, and slices and
+    residuals have an effect."""
+    codec = build("stf-s", 2).eval()
     prior = codec.prior
     with torch.no_grad():
         codec.g_a[6].reduction.weight.mul_(10)
@@ -84,8 +78,8 @@ def write_untrained_stf(folder: Path) -> Path:
         spread = (out["y"] - out["means"]).square().mean((0, 2, 3)).sqrt() - out["scales"].mean((0, 2, 3))
         for net, of_slice in zip(prior.scales, spread.split(prior.size), strict=True):
             net[-1].bias.add_(of_slice)
-    write_weights(folder / f"{small_stf.NAME}.safetensors", dict(codec.named_parameters()), {})
-    return folder / f"{small_stf.NAME}.safetensors"
+    write_weights(folder / "stf-s.safetensors", dict(codec.named_parameters()), {})
+    return folder / "stf-s.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -111,10 +105,7 @@ def stf_weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def stf(stf_weights):
-    """STF with six slices, which is not in the registry."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
-        return lc.load_codec(small_stf.NAME, 2, stf_weights)
+    return lc.load_codec("stf-s", 2, stf_weights)
 
 
 @pytest.fixture(scope="session")

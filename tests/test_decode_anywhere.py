@@ -11,11 +11,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import small_stf
 import torch
 from PIL import Image
 
@@ -25,15 +23,8 @@ from lora_comp.codecs import CODECS, load_codecs
 from lora_comp.data.folders import photograph
 from lora_comp.weights import write_weights
 
-TOYS = str(Path(small_stf.__file__).parent)
 PYTHONS = os.environ.get("LORA_COMP_PYTHONS", "").split()
 
-KNOWN = """
-import sys
-sys.path.insert(0, sys.argv[-1])
-import lora_comp.codecs, small_stf
-lora_comp.codecs.CODECS[small_stf.NAME] = small_stf.SPEC
-"""
 DECODER = """
 import itertools, json, pathlib, sys, torch
 import lora_comp as lc
@@ -92,12 +83,11 @@ print(json.dumps([versions, found]))
 """
 
 
-@pytest.fixture(params=["tic-v", small_stf.NAME])
-def codec(request, monkeypatch):
+@pytest.fixture(params=["tic-v", "stf-s"])
+def codec(request):
     """Name, weights and qualities."""
-    if request.param == small_stf.NAME:
-        monkeypatch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
-        return small_stf.NAME, str(request.getfixturevalue("stf_weights")), [1, 2, 3, 4]
+    if request.param == "stf-s":
+        return "stf-s", str(request.getfixturevalue("stf_weights")), [1, 2, 3, 4]
     return "tic-v", "default", [1, 2.25, 4.5, 6]
 
 
@@ -114,7 +104,7 @@ def run(python, script, codec, *folders, **environment):
     """What a script prints in a process of its own."""
     name, weights, qualities = codec
     return subprocess.run(
-        [python, "-W", "ignore", "-c", KNOWN + script, *map(str, folders), name, weights, json.dumps(qualities), TOYS],
+        [python, "-W", "ignore", "-c", script, *map(str, folders), name, weights, json.dumps(qualities)],
         env=os.environ | environment,
         check=True,
         stdout=subprocess.PIPE,

@@ -11,11 +11,12 @@ from PIL import Image
 import lora_comp as lc
 from lora_comp import api
 from lora_comp.codecs import CODECS, build
+from lora_comp.commands.train import initialise
 from lora_comp.methods import alice, load_method
 from lora_comp.train import main
 from lora_comp.training import adapter as adapter_training
 from lora_comp.training import codec as codec_training
-from lora_comp.training import loop, soap, start
+from lora_comp.training import loop, soap
 from lora_comp.training.crops import SCALES, Crops
 from lora_comp.weights import read_weights, write_weights
 
@@ -35,11 +36,11 @@ ALL = CODECS["tic-v"].qualities
 KINDS = pytest.mark.parametrize(("name", "qualities"), [("tic", (4,)), ("tic-v", ALL)])
 
 
-@pytest.mark.parametrize("name", ["tic", "tic-v"])
+@pytest.mark.parametrize("name", ["tic", "tic-v", "stf-s"])
 def test_a_codec_starts_as_a_linear_codec_not_at_noise(folder, name):
     data = Crops([folder], size=128)
     codec = build(name, 4)
-    start.initialise(codec, data.batch(16, seed=0), lmbda=0.013)
+    initialise(codec, data.batch(16, seed=0), 0.013)
     x = data.held_out(1)
     with torch.no_grad():
         mse = (codec.eval()(x)["x_hat"] - x).square().mean()

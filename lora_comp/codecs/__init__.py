@@ -11,7 +11,7 @@ import torch
 from lora_comp import zoo
 from lora_comp.bitstream import SIXTEENTHS
 from lora_comp.codecs.codec import Codec, Latents, Output, Rate, code_length, title
-from lora_comp.codecs.stf import STF
+from lora_comp.codecs.stf import STF, STF_S
 from lora_comp.codecs.tic import TIC
 from lora_comp.codecs.tic_v import TICV
 from lora_comp.errors import LoraCompError
@@ -56,6 +56,7 @@ CODECS: dict[str, Spec] = {
     "tic": Spec(lambda quality: TIC()),
     "tic-v": Spec(lambda quality: TICV().at(quality), (1, 2, 3, 4, 5, 6), variable=True),
     "stf": Spec(lambda quality: STF(), (1, 2, 3, 4, 5, 6)),
+    "stf-s": Spec(lambda quality: STF(**STF_S), (1, 2, 3, 4, 5, 6)),
 }
 
 

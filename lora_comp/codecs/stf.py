@@ -15,6 +15,7 @@ and multiples of 32 channels only, so norms and linear layers here are torch's.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,3 +165,14 @@ class STF(HyperpriorCodec):
         self.prior = Slices(self.M, slices, seen, hidden)
         self.entropy_bottleneck = EntropyBottleneck(self.N)
         self.apply(init_weights)
+
+
+STF_S: dict[str, Any] = {  # 3.0 million parameters, which two cores can train
+    "embed": 24,
+    "hyper": (48, 40, 32, 32, 32),
+    "depths": (1, 1, 2, 1),
+    "heads": (1, 2, 4, 8),
+    "slices": 6,
+    "seen": 3,
+    "hidden": (16,),
+}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_comp import zoo
 from lora_comp.codecs import CODECS, build, load_codec, spec
-from lora_comp.codecs.tic import TIC
+from lora_comp.codecs.stf import STF
 from lora_comp.codecs.tic_v import LAMBDAS
 from lora_comp.data import Scenes
 from lora_comp.errors import LoraCompError
@@ -18,7 +18,7 @@ from lora_comp.methods import METHODS
 from lora_comp.settings import Choice, group, setting
 from lora_comp.tasks import load_task
 from lora_comp.tasks.rate import rate_lambda
-from lora_comp.training import adapter, parallel, soap, start
+from lora_comp.training import adapter, parallel, soap, start, start_stf
 from lora_comp.training import codec as codec_training
 from lora_comp.training.crops import SCALES, Crops
 from lora_comp.training.detector import train_scenes_detector
@@ -153,8 +153,8 @@ def codecs(config: TrainConfig, device: torch.device) -> None:
     begun, weights = beginning(config), config.codec.options.weights
     data, first = Crops(config.images, CROP, SCALES), None
     for point, qualities in points.items():
-        if weights == "default" and first is None and isinstance(begun, TIC):
-            start.initialise(begun, data.batch(32, 0), rate_lambda(LAMBDAS, qualities[len(qualities) // 2]))
+        if weights == "default" and first is None:
+            initialise(begun, data.batch(32, 0), rate_lambda(LAMBDAS, qualities[len(qualities) // 2]))
         model = copy.deepcopy(first or begun).to(device)
         row = codec_training.train(
             model,
@@ -170,6 +170,11 @@ def codecs(config: TrainConfig, device: torch.device) -> None:
         if parallel.rank() == 0:
             card = {"codec": name, "quality": point, "crops": row["steps"] * batch, **of_rates(row, qualities)}
             write(paths[point], dict(model.named_parameters()), card | made_on(row, config, device))
+
+
+def initialise(codec: Any, images: Tensor, lmbda: float) -> None:
+    """Make a new codec a linear one, with the transform of images: see `start`."""
+    (start_stf if isinstance(codec, STF) else start).initialise(codec, images, lmbda)
 
 
 def beginning(config: TrainConfig) -> Any:

@@ -1,13 +1,11 @@
 """STF: files of any size, adapted ones, and training."""
 
 import pytest
-import small_stf
 import torch
 from PIL import Image
 
 import lora_comp as lc
 from lora_comp import api, train
-from lora_comp.codecs import CODECS
 from lora_comp.codecs.stf import PatchMerging
 from lora_comp.methods.low_rank import ATTENTION, MLP, layers
 
@@ -16,7 +14,7 @@ from lora_comp.methods.low_rank import ATTENTION, MLP, layers
 def test_files_of_any_size_hold_the_latents_of_the_encoder(stf, make_image, size):
     image = make_image(*size)
     coded = lc.encode(image, stf, method="none")
-    assert lc.info(coded.data)["codec"] == "stf-small" and lc.info(coded.data)["quality"] == 2
+    assert lc.info(coded.data)["codec"] == "stf-s" and lc.info(coded.data)["quality"] == 2
     decoded = lc.decode(coded.data, stf)
     assert decoded.shape == image.shape
     with torch.no_grad():
@@ -36,14 +34,13 @@ def test_a_file_adapts_to_its_image(stf, human, make_image):
     assert lc.decode(coded.data, stf).shape == (3, 64, 128)
 
 
-def test_training_writes_weights_that_load(tmp_path, make_image, monkeypatch):
-    monkeypatch.setitem(CODECS, small_stf.NAME, small_stf.SPEC)
+def test_training_writes_weights_that_load(tmp_path, make_image):
     for i in range(2):
         pixels = 255 * make_image(256 + i, 256).permute(1, 2, 0).numpy()
         Image.fromarray(pixels.astype("uint8")).save(tmp_path / f"{i}.png")
-    words = ["what=codec", f"codec={small_stf.NAME}", "quality=[6]", "steps=2", "batch=2", f"images=[{tmp_path}]"]
+    words = ["what=codec", "codec=stf-s", "quality=[6]", "steps=2", "batch=2", f"images=[{tmp_path}]"]
     assert train.main([*words, f"work={tmp_path}", f"into={tmp_path / 'out'}"]) == 0
-    codec = lc.load_codec(small_stf.NAME, 6, tmp_path / "out" / f"{small_stf.NAME}-q6.safetensors")
+    codec = lc.load_codec("stf-s", 6, tmp_path / "out" / "stf-s-q6.safetensors")
     assert lc.decode(lc.encode(make_image(), codec, method="none").data, codec).shape == (3, 64, 64)
 
 
