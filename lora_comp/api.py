@@ -26,8 +26,9 @@ from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.files import contents
 from lora_comp.methods import NONE, STEPS, Adapted, Annealed, FitSettings, Method, annealed, load_method, method_of_file
 from lora_comp.objective import TILE, Distortion, Objective, tiles
+from lora_comp.qualities import moved, mover, quality_of
 from lora_comp.roi import masked_distortion, regions, simplify_background
-from lora_comp.target import Search, Target, check_codec, meet, nearer_means, target_of
+from lora_comp.target import Search, Target, ends_for, meet, nearer_means, target_of
 from lora_comp.tasks.human import psnr as psnr_of
 
 OnStep = Callable[[int, float], None]
@@ -113,9 +114,9 @@ def encode(
             "none" too (`methods.annealing`). The file is an ordinary one. A number of steps, as the papers give it,
             since time depends on the machine and results must not: 100 take ten seconds of one core at 256x256 and
             have two thirds of the gain of 1000 (docs/refinement.md).
-        bpp, bytes, psnr: at most one of them, in place of the quality of a codec of variable rate: the size of the file
-            within 2 %, or the PSNR of the decoded image within 0.1 dB. Of what cannot be met, the nearest file with a
-            `LoraCompWarning`. An adapted file takes two fits, seldom up to four (docs/rate.md).
+        bpp, bytes, psnr: at most one of them, in place of the quality of a codec or a method of variable rate: the
+            size of the file within 2 %, or the PSNR of the decoded image within 0.1 dB. Of what cannot be met, the
+            nearest file with a `LoraCompWarning`. An adapted file takes two fits, seldom up to four (docs/rate.md).
         max_bytes: a size that the file never exceeds. Alone: the codec's quality, or the best lower one that fits.
     Raises:
         LoraCompError: an image of wrong shape, dtype or range, an unknown recipe, an invalid region or tile, a negative
@@ -211,8 +212,7 @@ def encode_images(
         if method is not None:
             raise LoraCompError("adaptation needs a task: give one, or method='none'")
         return [Coded(data, bpp(data, size), NONE) for data in _plain(codec, pad(originals, codec.stride), size)]
-    quality = codec.quality if method is None or method.target is None else method.target
-    objective, x = _objective(originals, codec, task, quality, settings.tile, rois)
+    objective, x = _objective(originals, codec, task, quality_of(codec, method), settings.tile, rois)
     coded: list[Coded] = []
     if method is None or method.guarded:
         files = _plain(codec, objective.x, size)
@@ -252,24 +252,27 @@ def _meet(
     on_step: OnStep | None,
 ) -> Coded:
     """The file of an image (3, H, W) that meets a target."""
-    check_codec(codec, target)
-    size = image.shape[1], image.shape[2]
-    with torch.no_grad():
-        unscaled = codec.unscaled(pad(image[None], codec.stride))
+    ends = ends_for(target, codec, method)
+    size, x = (image.shape[1], image.shape[2]), pad(image[None], codec.stride)
+    unfitted, psnr = mover(method), lambda data: psnr_of(decode(data, codec, method), image)
+    unscaled = None if unfitted else torch.no_grad()(codec.unscaled)(x)
 
     @torch.no_grad()
     def plain(quality: float) -> bytes:
-        at = at_quality(codec, quality)
-        return write(at, at.latents_from(at.scaled(unscaled)), size)[0]
-
-    search = Search(target, codec, size[0] * size[1], plain, lambda data: psnr_of(decode(data, codec, method), image))
+        at, moving = moved(codec, unfitted, quality)
+        if moving is None:
+            return write(at, at.latents_from(at.scaled(unscaled)), size)[0]
+        adapted = moving.prepare(at, x, settings)
+        return write(at, adapted.latents(x), size, moving, adapted)[0]
 
     def encode_at(quality: float, method: Method | None) -> Coded:
-        at = at_quality(codec, quality)
-        return encode_images([image], at, task, method, settings, rois, on_step, trim=search.trim)[0]
+        at, moving = moved(codec, method, quality)
+        trim = None if method is unfitted else search.trim
+        return encode_images([image], at, task, moving, settings, rois, on_step, trim=trim)[0]
 
-    fit = None if method is None else partial(encode_at, method=method)
-    return meet(search, partial(encode_at, method=None), fit, task and task.weight)
+    search = Search(target, ends, quality_of(codec, method), size[0] * size[1], plain, psnr)
+    fit = None if method is unfitted else partial(encode_at, method=method)
+    return meet(search, partial(encode_at, method=unfitted), fit, task and task.weight)
 
 
 def _lower(one: Coded, other: Coded) -> bool:

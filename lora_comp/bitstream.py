@@ -22,6 +22,7 @@ sections              lengths    latents, then the payload (bit 2), then the hin
 CRC                   4          CRC-32 of all preceding bytes, little-endian
 ====================  =========  ==================================================================================
 
+The payload of calice, which moves a frozen codec to another quality, is that quality: one byte, in sixteenths.
 A name has 1 to 32 ASCII letters, digits and, inside, `.`, `_`, `-`. A varint is LEB128 in its shortest form: seven bits
 per byte from the lowest, the high bit set in all bytes but the last. So every header has exactly one encoding. All
 section lengths are stored, so that a truncated file can be distinguished from a corrupt one.
@@ -48,9 +49,10 @@ MAGIC = b"LCZ"
 VERSION = 2
 MAX_PIXELS = 2**28  # default limit on the size of an image
 # Names coded by their index; new ones go to the end. Other names are spelt out in the file.
-METHODS = ("none", "svd_lora", "lora", "transtic", "alice", "duic")
+METHODS = ("none", "svd_lora", "lora", "transtic", "alice", "duic", "calice")
 CODECS = ("tic", "tic-s", "tic-v", "stf", "stf-s", "cheng2020-attn", "cheng-s", "slim-s")
 SIXTEENTHS = 16  # steps per rate point
+MOVING = ("calice",)  # methods that move a frozen codec to another quality: their payload is that, in sixteenths
 
 _HAS_ADAPTER, _HAS_HINTS, _HAS_PAYLOAD, _HAS_FEATURES = 1, 2, 4, 8
 _KNOWN_FLAGS = 15
@@ -67,7 +69,7 @@ class Header:
 
     height, width: of the image in pixels, 1 to 2^32
     codec: registered name, 1 to 32 ASCII letters, digits and, inside, `.`, `_` or `-`
-    quality: rate point, 0 to 15.9375 in steps of 1/16
+    quality: rate point of the codec, 0 to 15.9375 in steps of 1/16
     codec_hash: 4 bytes, hash of the codec's weights
     symbols_crc: CRC-32 of the symbols of all latents, computed by the caller
     method: registered name, like that of a codec
@@ -189,11 +191,14 @@ def info(data: bytes | str | os.PathLike) -> dict:
         sizes["bytes_adapter"] = len(sections.payload)
     if sections.hints:
         sizes["bytes_hints"] = len(sections.hints)
+    moved = sections.payload if header.method in MOVING else None
+    quality = moved[0] / SIXTEENTHS if moved else header.quality
     return {
         "height": header.height,
         "width": header.width,
         "codec": header.codec,
-        "quality": int(header.quality) if header.quality == int(header.quality) else header.quality,
+        "quality": _number(quality),
+        **({"frozen_quality": _number(header.quality)} if moved else {}),
         "method": header.method,
         "output": "image" if header.features is None else f"features of {header.features}",
         "codec_hash": header.codec_hash.hex(),
@@ -203,6 +208,10 @@ def info(data: bytes | str | os.PathLike) -> dict:
         **sizes,
         "bytes_header": len(data) - sum(sizes.values()),
     }
+
+
+def _number(quality: float) -> float:
+    return int(quality) if quality == int(quality) else quality
 
 
 def _check_whole(data: bytes, declared: int) -> None:

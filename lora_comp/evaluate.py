@@ -272,7 +272,7 @@ def record_of(
 ) -> dict:
     """Write the file of an image, decode it and score the result."""
     name, codec = NONE if method is None else method.name, point.codec
-    rate = f"q{codec.quality:g}" if point.target is None else str(point.target)
+    rate = f"q{coded.quality:g}" if point.target is None else str(point.target)
     path = file_of(sample.name, f"{task.name}-{codec.name}-{rate}-{name}")
     make_folder((out / path).parent)
     write_file(out / path, coded.data)
@@ -289,7 +289,8 @@ def record_of(
         "task": task.name,
         "method": name,
         "codec": codec.name,
-        **({"quality": codec.quality} if point.target is None else {"quality": coded.quality, "target": rate}),
+        "quality": coded.quality,
+        **({} if point.target is None else {"target": rate}),
         "file": str(path),
         "bytes": len(data),
         "bytes_adapter": bitstream.info(data).get("bytes_adapter", 0),

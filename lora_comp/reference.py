@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ from lora_comp.codecs.stf import STF
 from lora_comp.codecs.swin import SwinBlock
 from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
+from lora_comp.methods.calice import Range
 from lora_comp.methods.low_rank import MLP, Adapter, layers, with_adapter
 
 RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
-ALICE_ALPHA = 8  # of ALICE's; their updates are scaled by alpha itself
+ALICE_ALPHA = 8  # of ALICE's and CALICE's
+OF_ALICE = {"alpha": ALICE_ALPHA, "scale": 1}  # their updates are scaled by alpha itself
 # Buffers that our modules compute, and parts of the published systems that these models do not use.
 UNUSED = re.compile(
     r"relative_position_index|attn_mask|^gaussian_conditional|prompt_embeddings"
@@ -118,13 +121,13 @@ def stf(state: Mapping[str, Tensor], system: str = "stf", published: Callable[[s
     return codec
 
 
-def alice(state: Mapping[str, Tensor]) -> nn.Module:
-    """ALICE: STF with LoRA, alpha (x A) B, on fc1 and fc2 of the stages that have it."""
+def alice(state: Mapping[str, Tensor], system: str = "alice") -> nn.Module:
+    """ALICE, and CALICE at its lowest rate: STF with LoRA, alpha (x A) B, on fc1 and fc2 of the stages that have it."""
     entry = re.compile(r"(?P<layer>.+\.mlp\.fc[12])\.(?:linear\.(?P<own>weight|bias)|lora\.W_(?P<factor>[ab]))")
     found = [(match, value) for key, value in state.items() if (match := entry.fullmatch(key))]
     adapted = dict.fromkeys(match["layer"] for match, _ in found)
     if not adapted:
-        raise wrong("alice", "it has no entry with lora.W_a")
+        raise wrong(system, "it has no entry with lora.W_a")
 
     def published(name: str) -> str:
         layer, _, last = name.rpartition(".")
@@ -132,24 +135,24 @@ def alice(state: Mapping[str, Tensor]) -> nn.Module:
 
     base = {key: value for key, value in state.items() if not entry.fullmatch(key)}
     base |= {f"{match['layer']}.{match['own']}": value for match, value in found if match["own"]}
-    codec, factors = stf(base, "alice", published), {m[0]: value for m, value in found if m["factor"]}
-    return with_adapter(codec, Adapter(alice_tensors(codec, adapted, factors), 1.0, identity=b""))
+    codec, factors = stf(base, system, published), {m[0]: value for m, value in found if m["factor"]}
+    return with_adapter(codec, Adapter(alice_tensors(codec, adapted, factors, system), 1.0, identity=b""))
 
 
-def alice_tensors(codec: STF, adapted: Iterable[str], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def alice_tensors(codec: STF, adapted: Iterable[str], factors: Mapping[str, Tensor], system: str) -> dict[str, Tensor]:
     """U, S and V of the adapted layers from A (in, r) and B (r, out). The layers go by their published names."""
     names, known = stf_names(), layers(codec, MLP)
     tensors: dict[str, Tensor] = {}
     for layer in adapted:
         ours, a, b = renamed(layer, names), f"{layer}.lora.W_a", f"{layer}.lora.W_b"
         if ours not in known:
-            raise wrong("alice", f"it has an unexpected layer {layer}")
+            raise wrong(system, f"it has an unexpected layer {layer}")
         for name in (a, b):
             if name not in factors:
-                raise wrong("alice", f"it lacks {name}")
+                raise wrong(system, f"it lacks {name}")
         rank = factors[a].shape[-1]
-        check_shape("alice", a, factors[a], (known[ours].in_features, rank))
-        check_shape("alice", b, factors[b], (rank, known[ours].out_features))
+        check_shape(system, a, factors[a], (known[ours].in_features, rank))
+        check_shape(system, b, factors[b], (rank, known[ours].out_features))
         s = torch.full((rank,), float(ALICE_ALPHA))
         tensors |= {f"{ours}.U": factors[b].T, f"{ours}.S": s, f"{ours}.V": factors[a]}
     return tensors
@@ -160,7 +163,7 @@ class System(NamedTuple):
 
     load: a module from a state dict under our names.
     codec: the name in `codecs.CODECS` of what it holds.
-    adapter: method, alpha and, as in `methods.adapter_files`, scale of the adapter that it holds too.
+    adapter: of the card of the adapter that it holds too, see `methods.adapter_files`.
     """
 
     load: Callable[[Mapping[str, Tensor]], nn.Module]
@@ -172,7 +175,8 @@ SYSTEMS = {
     "tic": System(tic, "tic"),
     "tic_svdlora": System(tic_svdlora, "tic", {"method": "svd_lora", "alpha": ALPHA}),
     "stf": System(stf, "stf"),
-    "alice": System(alice, "stf", {"method": "alice", "alpha": ALICE_ALPHA, "scale": 1}),
+    "alice": System(alice, "stf", {"method": "alice", **OF_ALICE}),
+    "calice": System(partial(alice, system="calice"), "stf", {"method": "calice", **OF_ALICE, **Range((1, 6)).card}),
 }
 
 
@@ -190,7 +194,7 @@ def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     x_hat, y_hat, z_hat and likelihoods {y, z}.
 
     Args:
-        system: "tic", "tic_svdlora", "stf" or "alice".
+        system: "tic", "tic_svdlora", "stf", "alice" or "calice".
         state_dict: tensors by their published names.
     Raises:
         LoraCompError: an unknown system, or a state dict of another one.

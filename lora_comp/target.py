@@ -19,6 +19,7 @@ from torch import Tensor
 from lora_comp.bitstream import SIXTEENTHS
 from lora_comp.codecs import CODECS
 from lora_comp.errors import LoraCompError, LoraCompWarning
+from lora_comp.qualities import ends
 from lora_comp.settings import either
 
 UNITS = {"bpp": "bpp", "bytes": "bytes", "psnr": "dB"}
@@ -77,14 +78,18 @@ def check_alone(**given: Any) -> None:
         raise LoraCompError(f"{' and '.join(names)} exclude each other: set one")
 
 
-def check_codec(codec: Any, target: Target) -> None:
-    """Raise LoraCompError for a codec whose rate points have weights of their own."""
-    if codec.rate_point is not None:
+def ends_for(target: Target, codec: Any, method: Any) -> tuple[float, float]:
+    """The lowest and the highest quality between which a target is met. Raises LoraCompError for a codec whose rate
+    points have weights of their own, with a method that does not move it."""
+    found = ends(codec, method)
+    if found is None:
         variable = [f"codec={name}" for name, spec in CODECS.items() if spec.variable]
         own = [f"{quality:g}" for quality in CODECS[codec.name].qualities]
         raise LoraCompError(
-            f"{target} needs a codec of any quality, {either(variable)}; {codec.name} has quality {either(own)}"
+            f"{target} needs any quality, which {either([*variable, 'method=calice'])} has; {codec.name} has quality "
+            f"{either(own)}"
         )
+    return found
 
 
 class Level(NamedTuple):
@@ -98,29 +103,30 @@ class Search:
     """The search for the quality of an image. A place is a quality in sixteenths.
 
     Args:
-        codec: of variable rate; its quality is what a target without kind asks for.
+        qualities: the lowest and the highest.
+        quality: what a target without kind asks for.
         pixels: of the image.
-        plain: called with a quality, returns the plain file.
+        plain: called with a quality, returns the plain file, or that of a method which is not fitted to images.
         psnr: called with a file, returns the PSNR of its image in dB.
     """
 
     def __init__(
         self,
         target: Target,
-        codec: Any,
+        qualities: tuple[float, float],
+        quality: float,
         pixels: int,
         plain: Callable[[float], bytes],
         psnr: Callable[[bytes], float],
     ):
         self.target, self.pixels, self.psnr = target, pixels, psnr
-        first, *_, last = CODECS[codec.name].qualities
-        self.places = round(first * SIXTEENTHS), round(last * SIXTEENTHS)
+        self.places = round(qualities[0] * SIXTEENTHS), round(qualities[1] * SIXTEENTHS)
         self.plain = functools.cache(lambda place: self.level(plain(place / SIXTEENTHS), place))
         self.most = math.inf if target.max_bytes is None else math.log(target.max_bytes)
         self.aim = Level(0.25 if target.kind == "psnr" else math.log(1.06), math.log(1.06))  # of fits before `trim`
         self.tolerance = {None: 0.0, "psnr": PSNR_TOLERANCE}.get(target.kind, SIZE_TOLERANCE)
         if target.kind is None:
-            self.wanted = codec.quality * SIXTEENTHS
+            self.wanted = quality * SIXTEENTHS
         else:
             self.wanted = target.value if target.kind == "psnr" else math.log(target.size(pixels))
 
@@ -172,7 +178,7 @@ class Search:
 
     def too_few(self) -> LoraCompError:
         least = round(math.exp(self.plain(self.places[0]).size))
-        return LoraCompError(f"{self.target}: the smallest plain file of this image has {least} bytes; allow more")
+        return LoraCompError(f"{self.target}: the smallest file of this image has {least} bytes; allow more")
 
     def met(self, level: Level) -> bool:
         """Whether a file is near enough to what is asked for, or to the most that it may have."""

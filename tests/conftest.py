@@ -72,8 +72,8 @@ def write_untrained_stf(folder: Path) -> Path:
         codec.g_a[6].reduction.weight.mul_(10)
         codec.h_a[8].weight.mul_(30)
         codec.g_s[7][2].bias.add_(0.5)
-        for net in (*prior.means, *prior.scales, *prior.residuals):
-            net[-1].weight.mul_(10)
+        for net in prior.scales:
+            net[-1].weight.mul_(4)
         out = codec(photograph_tensor()[None, :, :256, :448])
         spread = (out["y"] - out["means"]).square().mean((0, 2, 3)).sqrt() - out["scales"].mean((0, 2, 3))
         for net, of_slice in zip(prior.scales, spread.split(prior.size), strict=True):

@@ -15,7 +15,7 @@ from lora_comp.errors import BitstreamError
 GOLDEN_HEADER = Header(
     height=512,
     width=768,
-    codec="tic-v",
+    codec="tic-s",
     quality=2.5,
     codec_hash=bytes.fromhex("c0dec0de"),
     symbols_crc=0x12345678,

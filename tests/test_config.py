@@ -137,7 +137,7 @@ def test_what_stands_in_the_wrong_place_is_told_its_own():
     assert "; a path is given with data.path=photos/mine to folder, imagenet, coco, voc or cityscapes" in folder
     assert "; a path is given with task.network=net.onnx to open" in refused(run, "task=net.onnx")
     assert "data=scenes has no setting 'data.path'; data=folder, imagenet" in refused(run, "data.path=photos")
-    assert "method=none has no setting 'method.rank'; method=svd_lora, lora or alice has it" in refused(
+    assert "method=none has no setting 'method.rank'; method=svd_lora, lora, alice or calice has it" in refused(
         run, "method=none", "method.rank=2"
     )
 

@@ -93,23 +93,29 @@ def test_an_imported_stf_codes_images(shared, tmp_path, capsys, make_image):
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_an_imported_alice_codes_images_at_the_rate_of_its_adapter(shared, tmp_path, capsys, make_image):
+@pytest.mark.parametrize("system", ["alice", "calice"])
+def test_an_imported_alice_codes_images_at_the_rate_of_its_adapter(shared, tmp_path, capsys, make_image, system):
+    """And a CALICE at any between that and the one of the codec."""
     keys = json.loads((shared / "golden" / "alice.keys.json").read_text())
     torch.manual_seed(0)
     state = {k: torch.randn(shape) / max(sum(shape), 1) ** 0.5 for k, shape in keys.items()}
     state |= {k: v / 50 for k, v in state.items() if k.endswith("W_b")}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "013_checkpoint.pth.tar")
-    words = ["import", str(tmp_path / "013_checkpoint.pth.tar"), "--system", "alice", "quality=6", "target=4"]
+    words = ["import", str(tmp_path / "013_checkpoint.pth.tar"), "--system", system, "quality=6"]
+    words += ["target=4"] if system == "alice" else []
     assert cli.command([*words, f"into={tmp_path}"]) == 0
     codec_file, adapter_file = (tmp_path / f"013_checkpoint{end}.safetensors" for end in ("", "-adapter"))
     out = capsys.readouterr().out
     assert f"codec=stf codec.weights={codec_file} quality=6" in out
-    assert f"method=alice method.adapter={adapter_file}" in out
+    assert f"method={system} method.adapter={adapter_file}" in out
     codec = lc.load_codec("stf", 6, codec_file)
-    method = load_method("alice", codec, adapter=str(adapter_file))
-    assert method.target == 4
+    method = load_method(system, codec, adapter=str(adapter_file))
+    if system == "calice":
+        assert lc.encode(make_image(50, 70), codec, lc.load_task("human"), method.at(2.5)).quality == 2.5
+        method = method.at(1)
+    assert method.target == (4 if system == "alice" else 1)
     x = make_image(64, 64)[None]
-    theirs = lc.from_reference("alice", state)
+    theirs = lc.from_reference(system, state)
     with torch.no_grad():
         made = method.prepare(codec, x).codec
         y, y_hat = theirs.latents(x)["y"], theirs.rate(theirs.latents(x)).y_hat

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_msssim import ms_ssim
 from torch import nn
 
 from lora_comp.data import Sample, load_data
@@ -17,6 +18,7 @@ from lora_comp.tasks import load_task
 
 KINDS = [
     ("human", {}),
+    ("human", {"metric": "ms-ssim"}),
     ("cls", {}),
     ("cls", {"network": "flowers"}),
     ("cls", {"network": "timm/resnet18", "weights": None}),
@@ -44,10 +46,14 @@ def test_tasks_accept_images_of_any_size(name, options, size):
 
 @pytest.mark.parametrize(
     "name, base, lambdas",
-    [("human", 255**2, (0.0018, 0.0035, 0.0067, 0.013)), ("cls", 1000, (0.0009, 0.0017, 0.0033, 0.006))],
+    [
+        ({"name": "human"}, 255**2, (0.0018, 0.0035, 0.0067, 0.013)),
+        ({"name": "human", "metric": "ms-ssim"}, 1, (2.4, 4.58, 8.73, 16.64)),
+        ({"name": "cls"}, 1000, (0.0009, 0.0017, 0.0033, 0.006)),
+    ],
 )
 def test_weights_match_the_published_ones(name, base, lambdas):
-    task = load_task(name)
+    task = load_task(**name)
     assert [task.weight(quality) for quality in (1, 2, 3, 4)] == [pytest.approx(base * x) for x in lambdas]
     assert task.weight(2.5) == pytest.approx(base * (lambdas[1] * lambdas[2]) ** 0.5)
     for quality in (0, 6.5, 9):
@@ -61,6 +67,23 @@ def test_human_measures_mse_and_psnr():
     assert task.measure(sample.image + 0.1, sample)["score"] == pytest.approx(20, abs=1e-3)
     same = task.measure(sample.image, sample)
     assert same == {"score": pytest.approx(100), "psnr": pytest.approx(100), "ms_ssim": pytest.approx(1)}
+
+
+def test_human_may_measure_ms_ssim():
+    """One minus that of each image, whose differences of squares are never of bfloat16."""
+    task, original = load_task("human", metric="ms-ssim"), torch.rand(2, 3, 192, 192)
+    noisy = (0.9 * original + 0.1 * torch.rand_like(original)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        distortion = task.distortion(noisy, original)
+    expected = ms_ssim(noisy.detach(), original, data_range=1.0, size_average=False)
+    assert torch.equal(1 - distortion.detach(), expected)
+    assert torch.autograd.grad(distortion.sum(), noisy)[0].isfinite().all()
+    measured = task.measure(noisy[0], Sample("a", original[0]))
+    assert measured["score"] == measured["ms_ssim"] == pytest.approx(float(expected[0]))
+    assert measured["psnr"] == pytest.approx(load_task("human").measure(noisy[0], Sample("a", original[0]))["score"])
+    assert (task.name, task.key) == ("human-ms-ssim", "human-ms-ssim")
+    with pytest.raises(LoraCompError, match="the metric of human must be mse or ms-ssim, not lpips"):
+        load_task("human", metric="lpips")
 
 
 @settings(max_examples=25, deadline=None)
@@ -199,7 +222,7 @@ def test_weights_of_library_networks_load_from_a_file(tmp_path):
     "call, message",
     [
         (dict(name="sing"), "unknown task 'sing'; known are human, cls, det, seg"),
-        (dict(name="human", network="scenes"), "takes no options, not network"),
+        (dict(name="human", network="scenes"), "takes metric, not network"),
         (dict(name="cls", net="scenes"), "takes network and weights and classes, not net"),
         (dict(name="cls", network="nowhere"), "unknown network 'nowhere'; known are flowers, scenes, timm"),
         (dict(name="cls", network="timm/nowhere", weights=None), "timm has no model 'nowhere'"),

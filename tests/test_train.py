@@ -195,6 +195,7 @@ def test_an_adapter_is_trained_on_from_another(tmp_path, folder):
     assert main([*words, *on]) == 0
     (before, card), (after, of_after) = (read_weights(p, "the adapter") for p in (first, tmp_path / "on" / first.name))
     assert (card["rank"], card["alpha"]) == (of_after["rank"], of_after["alpha"]) == (2, 8)
+    assert of_after["steps"] == card["steps"] + 1 and of_after["minutes"] >= card["minutes"]
     assert before.keys() == after.keys() and any(before[name].any() for name in before if name.endswith(".S"))
     for name in before:
         torch.testing.assert_close(after[name], before[name])
@@ -257,6 +258,33 @@ def test_a_stopped_training_of_an_adapter_goes_on_to_the_same_weights(folder, tm
     assert changed == ({"weight", "bias"} if vanilla else {"U", "V"})
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_plateau_of_the_loss_goes_on_where_it_stopped(folder, tmp_path, codec, human, monkeypatch, optimizer):
+    """The learning rate falls when the loss of images held out does not: here from one at which it grows."""
+    monkeypatch.setattr(adapter_training, "PLATEAU_STEPS", 1)
+    data = Crops([folder], 64)
+
+    def train(work, stop_after=None, optimizer=optimizer):
+        def batches(step):
+            if step == stop_after:
+                raise KeyboardInterrupt
+            return data.batch(1, step)
+
+        new = alice.Pretraining(codec, alice.AliceOptions(target=1, encoder=[False] * 3))
+        kinds = {"optimizer": optimizer, "held_out": data.held_out(1)}
+        return adapter_training.train(new, (1,), human, batches, tmp_path / work, lr=1.0, steps=8, **kinds)[0]
+
+    straight = train("straight")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stop_after=4)
+    resumed = train("stopped")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    stored = torch.load(tmp_path / "straight" / "checkpoint.pt")["optimizer" if optimizer == "adam" else "sgd"]
+    assert stored["param_groups"][0]["lr"] == pytest.approx(0.3)
+    with pytest.raises(lc.LoraCompError, match="is that of another training"):
+        train("straight", optimizer="sgd" if optimizer == "adam" else "adam")
+
+
 def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
     """And what it writes loads as a codec, with a card that says what it reaches at each rate."""
     image = lc.load_data("photos", limit=1)[0].image[:, :256, :256]
@@ -279,12 +307,16 @@ def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
     [
         (["what=codec", "minutes=1"], "a codec needs images"),
         (["what=codec", "steps=1", "minutes=1"], "give a budget"),
+        (["what=codec", "steps=1", "schedule=plateau"], "optimizer= and schedule= are of what=adapter"),
         (["what=car"], "what must be codec, adapter or network, not 'car'"),
         (["what=codec", "steps=0"], "steps must be an integer >= 1 or null, not 0"),
         (["what=adapter", "steps=1", "method=none"], "method=none has no adapter to train; known are svd_lora, lora"),
         (["what=codec", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
         (["what=codec", "steps=1", "images=[tests]", "into=."], "at least two images of 256x256"),
-        (["what=codec", "steps=1", "images=[tests]", "quality=[5]"], "quality must be 1, 2, 3 or 4, not 5"),
+        (
+            ["what=codec", "codec=tic", "steps=1", "images=[tests]", "quality=[5]"],
+            "quality must be 1, 2, 3 or 4, not 5",
+        ),
         (
             ["what=codec", "codec=tic-v", "steps=1", "images=[tests]", "quality=[4]"],
             "tic-v is trained at all rates together: leave quality= out",
@@ -296,8 +328,12 @@ def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
         ),
         (["what=adapter", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
         (["what=adapter", "method=alice", "steps=1", "into=."], "is trained for a rate: method.target=3"),
+        (["what=adapter", "method=calice", "method.lowest=6", "steps=1"], "method.lowest must be below the highest"),
         (["what=adapter", "method=alice", "method.target=7", "steps=1"], "method.target must be a number from 1 to 6"),
-        (["what=adapter", "method=alice", "method.target=3", "quality=[5]", "steps=1"], "quality must be 1, 2, 3 or 4"),
+        (
+            ["what=adapter", "codec=tic", "method=alice", "method.target=3", "quality=[5]", "steps=1"],
+            "quality must be 1, 2, 3 or 4",
+        ),
         (
             ["what=network", "network=flowers", "steps=1", "images=[/nowhere]", "into=."],
             "one folder with train/ and val/",

@@ -88,8 +88,13 @@ def spec(name: str, quality: float) -> Spec:
 
 def nearest(name: str, quality: float) -> float:
     """A quality as files hold it, in sixteenths, an int where it is whole. Raises LoraCompError as `spec` does."""
-    if spec(name, quality).variable:
-        quality = round(quality * SIXTEENTHS) / SIXTEENTHS
+    spec(name, quality)
+    return in_sixteenths(quality)
+
+
+def in_sixteenths(quality: float) -> float:
+    """A quality to the nearest sixteenth, an int where it is whole."""
+    quality = round(quality * SIXTEENTHS) / SIXTEENTHS
     return int(quality) if quality == int(quality) else quality
 
 

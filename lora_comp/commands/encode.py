@@ -11,11 +11,12 @@ from lora_comp.data import read_image
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
 from lora_comp.files import check_output, write_file
-from lora_comp.methods import annealed, load_method, steps_of
+from lora_comp.methods import annealed, frozen_quality, load_method, steps_of
 from lora_comp.program import paths_read
+from lora_comp.qualities import moved
 from lora_comp.roi import region
 from lora_comp.settings import Choice, argument, group, setting
-from lora_comp.target import check_alone, check_codec, target_of
+from lora_comp.target import check_alone, ends_for, target_of
 from lora_comp.tasks import load_task
 
 
@@ -49,6 +50,7 @@ def encode(config: EncodeConfig) -> None:
       lora-comp encode street.png street.lcz task=open task.network=detector.onnx engine.steps=40
       lora-comp encode cat.png cat.lcz task=human method=none refine=300
       lora-comp encode cat.png cat.lcz codec=tic-v task=human bytes=3000
+      lora-comp encode cat.png cat.lcz codec=tic-v task=human method=calice method.adapter=rates.safetensors quality=2.5
     """
     engine = config.engine.options
     check_alone(quality=config.quality, bpp=config.bpp, bytes=config.bytes, psnr=config.psnr)
@@ -56,15 +58,19 @@ def encode(config: EncodeConfig) -> None:
     check_output(config.file, paths_read(config, "file"), config.overwrite, bitstream.is_magic)
     image = read_image(config.image)
     device = start_engine(engine)
-    quality = CODECS[config.codec.name].qualities[-1] if target else 2.0
-    codec = load_codec(quality=quality if config.quality is None else config.quality, **config.codec.given()).to(device)
-    if target:
-        check_codec(codec, target)
-    task = load_task(**config.task.given()).to(device)
-    chosen = config.method.given()
+    chosen, quality = config.method.given(), config.quality
     if "parts" in chosen:
         raise LoraCompError(f"encode takes one method, not {' and '.join(chosen['parts'])}: run compares several")
+    if quality is None and not target:
+        quality = 2.0
+    frozen = frozen_quality(config.codec.name, **chosen) or quality or CODECS[config.codec.name].qualities[-1]
+    codec = load_codec(quality=frozen, **config.codec.given()).to(device)
+    task = load_task(**config.task.given()).to(device)
     method = annealed(load_method(codec=codec, task=task.key, **chosen), config.refine)
+    if quality is not None:
+        codec, method = moved(codec, method, quality)
+    if target:
+        ends_for(target, codec, method)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=method is None or not console.is_terminal) as progress:
         bar = progress.add_task("adapting", total=steps_of(method, engine.steps))

@@ -29,6 +29,7 @@ def import_(config: ImportConfig) -> None:
       lora-comp import stf_0067_best.pth.tar --system stf quality=3
       lora-comp import cls.pth.tar --system tic_svdlora into=weights
       lora-comp import 013_checkpoint.pth.tar --system alice quality=6 target=4
+      lora-comp import checkpoint.pth.tar --system calice quality=6
     """
     path, into = Path(config.checkpoint), Path(config.into)
     for line in import_checkpoint(path, config.system, config.quality, into, config.overwrite, config.target):

@@ -17,11 +17,12 @@ from lora_comp.data import load_data
 from lora_comp.engine import start_engine
 from lora_comp.errors import LoraCompError
 from lora_comp.evaluate import Point, evaluate, samples
-from lora_comp.methods import FitSettings, Method, annealed, load_method
+from lora_comp.methods import FitSettings, Method, annealed, frozen_quality, load_method
+from lora_comp.qualities import moved
 from lora_comp.report.plots import caption, score_plot, side_by_side
 from lora_comp.report.summary import rate_point, table
 from lora_comp.settings import Choice, group, setting
-from lora_comp.target import Target, check_alone, check_codec, target_of
+from lora_comp.target import Target, check_alone, ends_for, target_of
 from lora_comp.tasks import load_task
 
 
@@ -76,10 +77,13 @@ def run(config: RunConfig) -> None:
         raise LoraCompError(f"the results would lie among the images, in {out}: name another folder with out=FOLDER")
     data = load_data(**config.data.given())
     task = load_task(**config.task.given()).to(device)
-    codecs = {q: codec.to(device) for q, codec in codecs_of(config, targets).items()}
-    chosen = config.method.given()
-    methods = {q: load_methods(chosen, codec, task.key, config.refine) for q, codec in codecs.items()}
+    moving, others = chosen_methods(config)
+    codecs = {q: codec.to(device) for q, codec in codecs_of(config, targets, moving, others).items()}
+    methods = {q: load_methods(others, codec, task.key, config.refine) for q, codec in codecs.items()}
     points = [Point(codec, [None, *methods[q].values()], targets.get(q)) for q, codec in codecs.items()]
+    for given, quality in moving:
+        codec = codecs.get(quality) or load_codec(quality=quality, **config.codec.given()).to(device)
+        points += moving_points(config, targets, codec, *load_methods([given], codec, task.key, config.refine).values())
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
@@ -112,15 +116,37 @@ def targets_of(config: RunConfig) -> dict[Any, Target]:
     return {str(target): target for target in targets if target}
 
 
-def codecs_of(config: RunConfig, targets: dict[Any, Target]) -> dict[Any, Any]:
-    """The codec of each rate point, by its quality or its target as records name it."""
-    given = config.codec.given()
+def chosen_methods(config: RunConfig) -> tuple[list[tuple[dict, float]], list[dict]]:
+    """What `load_method` takes: for methods that move a frozen codec, with its quality, and for the others."""
+    chosen = config.method.given()
+    several = list(chosen.get("parts", {"": chosen}).values())
+    frozen = [frozen_quality(config.codec.name, **given) for given in several]
+    moving = [(given, quality) for given, quality in zip(several, frozen, strict=True) if quality is not None]
+    return moving, [given for given, quality in zip(several, frozen, strict=True) if quality is None]
+
+
+def codecs_of(config: RunConfig, targets: dict[Any, Target], moving: list, others: list) -> dict[Any, Any]:
+    """The codec of each rate point that is evaluated plain, by its quality or its target as records name it."""
+    given, entry = config.codec.given(), CODECS[config.codec.name]
+    qualities = config.quality or entry.qualities
+    if not entry.variable and moving and not others:  # the weights that are there are those of the frozen codec
+        frozen = [quality for _, quality in moving]
+        qualities, targets = [] if targets else [q for q in qualities if q in frozen], {}
     if not targets:
-        return load_codecs(qualities=config.quality or CODECS[config.codec.name].qualities, **given)
-    codec = load_codec(quality=CODECS[config.codec.name].qualities[-1], **given)
+        return load_codecs(qualities=qualities, **given)
+    codec = load_codec(quality=entry.qualities[-1], **given)
     for target in targets.values():
-        check_codec(codec, target)
+        ends_for(target, codec, None)
     return dict.fromkeys(targets, codec)
+
+
+def moving_points(config: RunConfig, targets: dict[Any, Target], codec: Any, method: Any) -> list[Point]:
+    """The rate points of a method that moves its codec."""
+    if targets:
+        return [Point(codec, [method], target) for target in targets.values()]
+    lowest, highest = method.qualities
+    within = [quality for quality in CODECS[codec.name].qualities if lowest <= quality <= highest]
+    return [Point(codec, [moved(codec, method, quality)[1]]) for quality in config.quality or within]
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -139,9 +165,8 @@ def default_folder(config: RunConfig) -> Path:
     return Path("results", "-".join(names))
 
 
-def load_methods(chosen: dict, codec, task: str, refine: int) -> dict[str, Method]:
+def load_methods(several: list[dict], codec, task: str, refine: int) -> dict[str, Method]:
     """The methods to evaluate beside the plain codec, by name, with `refine` steps of refinement each."""
-    several = chosen.get("parts", {"": chosen}).values()
     found = [annealed(load_method(codec=codec, task=task, **given), refine) for given in several]
     return {method.name: method for method in found if method is not None}
 

@@ -27,6 +27,7 @@ from lora_comp.weights import write_weights
 from lora_comp.zoo import registry
 
 CROP = 256  # windows divide its maps at every stride
+HELD_OUT = 16  # images for validation of an adapter
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TrainConfig:
     quality: list[int] | None = setting(
         None,
         "rate points of codecs and adapters, null: all from the highest; codecs after the first start from it; a codec "
-        "of variable rate has none. Of alice: those of the frozen codecs, null: the highest",
+        "of variable rate has none. Of alice and calice: those of the frozen codecs, null: the highest",
         low=1,
         filled=True,
     )
@@ -48,6 +49,12 @@ class TrainConfig:
     minutes: float | None = setting(None, "budget of each training", above=0)
     steps: int | None = setting(None, "budget of each training, in place of minutes", low=1)
     lr: float | None = setting(None, "learning rate; null: the default of what is trained", above=0)
+    optimizer: str = setting("adam", "of adapters: Adam, or SGD with a momentum of 0.9", choices=("adam", "sgd"))
+    schedule: str = setting(
+        "cosine",
+        "of adapters: the learning rate falls along a cosine, or to 0.3 of itself when a validation loss stays",
+        choices=("cosine", "plateau"),
+    )
     batch: int | None = setting(None, "images a step, over all processes", low=1)
     threads: int | None = setting(None, "of the processor; null: all", low=1)
     device: str | None = setting(None, "null: cuda where there is one", choices=("cpu", "cuda"))
@@ -73,10 +80,13 @@ def train(config: TrainConfig) -> None:
       lora-comp train what=codec codec=tic-v codec.weights=begun.safetensors images=[photos] steps=100000 batch=16
       lora-comp train what=adapter task=cls task.network=scenes minutes=4
       lora-comp train what=adapter method=alice method.target=3 codec=stf task=human images=[photos] steps=9000
+      lora-comp train what=adapter method=calice codec=stf task=human images=[photos] steps=9000
       lora-comp train what=network network=flowers images=[flowers] steps=2000
     """
     if config.what != "network" and (config.minutes is None) == (config.steps is None):
         raise LoraCompError("give a budget: minutes=40 or steps=20000")
+    if config.what != "adapter" and (config.optimizer, config.schedule) != ("adam", "cosine"):
+        raise LoraCompError("optimizer= and schedule= are of what=adapter")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = parallel.start(config.device)
@@ -138,7 +148,7 @@ def rate_points(config: TrainConfig) -> dict[float | None, tuple[float, ...]]:
 
 
 def frozen_points(config: TrainConfig) -> list[float]:
-    """The qualities at which a codec is frozen and adapted to another rate: by default the highest."""
+    """The qualities at which a codec is frozen and adapted to other rates: by default the highest."""
     name = config.codec.name
     return [quality for quality in config.quality or CODECS[name].qualities[-1:] if spec(name, quality)]
 
@@ -201,13 +211,17 @@ def adapters(config: TrainConfig, device: torch.device) -> None:
         trained = [n for n, spec in METHODS.items() if spec.pretrain]
         raise LoraCompError(f"method={name} has no adapter to train; known are {', '.join(trained)}")
     task = load_task(**config.task.given()).to(device)
-    if method.target is None:
-        points, key = rate_points(config), task.key
+    keys: dict[float | None, str] = {}
+    if method.rates is None:
+        points = rate_points(config)
     else:
-        target = method.target(options)
-        points, key = dict.fromkeys(frozen_points(config), (target,)), f"{task.key}-q{target:g}"
-    paths = {point: place(config, zoo.adapter_path(config.codec.name, point, name, key)) for point in points}
-    batches = images(config.images, config.batch or parallel.size())
+        points = {quality: method.rates(options, quality) for quality in frozen_points(config)}
+        keys = {point: f"{task.key}-q{rates[0]:g}" for point, rates in points.items() if len(rates) == 1}
+    paths = {
+        point: place(config, zoo.adapter_path(config.codec.name, point, name, keys.get(point, task.key)))
+        for point in points
+    }
+    batches, held_out = images(config.images, config.batch or parallel.size())
     for point, qualities in points.items():
         codec = load_codec(quality=point or qualities[0], **config.codec.given()).to(device)
         pretraining = method.pretrain(codec, options)
@@ -220,23 +234,27 @@ def adapters(config: TrainConfig, device: torch.device) -> None:
             lr=config.lr or pretraining.lr,
             minutes=config.minutes,
             steps=config.steps,
+            optimizer=config.optimizer,
+            held_out=held_out() if config.schedule == "plateau" else None,
         )
         card = {"codec": codec.name, "quality": point, "codec_hash": codec.hash.hex(), "method": name}
+        for name in ("steps", "minutes"):
+            row[name] += pretraining.card.get(name, 0)
         card |= {"task": task.key, **pretraining.card, **made_on(row, config, device)}
         write(paths[point], tensors, card)
 
 
-def images(folders: list[str], count: int) -> Callable[[int], Tensor]:
-    """Batches by step: crops of images of the folders, or generated scenes where none is given."""
+def images(folders: list[str], count: int) -> tuple[Callable[[int], Tensor], Callable[[], Tensor]]:
+    """Batches by step, and images held out: crops of the folders' images, or generated scenes where none is given."""
     if folders:
         data = Crops(folders, 192)
-        return lambda step: data.batch(count, step)
+        return lambda step: data.batch(count, step), lambda: data.held_out(HELD_OUT)
 
-    def scenes(step: int) -> Tensor:
-        made = Scenes("train", (step + 1) * count, 256, 0)
-        return torch.stack([made[step * count + i].image for i in range(count)])
+    def scenes(split: str, first: int, count: int) -> Tensor:
+        made = Scenes(split, first + count, 256, 0)
+        return torch.stack([made[first + i].image for i in range(count)])
 
-    return scenes
+    return lambda step: scenes("train", step * count, count), lambda: scenes("val", 0, HELD_OUT)
 
 
 def network(config: TrainConfig, device: torch.device) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from lora_comp.codecs import CODECS
 from lora_comp.errors import BitstreamError, LoraCompError
-from lora_comp.methods import alice, svd_lora
+from lora_comp.methods import alice, calice, svd_lora
 from lora_comp.methods.annealing import Annealed, annealed, steps_of
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
 from lora_comp.settings import NoOptions
+from lora_comp.weights import read_weights
 
 __all__ = [
     "METHODS",
@@ -26,6 +28,7 @@ __all__ = [
     "Method",
     "Spec",
     "annealed",
+    "frozen_quality",
     "load_method",
     "method_of_file",
     "steps_of",
@@ -36,6 +39,7 @@ METHODS: dict[str, Spec] = {
     "svd_lora": svd_lora.spec("svd_lora", svd_lora.LowRankOptions()),
     "lora": svd_lora.spec("lora", svd_lora.LowRankOptions(exponent=8)),
     "alice": alice.SPEC,
+    "calice": calice.SPEC,
 }
 
 
@@ -75,6 +79,19 @@ def load_method(name: str, codec: Any, task: str | None = None, **options: Any) 
     if unknown := sorted(set(options) - set(names)):
         raise LoraCompError(f"the method {name!r} takes {', '.join(names) or 'no options'}, not {', '.join(unknown)}")
     return METHODS[name].load(codec, task, **options)
+
+
+def frozen_quality(codec: str, name: str, adapter: str | None = None, **options: Any) -> float | None:
+    """The quality of the codec that a method moves to others: that of its adapter's card, by default the highest. None
+    for a method that codes at the quality of its codec. Raises LoraCompError for an adapter that cannot be read.
+
+    codec: its name. name, adapter, options: as of `load_method`.
+    """
+    if name not in METHODS or not METHODS[name].moves:
+        return None
+    card = {} if adapter is None else read_weights(Path(adapter), "the adapter")[1]
+    highest = CODECS[codec].qualities[-1]
+    return card.get("quality", highest) if card.get("codec") == codec else highest
 
 
 def method_of_file(name: str, identity: bytes | None, codec: Any, adapter: str | Path | None = None) -> Method:

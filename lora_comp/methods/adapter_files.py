@@ -1,7 +1,7 @@
 """Files of pre-trained adapters: the tensors of `low_rank.Adapter` in safetensors.
 
 Their card has the method, codec and codec_hash; the codec's quality, None for an adapter of all; rank and alpha, or the
-scale of the updates, by default alpha / rank; and where needed the target, the quality that they were trained for.
+scale of the updates, by default alpha / rank; and what else the method needs to know of its training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ def read_adapter(path: Path, codec: Any, methods: Sequence[str]) -> Adapter | No
         return None
     _check_tensors(path, tensors, codec)
     scale = card["scale"] if "scale" in card else card["alpha"] / card["rank"]
-    return Adapter(tensors, scale, identify(tensors), card.get("target"))
+    return Adapter(tensors, scale, identify(tensors), card)
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], codec: Any) -> None:

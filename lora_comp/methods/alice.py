@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.adapter_files import load_adapter, of_identity
-from lora_comp.methods.low_rank import Adapter, LowRankLinear, layers, merged, stages, with_adapter
+from lora_comp.methods.low_rank import Adapter, factors, layers, merged, stages, with_adapter
 from lora_comp.methods.method import FitSettings, Spec, Unfitted
 from lora_comp.settings import setting
 
@@ -34,18 +34,12 @@ LR = 1e-4  # published, with Adam and a cosine
 
 
 @dataclass(frozen=True)
-class AliceOptions:
-    """Options of ALICE; all but `adapter` are of training, as in the authors' configuration."""
+class LayerOptions:
+    """What an adapter of MLPs consists of; all but `adapter` are of training, as in the authors' configuration."""
 
-    adapter: str | None = setting(
-        None, "the adapter of the target rate: a file that lora-comp train or import wrote", path=True
-    )
-    target: float | None = setting(
-        None, "in training: the quality whose rate and distortion the adapter is for", low=1, high=6
-    )
+    adapter: str | None = setting(None, "the adapter: a file that lora-comp train or import wrote", path=True)
     rank: int = setting(8, "in training: rank of the updates", low=1, high=255)
     alpha: int = setting(8, "in training: factor of the updates", low=1, high=255)
-    vanilla: bool = setting(False, "in training: train the layers themselves, weights and biases, the paper's baseline")
     fc1: bool = setting(True, "in training: adapt the first layer of every MLP")
     fc2: bool = setting(True, "in training: adapt the second layer of every MLP")
     encoder: list[bool] | None = setting(
@@ -56,12 +50,22 @@ class AliceOptions:
     )
 
 
-def targets(codec: Any, options: AliceOptions) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AliceOptions(LayerOptions):
+    """Options of ALICE."""
+
+    target: float | None = setting(
+        None, "in training: the quality whose rate and distortion the adapter is for", low=1, high=6
+    )
+    vanilla: bool = setting(False, "in training: train the layers themselves, weights and biases, the paper's baseline")
+
+
+def targets(codec: Any, options: LayerOptions) -> dict[str, Any]:
     """The adapted layers by name. Raises LoraCompError if the options do not fit the codec, or choose none."""
     kinds = [f"mlp.{name}" for name in ("fc1", "fc2") if getattr(options, name)]
     within = chosen(codec, "g_a", "encoder", options.encoder) + chosen(codec, "g_s", "decoder", options.decoder)
     if not (found := layers(codec, kinds, within)):
-        raise LoraCompError("method=alice has nothing to adapt: choose fc1 or fc2, and a stage of encoder or decoder")
+        raise LoraCompError("there is nothing to adapt: choose fc1 or fc2, and a stage of encoder or decoder")
     return found
 
 
@@ -78,7 +82,7 @@ def chosen(codec: Any, side: str, name: str, choice: list[bool] | None) -> list[
     return [stage for stage, wanted in zip(known, choice, strict=True) if wanted]
 
 
-def new_adapter(codec: Any, options: AliceOptions) -> Adapter:
+def new_adapter(codec: Any, options: LayerOptions) -> Adapter:
     """An adapter whose update is zero, as published: A is normal of variance 1 / r, and B is zero."""
     tensors, generator = {}, torch.Generator().manual_seed(0)
     for name, layer in targets(codec, options).items():
@@ -98,7 +102,7 @@ class Alice:
     name, guarded = "alice", False
 
     def __init__(self, adapter: Adapter, quality: float):
-        self.adapter, self.identity, self.target = adapter, adapter.identity, adapter.target
+        self.adapter, self.identity, self.target = adapter, adapter.identity, adapter.card.get("target")
         self.quality = quality
         self.settings: dict[str, Any] = {}
 
@@ -126,10 +130,15 @@ def load(codec: Any, task: str | None = None, **given: Any) -> Alice:
     options = AliceOptions(**given)
     if options.adapter is None:
         raise LoraCompError("method=alice needs the adapter of a rate, as lora-comp train writes: method.adapter=FILE")
+    check_trained(options)
+    return Alice(load_adapter(Path(options.adapter), codec, NAMES), codec.quality)
+
+
+def check_trained(options: LayerOptions) -> None:
+    """Raise LoraCompError for options of training."""
     own = [f.name for f in fields(options) if f.name != "adapter" and getattr(options, f.name) != f.default]
     if own:
         raise LoraCompError(f"{' and '.join(own)} can be set in training, and {options.adapter} is trained")
-    return Alice(load_adapter(Path(options.adapter), codec, NAMES), codec.quality)
 
 
 def from_file(codec: Any, identity: bytes | None, path: str | Path | None = None) -> Alice:
@@ -156,18 +165,18 @@ class Pretraining:
             return
         self.card |= {"rank": options.rank, "alpha": options.alpha}
         self.module = with_adapter(copy.deepcopy(codec), new_adapter(codec, options)).train()
-        adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
-        self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
+        self.parts = factors(self.module)
         self.trained = {n: p for n, p in self.parts.items() if n[-1] in "UV"}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}
 
 
-def target(options: AliceOptions) -> float:
+def rates(options: AliceOptions, frozen: float) -> tuple[float, ...]:
+    """See `methods.method.Spec.rates`."""
     if options.target is None:
         raise LoraCompError("an adapter of alice is trained for a rate: method.target=3, from 1 for the fewest bits")
-    return options.target
+    return (options.target,)
 
 
-SPEC = Spec(load, from_file, AliceOptions(), Pretraining, target)
+SPEC = Spec(load, from_file, AliceOptions(), Pretraining, rates)

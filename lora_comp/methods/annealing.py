@@ -99,7 +99,12 @@ class Annealed:
         self.identity = None if method is None else method.identity
         self.guarded = method is None or method.guarded
         self.target = None if method is None else method.target
+        self.qualities = getattr(method, "qualities", None)
         self.settings = {**({} if method is None else method.settings), "refine": steps}
+
+    def at(self, quality: float) -> "Annealed":
+        """See `methods.Method`."""
+        return Annealed(self.method.at(quality), self.steps)  # type: ignore[union-attr]  # where there are qualities
 
     def prepare(self, codec: Any, x: Tensor, settings: FitSettings) -> AdaptedAnnealed:
         """See `methods.Method.prepare`."""

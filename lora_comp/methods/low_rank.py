@@ -6,7 +6,7 @@ An adapter is a set of such updates, pre-trained or generated from a seed.
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     scale: float
     identity: bytes  # four bytes that identify the adapter in a file
-    target: float | None = None  # the quality that it was trained for, where that is not the codec's
+    card: Mapping[str, Any] = field(default_factory=dict)  # of its file
 
     @property
     def rank(self) -> int:
@@ -152,7 +152,10 @@ class LowRankLinear(nn.Module):
     """A frozen linear layer with a low-rank update, computed by `codecs.swin.SwinBlock`.
 
     U, S, V: parameters (B, ...); those named in `transmitted` are `Quantised`.
+    scale: a number; or (B, 1), one for each image, where all share U, S and V.
     """
+
+    scale: float | Tensor
 
     def __init__(self, layer: nn.Linear, tensors: Mapping[str, Tensor], scale: float, transmitted: Iterable[str] = ()):
         super().__init__()
@@ -168,7 +171,20 @@ class LowRankLinear(nn.Module):
 
     def as_layer(self) -> ops.Layer:
         u, s, v = map(self.value, "USV")
-        return ops.Layer(self.layer.weight, self.layer.bias, u, self.scale * s, v)
+        s = self.scale * s
+        if s.dim() == u.dim():
+            u, v = (shared.expand(len(s), *shared.shape) for shared in (u, v))
+        return ops.Layer(self.layer.weight, self.layer.bias, u, s, v)
+
+
+def low_rank_layers(module: nn.Module) -> dict[str, LowRankLinear]:
+    """The low-rank layers of a module by name."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LowRankLinear)}
+
+
+def factors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """U, S and V of the low-rank layers of a module, none of them `Quantised`, as `Adapter.tensors` names them."""
+    return {f"{name}.{k}": getattr(layer, k) for name, layer in low_rank_layers(module).items() for k in "USV"}
 
 
 def insert(codec: Any, adapter: Adapter, side: str, transmitted: Iterable[str] = ()) -> None:

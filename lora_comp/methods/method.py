@@ -50,10 +50,10 @@ class Adapted(objective.Adapted, Protocol):
 
 
 class Unfitted:
-    """A codec that is not fitted to images and transmits nothing, as an `Adapted`."""
+    """A codec that is not fitted to images and transmits nothing, or the same payload for all, as an `Adapted`."""
 
-    def __init__(self, codec: Any, x: Tensor):
-        self.codec, self.latents = codec, codec.latents
+    def __init__(self, codec: Any, x: Tensor, payload: bytes | None = None):
+        self.codec, self.latents, self.payload = codec, codec.latents, payload
         self.zeros = x.new_zeros(len(x))
 
     def fit(self, objective: Objective, settings: FitSettings, on_step: OnStep | None = None) -> None:
@@ -63,7 +63,7 @@ class Unfitted:
         return self.zeros
 
     def payloads(self) -> list[bytes | None]:
-        return [None] * len(self.zeros)
+        return [self.payload] * len(self.zeros)
 
 
 class Method(Protocol):
@@ -74,6 +74,11 @@ class Method(Protocol):
     guarded: whether to write the plain file if that has the lower objective.
     target: the quality whose objective counts, for a method that changes the rate; None: that of the codec.
     settings: everything else that results depend on.
+
+    And one that moves a frozen codec to any rate between two, which then has `Spec.moves`, has
+    qualities: both, as qualities.
+    at(quality): the method for another one, which is its target. Raises LoraCompError for one that is not between them.
+    Its payload then says the quality, in a byte of sixteenths, so that `restore` needs no `at`.
     """
 
     @property
@@ -111,26 +116,29 @@ class Spec:
         that decodes the file, or raises BitstreamError.
     options: a dataclass of the method's options (`lora_comp.settings`), or an instance with the method's own defaults.
     pretrain: called with the codec and `options`, see `training.adapter`; None for a method without pre-training.
-    target: the quality whose objective an adapter is trained for, from `options`, where it is not the codec's. The
-        codec then has one quality, also one of variable rate. Raises LoraCompError if it is not set.
+    rates: called with `options` and the quality of a frozen codec; returns the qualities that its adapter is trained
+        for, by rising rate, where they are not those of the codec: one, or several with all between. The codec then
+        has one quality, also one of variable rate. Raises LoraCompError for options that say none.
+    moves: whether the method moves a frozen codec to any of several rates, see `Method`.
     """
 
     load: Callable[..., Method]
     from_file: Callable[[Any, bytes | None, str | Path | None], Method]
     options: Any
     pretrain: Callable[[Any, Any], "Pretraining"] | None = None
-    target: Callable[[Any], float] | None = None
+    rates: Callable[[Any, float], tuple[float, ...]] | None = None
+    moves: bool = False
 
 
 class Pretraining(Protocol):
     """A codec with an adapter, to be trained on many images.
 
-    module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods. Of a codec of variable rate it has
-        `at(quality)`, with a quality for each image (B,), which returns it at those.
+    module: called with x (B, 3, H, W), returns a dict with x_hat and likelihoods. Of an adapter for several rates it
+        has `at(quality)`, with a quality for each image (B,), which returns what is called at those.
     trained: the parameters to optimise, by name.
     lr: default of the learning rate.
     tensors(): the adapter as stored in its file, by name.
-    card: metadata for its file.
+    card: metadata for its file, with the steps and minutes of an adapter that it goes on from.
     """
 
     @property

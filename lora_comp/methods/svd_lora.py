@@ -30,6 +30,7 @@ from lora_comp.methods.low_rank import (
     Adapter,
     LowRankLinear,
     Quantised,
+    factors,
     from_identity,
     layers,
     merged,
@@ -298,12 +299,12 @@ class Pretraining:
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
         adapter = load(name, codec, **dataclasses.asdict(options)).adapter
         self.module = with_adapter(copy.deepcopy(codec), adapter).train()
-        adapted = {n: m for n, m in self.module.named_modules() if isinstance(m, LowRankLinear)}
-        self.parts = {f"{n}.{k}": getattr(m, k) for n, m in adapted.items() for k in "USV"}
         gains = {n: self.module.get_parameter(n) for n in getattr(codec, "gains", ())}
-        self.trained = {n: p for n, p in self.parts.items() if n[-1] in VARIANTS[name].encoder_trains} | gains
-        self.parts |= gains
-        self.card = {"rank": adapter.rank, "alpha": round(adapter.scale * adapter.rank)}
+        low_rank = factors(self.module)
+        self.parts = low_rank | gains
+        self.trained = {n: p for n, p in low_rank.items() if n[-1] in VARIANTS[name].encoder_trains} | gains
+        self.card = {name: adapter.card[name] for name in ("steps", "minutes") if name in adapter.card}
+        self.card |= {"rank": adapter.rank, "alpha": round(adapter.scale * adapter.rank)}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {n: p.detach() for n, p in self.parts.items()}

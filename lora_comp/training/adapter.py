@@ -1,19 +1,42 @@
 """Pre-training of an adapter for a task on many images with the objective of fine-tuning, weight x distortion + bpp
 (LoRA_comp, CVPR 2025, "Pre-training"). The adapter of a codec of variable rate serves all rates: it is trained with
-images at rates drawn from its range (`Rates`). An adapter that moves a codec to another rate is trained for that one.
+images at rates drawn from its range (`Rates`). An adapter that moves a codec to another rate is trained for that one,
+and one that moves it to any of several for those.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lora_comp.codecs import code_length
 from lora_comp.methods.method import Pretraining
 from lora_comp.objective import use_bf16
 from lora_comp.training import loop, parallel
 from lora_comp.training.rates import Rates
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+PLATEAU_STEPS = 500  # between two validations; the published ones are epochs of about as many steps
+
+
+def losses(module: nn.Module, rates: Rates, task: Any, x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of images x (B, 3, H, W), and (B,) each their bits per pixel and distortions.
+
+    factors: of `Rates.draw`.
+    """
+    quality, of_bpp, of_distortion = factors
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=use_bf16(x.device)):
+        out = rates.at(module, quality)(x)
+    bpp = code_length(out["likelihoods"]) / x[0, 0].numel()
+    distortion = task.distortion(out["x_hat"].float().clamp(0, 1), task.targets(x))
+    return (of_distortion * distortion + of_bpp * bpp).mean(), bpp, distortion
 
 
 def train(
@@ -27,15 +50,21 @@ def train(
     steps: int | None = None,
     minutes: float | None = None,
     seed: int = 0,
+    optimizer: str = "adam",
+    held_out: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict]:
     """Train an adapter on a frozen codec, on the codec's device; see `loop.fit` for the budget and `folder`.
 
     Args:
         pretraining: from `METHODS[name].pretrain`.
-        qualities: the rate point of the objective, the codec's or a target, or all of a codec of variable rate.
+        qualities: the rate point of the objective, the codec's or a target, or all of a codec of variable rate or of an
+            adapter for several rates.
         batches: called with the index of the step, returns the images of all processes, float32 (B, 3, H, W) in [0, 1],
             sides multiples of the codec's stride.
-        lr: peak learning rate of Adam.
+        lr: peak learning rate.
+        optimizer: a key of `OPTIMIZERS`.
+        held_out: images (n, 3, H, W) whose loss, every `PLATEAU_STEPS`, decides on the learning rate: it is multiplied
+            by 0.3 when the loss has not fallen in four validations more. None: the learning rate follows a cosine.
     Returns:
         The tensors of the adapter by name, and the last metrics: loss, bpp, distortion.
     """
@@ -43,36 +72,46 @@ def train(
     parameters = list(pretraining.trained.values())
     for parameter in parameters:
         parameter.requires_grad_()
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    descent = OPTIMIZERS[optimizer](parameters, lr=lr)
+    plateau = None if held_out is None else ReduceLROnPlateau(descent, factor=0.3, patience=4)
     rates = Rates(qualities, task.weight)
 
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        assert held_out is not None
+        pretraining.module.eval()
+        factors = rates.draw(0, len(held_out)).to(device)
+        loss = losses(pretraining.module, rates, task, held_out.to(device), factors)[0].item()
+        pretraining.module.train()
+        return {"val_loss": loss}
+
     def step(i: int, progress: float) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * loop.cosine(progress)
+        if plateau is None:
+            for group in descent.param_groups:
+                group["lr"] = lr * loop.cosine(progress)
         x = batches(i)
         share = parallel.share(len(x))
         factors = rates.draw(i, len(x))[:, share].to(device)
-        x, (quality, of_bpp, of_distortion) = x[share].to(device), factors
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-            out = rates.at(pretraining.module, quality)(x)
-        bpp = code_length(out["likelihoods"]) / x[0, 0].numel()
-        distortion = task.distortion(out["x_hat"].float().clamp(0, 1), task.targets(x))
-        loss = (of_distortion * distortion + of_bpp * bpp).mean()
-        optimizer.zero_grad(set_to_none=True)
+        loss, bpp, distortion = losses(pretraining.module, rates, task, x[share].to(device), factors)
+        descent.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        descent.step()
+        if plateau is not None and (i + 1) % PLATEAU_STEPS == 0:
+            plateau.step(validate()["val_loss"])
         return parallel.mean({"loss": loss.item(), "bpp": bpp.mean().item(), "distortion": distortion.mean().item()})
 
     stored = nn.ParameterDict({name.replace(".", "/"): p for name, p in pretraining.trained.items()})
+    parts: dict[str, Any] = {"adapter": stored, "optimizer" if optimizer == "adam" else optimizer: descent}
     row = loop.fit(
         folder,
-        {"adapter": stored, "optimizer": optimizer},
+        parts | ({} if plateau is None else {"plateau": plateau}),
         step,
         steps=steps,
         minutes=minutes,
         seed=seed,
+        validate=None if plateau is None else validate,
         title=f"{task.key} {rates}",
     )
     return dict(pretraining.tensors()), row

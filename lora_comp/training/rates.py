@@ -13,7 +13,7 @@ GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly howe
 
 @dataclass(frozen=True)
 class Rates:
-    """One rate point, or for a codec of variable rate all of them, with every quality between.
+    """One rate point, or for a codec or an adapter of variable rate all of them, with every quality between.
 
     qualities: rate points by rising rate.
     weight: the factor of the distortion at a quality, where bits per pixel have a factor of 1.

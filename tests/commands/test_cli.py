@@ -91,12 +91,12 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["quality=9"], "quality must be 1, 2, 3 or 4, not 9"),
+        (["quality=9"], "quality must be a number from 1 to 6, not 9"),
         (["quality=two"], "quality must be"),
         (["quality=[1,2]"], "quality must be"),
         (["method=[svd_lora,lora]"], "encode takes one method, not svd_lora and lora"),
         (["task=hearing"], "task must be cls, det, human, open, own or seg, not 'hearing'"),
-        (["method=prompts"], "method must be alice, lora, none or svd_lora, not 'prompts'"),
+        (["method=prompts"], "method must be alice, calice, lora, none or svd_lora, not 'prompts'"),
         (["engine.stepz=3"], "engine=default has no setting 'engine.stepz'; did you mean engine.steps?"),
         (["qualty=3"], "did you mean quality?"),
         (["quality=1,2"], "quality must be"),

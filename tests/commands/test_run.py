@@ -141,7 +141,7 @@ def test_a_run_in_which_no_image_can_be_read(tmp_path, over_folder, refused):
         (["data=scenes", "data.size=big"], "size of scenes"),
         (["data.split=7"], "data.split must be text"),
         (["quality=[]"], "quality must be"),
-        (["quality=[1,9]"], "quality must be 1, 2, 3 or 4, not 9"),
+        (["quality=[1,9]"], "quality must be a number from 1 to 6, not 9"),
         (["task=nothing"], "task must be cls"),
         (["quality=1,2"], "a list is written quality=[1,2]"),
     ],

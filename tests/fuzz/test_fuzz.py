@@ -53,7 +53,7 @@ def test_forged_files_raise_the_right_error(file, message):
 
 
 def test_max_pixels_is_the_users_limit(tmp_path, capsys):
-    file, image = CORPUS / "valid" / "none-100x70-q4.lcz", tmp_path / "image.png"
+    file, image = CORPUS / "valid" / "none-100x70-q4.5.lcz", tmp_path / "image.png"
     assert lc.decode(file.read_bytes(), max_pixels=7000).shape == (3, 100, 70)
     with pytest.raises(lc.BitstreamError, match="70x100 pixels, more than the 6999"):
         lc.decode(file.read_bytes(), max_pixels=6999)
@@ -128,5 +128,5 @@ def test_crashes_and_hangs_are_reported(monkeypatch):
 
 def test_hints_cannot_outnumber_latents():
     parts = split((CORPUS / "valid" / "hints-64x64-q2.lcz").read_bytes())
-    parts.sections[-1] = parts.sections[-1][:5] * (96 * 16 + 1)
+    parts.sections[-1] = parts.sections[-1][:5] * (256 * 16 + 1)
     assert "more hints than latents" in targets.image(parts.join(fitting=True))
