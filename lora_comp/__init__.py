@@ -29,6 +29,7 @@ _EXPORTS = {
     "encode": "api",
     "encode_batch": "api",
     "decode": "api",
+    "bit_map": "api",
     "info": "bitstream",
     "from_reference": "reference",
     "LoraCompError": "errors",

@@ -4,10 +4,9 @@ image -> codec.latents -> method.prepare -> adapted.fit(objective) -> codec.code
       -> bitstream.read -> method.restore -> coder().decompress -> codec.synthesize -> image
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from lora_comp import bitstream
-from lora_comp.codecs import CODECS, at_quality, load_codec, spec
-from lora_comp.codecs.codec import title
 from lora_comp.data.images import to_batch
-from lora_comp.entropy.coder import CodedLatents
-from lora_comp.errors import BitstreamError, LoraCompError
+from lora_comp.decoding import context, opened
+from lora_comp.errors import LoraCompError
 from lora_comp.files import contents
-from lora_comp.methods import NONE, STEPS, Adapted, Annealed, FitSettings, Method, annealed, load_method, method_of_file
+from lora_comp.methods import NONE, STEPS, Adapted, Annealed, FitSettings, Method, annealed, load_method
 from lora_comp.objective import TILE, Distortion, Objective, tiles
 from lora_comp.qualities import moved, mover, quality_of
 from lora_comp.roi import masked_distortion, regions, simplify_background
@@ -33,12 +30,6 @@ from lora_comp.tasks.human import psnr as psnr_of
 
 OnStep = Callable[[int, float], None]
 AnyImage = Tensor | np.ndarray | Image.Image | str | Path
-
-
-@lru_cache(maxsize=8)
-def _loaded(name: str, rate_point: float | None) -> Any:
-    """The codec whose weights in the package are for a rate point, or for all."""
-    return load_codec(name, CODECS[name].qualities[0] if rate_point is None else rate_point)
 
 
 @dataclass(frozen=True)
@@ -164,26 +155,7 @@ def encode_batch(
     return encode_images(images, codec, task, method, settings, rois, on_step, refine, target)
 
 
-@contextmanager
-def _context(gradients: bool) -> Iterator[None]:
-    """PyTorch as the codec needs it, whatever contexts are around the call."""
-    with (
-        torch.inference_mode(False),
-        torch.set_grad_enabled(gradients),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        try:
-            yield
-        except RuntimeError as error:
-            if "Inference tensors" not in str(error):
-                raise
-            raise LoraCompError(
-                "the codec or the task was made under torch.inference_mode(): load it outside"
-            ) from None
-
-
-@_context(gradients=True)
+@context(gradients=True)
 def encode_images(
     images: Sequence[AnyImage] | Tensor | np.ndarray,
     codec: Any,
@@ -343,11 +315,11 @@ def _decoded(files: Sequence[bytes], codec: Any, method: Method | None) -> Tenso
     return torch.stack([decode(data, codec, method=method) for data in files])
 
 
-@_context(gradients=False)
+@context(gradients=False)
 def decode(
     data: bytes | str | Path | Coded,
     codec: Any = None,
-    method: Method | None = None,
+    method: Method | str | None = None,
     adapter: str | Path | None = None,
     max_pixels: int = bitstream.MAX_PIXELS,
 ) -> Tensor:
@@ -356,44 +328,40 @@ def decode(
     Args:
         data: the bytes of the file, its path, or what `encode` returned.
         codec: the codec that wrote the file; None to load it from the package.
-        method: the method that wrote the file; None to load it by the name in the file.
+        method: the method that wrote the file; None to load it by the name in the file; "none" for the plain codec,
+            which shows what an adapted file has for people.
         adapter: path of a pre-trained adapter that is not in the package.
         max_pixels: larger images are rejected before memory is allocated for them.
     Raises:
         BitstreamError: the file is corrupt, too large, or needs weights that are not available.
-        LoraCompError: the path cannot be read.
+        LoraCompError: the path cannot be read, or a method is another text than "none".
     """
-    header, sections = bitstream.read(data.data if isinstance(data, Coded) else contents(data), max_pixels)
-    codec = codec_of_file(header, codec)
-    if header.method != NONE:
-        if method is None or (method.name, method.identity) != (header.method, header.adapter_hash):
-            method = method_of_file(header.method, header.adapter_hash, codec, adapter)
-        codec = method.restore(codec, sections.payload)
-    if codec.output.features != header.features:
-        stored, output = header.features or "an image", codec.output.features or "an image"
-        raise BitstreamError(f"the file holds {stored}, but its codec decodes to {output}")
-    size = header.height, header.width
-    y_hat = codec.coder().decompress(CodedLatents(sections.latents, header.symbols_crc, sections.hints), size)
-    output = codec.synthesize(y_hat.to(next(codec.parameters()).device))
-    return codec.output.crop(output, size)[0].contiguous()
+    file = opened(_bytes(data), codec, method, adapter, max_pixels)
+    y_hat = file.codec.coder().decompress(file.latents, file.size)
+    output = file.codec.synthesize(y_hat.to(next(file.codec.parameters()).device))
+    return file.codec.output.crop(output, file.size)[0].contiguous()
 
 
-def codec_of_file(header: bitstream.Header, codec: Any) -> Any:
-    """`codec`, or the one that the header names. Raises BitstreamError if its weights are not those of the file."""
-    if codec is None:
-        try:
-            variable = spec(header.codec, header.quality).variable
-            codec = _loaded(header.codec, None if variable else header.quality)
-        except LoraCompError as error:
-            raise BitstreamError(f"the file's codec cannot be loaded: {error}") from None
-    if codec.hash != header.codec_hash:
-        raise BitstreamError(
-            f"the file needs other weights of {title(header.codec, codec.rate_point)} ({header.codec_hash.hex()}) than "
-            f"those loaded ({codec.hash.hex()})"
-        )
-    if codec.rate_point is not None:
-        return codec
-    try:
-        return at_quality(codec, header.quality)
-    except LoraCompError as error:
-        raise BitstreamError(f"the file's header is not valid: {error}") from None
+@context(gradients=False)
+def bit_map(data: bytes | str | Path | Coded, codec: Any = None, max_pixels: int = bitstream.MAX_PIXELS) -> np.ndarray:
+    """Where the bits of a file's latents go: float32 (h, w), their ideal code length at each position of y in bits.
+
+    A position of y is `codec.latent_stride` pixels high and wide; the map covers the image padded to multiples of
+    `codec.stride`. Bits of z are shared evenly among the positions of y under it. The sum is the size of the sections
+    of latents but for the coder's overhead, of a few bytes each; other parts of the file have no place. No method
+    changes the entropy model, so an adapted file needs no adapter here.
+
+    Args:
+        data, codec, max_pixels: see `decode`.
+    Raises:
+        BitstreamError, LoraCompError: as `decode`; a codec whose coder has no `bits`.
+    """
+    file = opened(_bytes(data), codec, NONE, None, max_pixels)
+    coder = file.codec.coder()
+    if not hasattr(coder, "bits"):
+        raise LoraCompError(f"the codec {file.codec.name} does not say where its bits go")
+    return coder.bits(file.latents, file.size).numpy()
+
+
+def _bytes(data: bytes | str | Path | Coded) -> bytes:
+    return data.data if isinstance(data, Coded) else contents(data)

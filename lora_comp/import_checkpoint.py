@@ -3,12 +3,13 @@
 The files are in float32, so that results are those of the checkpoint.
 """
 
+import re
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_comp.codecs import load_codec, spec
 from lora_comp.errors import LoraCompError
@@ -36,23 +37,37 @@ def import_checkpoint(
     codec, about = system_of(system).codec, system_of(system).adapter
     spec(codec, quality)
     module = from_reference(system, read_checkpoint(path))
-    tensors = {name.removeprefix("codec.").replace(".layer.", "."): p for name, p in module.named_parameters()}
-    adapter = {name: p for name, p in tensors.items() if name.rsplit(".", 1)[-1] in ("U", "S", "V")}
+    tensors, adapter = parts(module)
     card = {"codec": codec, "quality": quality, "system": system, "checkpoint": path.name}
     codec_file = into / f"{path.name.split('.')[0]}.safetensors"
     adapter_file = codec_file.with_name(f"{codec_file.stem}-adapter.safetensors")
     if into.is_dir():
         for file in [codec_file, adapter_file][: 2 if adapter else 1]:
             check_output(file, [path], overwrite)
-    write_weights(codec_file, {n: p for n, p in tensors.items() if n not in adapter}, card, torch.float32)
+    write_weights(codec_file, tensors, card, torch.float32)
     words = f"codec={codec} codec.weights={codec_file} quality={quality}"
     if not adapter:
         return [f"{codec_file}: use it with {words}"]
-    rank = next(len(p) for name, p in adapter.items() if name.endswith(".S"))
-    card |= {"codec_hash": load_codec(codec, quality, codec_file).hash.hex(), "rank": rank, **about}
+    rank = next((len(p) for name, p in adapter.items() if name.endswith(".S")), None)
+    card |= {"codec_hash": load_codec(codec, quality, codec_file).hash.hex(), **about}
+    card |= {} if rank is None else {"rank": rank}
     write_weights(adapter_file, adapter, card | ({} if target is None else {"target": target}), torch.float32)
     with_words = f"method={about['method']} method.adapter={adapter_file}"
     return [f"{codec_file}: use it with {words}", f"{adapter_file}: and with {with_words}"]
+
+
+def parts(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the codec in a module of `from_reference`, and of its adapter, low-rank layers or prompts."""
+    codec: dict[str, Tensor] = {}
+    adapter: dict[str, Tensor] = {}
+    for name, value in module.named_parameters():
+        if ".prompts." in name:
+            adapter[name.replace(".prompts.", ".")] = value
+        elif name.endswith((".U", ".S", ".V")):
+            adapter[name] = value
+        else:
+            codec[re.sub(r"^(g_a|g_s)\.layers\.", r"\1.", name).replace(".layer.", ".")] = value
+    return codec, adapter
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

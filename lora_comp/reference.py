@@ -6,6 +6,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,15 +18,17 @@ from lora_comp.codecs.stf import STF
 from lora_comp.codecs.swin import SwinBlock
 from lora_comp.codecs.tic import TIC
 from lora_comp.errors import LoraCompError
+from lora_comp.methods import transtic as prompts
 from lora_comp.methods.calice import Range
 from lora_comp.methods.low_rank import MLP, Adapter, layers, with_adapter
 
 RANK, ALPHA = 4, 8  # of LoRA_comp's checkpoints
+TRANSTIC_CARD = {"downsample": 2, "published_mask": True}
 ALICE_ALPHA = 8  # of ALICE's and CALICE's
 OF_ALICE = {"alpha": ALICE_ALPHA, "scale": 1}  # their updates are scaled by alpha itself
 # Buffers that our modules compute, and parts of the published systems that these models do not use.
 UNUSED = re.compile(
-    r"relative_position_index|attn_mask|^gaussian_conditional|prompt_embeddings"
+    r"relative_position_index|attn_mask|^gaussian_conditional|num_batches_tracked"
     r"|entropy_bottleneck\.(_offset|_quantized_cdf|_cdf_length|target|likelihood_lower_bound)"
 )
 
@@ -73,7 +76,7 @@ def check_shape(system: str, name: str, value: Tensor, expected: tuple[int, ...]
 def load(
     module: nn.Module, state: Mapping[str, Tensor], system: str, published: Callable[[str], str] = lambda name: name
 ) -> None:
-    """Load a checkpoint; only entries of the entropy bottleneck may be missing.
+    """Load a checkpoint; only entries of the entropy bottleneck may be missing, and running statistics if all are.
 
     published: from our name of an entry to the one that errors have.
 
@@ -83,15 +86,19 @@ def load(
     for name in sorted(state.keys() & own.keys()):
         check_shape(system, published(name), state[name], own[name].shape)
     missing, unexpected = module.load_state_dict(state, strict=False)
-    missing = [k for k in missing if k in dict(module.named_parameters()) and "entropy_bottleneck" not in k]
+    statistics = any(".running_" in k for k in state)
+    needed = {k for k in own if k in dict(module.named_parameters()) or (statistics and ".running_" in k)}
+    missing = [k for k in missing if k in needed and "entropy_bottleneck" not in k]
     if missing or unexpected:
         what = "lacks" if missing else "has an unexpected entry"
         raise wrong(system, f"it {what} {published((missing or unexpected)[0])}")
 
 
-def tic(state: Mapping[str, Tensor]) -> TIC:
+def tic(state: Mapping[str, Tensor], system: str = "tic", published: Callable[[str], str] = lambda name: name) -> TIC:
+    """system, published: of errors, see `load`."""
     codec = build("tic")
-    load(codec, state, "tic")
+    state = {k: v for k, v in state.items() if not k.endswith(".prompt_embeddings")}  # that LoRA_comp's has and ignores
+    load(codec, state, system, published)
     return codec
 
 
@@ -104,6 +111,35 @@ def tic_svdlora(state: Mapping[str, Tensor]) -> nn.Module:
     if expected != set(tensors):
         raise wrong("tic_svdlora", f"see {min(expected ^ set(tensors))}")
     return with_adapter(codec, Adapter(tensors, ALPHA / RANK, identity=b""))
+
+
+TRANSTIC = {  # the beginnings of the published names of prompts, and ours
+    "g_a0_prompt.classifier.0": "g_a.unet.last",
+    "g_a0_prompt": "g_a.unet",
+    "g_a0_prompt_layers": "g_a.layers.0",
+    "g_a2_prompt": "g_a.between.0",
+    "g_a2_prompt_layers": "g_a.layers.1",
+}
+
+
+def transtic(state: Mapping[str, Tensor]) -> nn.Module:
+    """TransTIC: TIC with prompts for the first two stages of g_a and for stages of g_s."""
+
+    def published(name: str) -> str:
+        name = re.sub(r"^g_s\.tokens\.(\d)$", r"g_s.\1.prompt_embeddings", renamed(name, back))
+        name = re.sub(r"^(g_a|g_s|h_a|h_s)\.(\d)\.", r"\1\2.", name)
+        return re.sub(r"\.(blocks\.|prompt_embeddings$)", r".residual_group.\1", name)
+
+    back = {ours: theirs for theirs, ours in TRANSTIC.items()}
+    codec = tic({k: v for k, v in state.items() if "prompt" not in k}, "transtic", published)
+    learned = {k: v for k, v in state.items() if k.endswith(".prompt_embeddings")}
+    tokens = {re.sub(r"^g_s\.(\d)\.prompt_embeddings$", r"g_s.tokens.\1", k): v for k, v in learned.items()}
+    count = next((v.shape[1] for v in tokens.values() if v.dim() == 3), 16)
+    chosen = [int(name[-1]) for name in tokens if name.startswith("g_s.tokens.")]
+    made = prompts.build(codec, 2, chosen, width=32, tokens=count, downsample=2, norm=True)
+    own = {renamed(k, TRANSTIC): v for k, v in state.items() if "prompt" in k and k not in learned}
+    load(nn.ModuleDict({side: module for side, (_, module) in made.sides.items()}), own | tokens, "transtic", published)
+    return prompts.make(Path("transtic"), made.tensors(), TRANSTIC_CARD, codec).of(codec)
 
 
 def stf(state: Mapping[str, Tensor], system: str = "stf", published: Callable[[str], str] = lambda name: name) -> STF:
@@ -163,7 +199,7 @@ class System(NamedTuple):
 
     load: a module from a state dict under our names.
     codec: the name in `codecs.CODECS` of what it holds.
-    adapter: of the card of the adapter that it holds too, see `methods.adapter_files`.
+    adapter: method and other entries of the card (`methods.adapter_files`) of the adapter that it holds too.
     """
 
     load: Callable[[Mapping[str, Tensor]], nn.Module]
@@ -174,6 +210,7 @@ class System(NamedTuple):
 SYSTEMS = {
     "tic": System(tic, "tic"),
     "tic_svdlora": System(tic_svdlora, "tic", {"method": "svd_lora", "alpha": ALPHA}),
+    "transtic": System(transtic, "tic", {"method": "transtic", **TRANSTIC_CARD}),
     "stf": System(stf, "stf"),
     "alice": System(alice, "stf", {"method": "alice", **OF_ALICE}),
     "calice": System(partial(alice, system="calice"), "stf", {"method": "calice", **OF_ALICE, **Range((1, 6)).card}),
@@ -194,7 +231,7 @@ def from_reference(system: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     x_hat, y_hat, z_hat and likelihoods {y, z}.
 
     Args:
-        system: "tic", "tic_svdlora", "stf", "alice" or "calice".
+        system: "tic", "tic_svdlora", "transtic", "stf", "alice" or "calice".
         state_dict: tensors by their published names.
     Raises:
         LoraCompError: an unknown system, or a state dict of another one.

@@ -272,7 +272,7 @@ def test_damage_with_a_valid_checksum_raises_or_decodes(codec, adapted):
     assert detected > len(adapted.data) // 7 // 2
 
 
-@pytest.mark.parametrize("method", ["transtic", "somebody-elses"])
+@pytest.mark.parametrize("method", ["duic", "somebody-elses"])
 def test_an_unknown_method_raises_with_its_name(codec, adapted, method):
     header, sections = bitstream.read(adapted.data)
     fields = vars(header) | {"method": method}

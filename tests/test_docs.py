@@ -2,13 +2,16 @@
 
 import doctest
 import re
+import shlex
 import subprocess
 import sys
+import typing
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from lora_comp import rans, tasks
+from lora_comp import cli, rans, tasks
 from lora_comp.commands.run import RunConfig
 from lora_comp.config import compose
 from lora_comp.errors import LoraCompError
@@ -47,3 +50,22 @@ def test_settings_of_ones_own_are_words():
             compose(RunConfig, ["task=bright", "task.channel=3"], "run")
     finally:
         tasks.TASKS.pop("bright", None)
+
+
+PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_understood(page):
+    """The words of each `lora-comp` line are settings that the command has, with values that they may have."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith("lora-comp "):
+                continue
+            words = shlex.split(line, comments=True)[1:]
+            name = cli._name(words)
+            assert name, line
+            module, function = cli.COMMANDS[name].function.split(":")
+            hints = typing.get_type_hints(getattr(import_module(f"lora_comp.commands.{module}"), function))
+            [schema] = [hint for key, hint in hints.items() if key != "return"]
+            assert compose(schema, words[len(name.split()) :], name), line

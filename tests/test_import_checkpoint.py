@@ -134,6 +134,28 @@ def test_a_checkpoint_with_all_published_keys_is_imported(shared, tmp_path, imag
     assert (tmp_path / "cls-adapter.safetensors").exists()
 
 
+@pytest.mark.data
+def test_an_imported_transtic_codes_images_as_the_checkpoint_does(shared, tmp_path, capsys, image):
+    keys = json.loads((shared / "golden" / "transtic.keys.json").read_text())
+    torch.manual_seed(0)
+    state = {k: torch.randn(shape) / max(sum(shape), 1) ** 0.5 for k, shape in keys.items()}
+    state |= {k: v.abs() + 0.5 for k, v in state.items() if k.endswith("running_var")}
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "cls_2.pth.tar")
+    words = ["import", str(tmp_path / "cls_2.pth.tar"), "--system", "transtic", "quality=2", f"into={tmp_path}"]
+    assert cli.command(words) == 0
+    codec_file, adapter_file = (tmp_path / f"cls_2{end}.safetensors" for end in ("", "-adapter"))
+    out = capsys.readouterr().out
+    assert f"codec=tic codec.weights={codec_file} quality=2" in out
+    assert f"method=transtic method.adapter={adapter_file}" in out
+    codec = lc.load_codec("tic", 2, codec_file)
+    method = load_method("transtic", codec, adapter=str(adapter_file))
+    with torch.no_grad():
+        ours, theirs = method.prepare(codec, image).codec(image), lc.from_reference("transtic", state)(image)
+    assert torch.equal(ours["x_hat"], theirs["x_hat"]) and torch.equal(ours["y"], theirs["y"])
+    coded = lc.encode(image[0], codec, lc.load_task("human"), method)
+    assert lc.decode(coded.data, codec, adapter=adapter_file).shape == (3, SIZE, SIZE)
+
+
 class Anything:
     """A class that a checkpoint must not instantiate."""
 

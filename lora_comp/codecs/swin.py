@@ -4,11 +4,13 @@ Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Win
 (Lu et al., "Transformer-based Image Compression", DCC 2022), on feature maps of any size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lora_comp import ops
-from lora_comp.ops.swin_block import plain_swin_block
+from lora_comp.ops.swin_block import plain_swin_block, prompted_swin_block
 
 
 def position_bias(table: Tensor, window: int) -> Tensor:
@@ -63,6 +65,7 @@ def as_layer(module) -> ops.Layer:
 class SwinBlock(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)): (B, H, W, C) to (B, H, W, C).
 
+    prompts, published_mask: see `ops.swin_block.prompted_swin_block`.
     kernels: False for torch's operations alone, in whose last bits published code agrees.
     """
 
@@ -75,18 +78,23 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prompts: Tensor | None = None, published_mask: bool = False) -> Tensor:
         attn, mlp = self.attn, self.mlp
         norms = ((norm.weight, norm.bias) for norm in (self.norm1, self.norm2))
         qkv, proj, fc1, fc2 = map(as_layer, (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
         parts = ops.Parts(next(norms), qkv, attn.position(), proj, next(norms), fc1, fc2)
+        if prompts is not None:
+            return prompted_swin_block(x, prompts, parts, attn.window, attn.shift, published_mask)
         if not self.kernels:
             return plain_swin_block(x, parts, attn.window, attn.shift, kernels=False)
         return ops.swin_block(x, parts, attn.window, attn.shift)
 
 
 class Stage(nn.Module):
-    """`depth` Swin blocks, every second one shifted: x (B, C, H, W) to (B, C, H, W)."""
+    """`depth` Swin blocks, every second one shifted: x (B, C, H, W) to (B, C, H, W).
+
+    prompts: those of each block, see `SwinBlock`.
+    """
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool = True, mlp_ratio: float = 4.0):
         super().__init__()
@@ -94,8 +102,11 @@ class Stage(nn.Module):
             *(SwinBlock(dim, heads, window, window // 2 if shifts and i % 2 else 0, mlp_ratio) for i in range(depth))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, prompts: Sequence[Tensor] | None = None, published_mask: bool = False) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        for i, block in enumerate(self.blocks):
+            x = block(x) if prompts is None else block(x, prompts[i], published_mask)
+        return x.permute(0, 3, 1, 2)
 
 
 class RSTB(Stage):
@@ -108,8 +119,8 @@ class RSTB(Stage):
     def __init__(self, dim: int, depth: int, heads: int, window: int, shifts: bool, mlp_ratio: float = 2.0):
         super().__init__(dim, depth, heads, window, shifts, mlp_ratio)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+    def forward(self, x: Tensor, prompts: Sequence[Tensor] | None = None, published_mask: bool = False) -> Tensor:
+        return x + super().forward(x, prompts, published_mask)
 
 
 def init_weights(module: nn.Module) -> None:

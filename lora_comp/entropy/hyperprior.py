@@ -16,7 +16,7 @@ value is nearly midway between two, so that every step has the same inputs on al
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from lora_comp.entropy.coder import HINT, MARGIN, MEAN, REFINED, CodedLatents, c
 from lora_comp.entropy.grid import Sides, rounded, undecided
 from lora_comp.entropy.models import EntropyBottleneck
 from lora_comp.entropy.prior import Prior
-from lora_comp.entropy.tables import BETWEEN, bottleneck_tables, gaussian_tables
+from lora_comp.entropy.tables import BETWEEN, bottleneck_tables, code_length, gaussian_tables
 from lora_comp.errors import BitstreamError
 
 
@@ -52,6 +52,18 @@ class Hyperprior(Protocol):
     def medians(self) -> Tensor: ...
 
 
+class Decoded(NamedTuple):
+    """What a file holds of y, each (M, h, w), and z, (N, ceil(h / 4), ceil(w / 4)).
+
+    y_hat, scales: float64. y_symbols, z_symbols: int32.
+    """
+
+    y_hat: np.ndarray
+    y_symbols: np.ndarray
+    scales: np.ndarray
+    z_symbols: np.ndarray
+
+
 class HyperpriorCoder:
     """Codes y (1, M, h, w) and z (1, N, ceil(h / 4), ceil(w / 4)) with float64 copies of a codec's models.
 
@@ -65,6 +77,7 @@ class HyperpriorCoder:
         self.z_tables = bottleneck_tables(codec.entropy_bottleneck)
         self.tables: Sequence[np.ndarray] = (*self.z_tables, *gaussian_tables())
         self.N, self.M, self.stride = codec.N, codec.M, codec.stride
+        self.latent_stride = codec.latent_stride
         self.positions = (codec.stride // codec.latent_stride) ** 2  # of y per position of z
 
     def compress(self, latents: Mapping[str, Tensor]) -> CodedLatents:
@@ -95,6 +108,23 @@ class HyperpriorCoder:
 
     def decompress(self, coded: CodedLatents, size: tuple[int, int]) -> Tensor:
         """See `LatentCoder.decompress`."""
+        return torch.from_numpy(self.decoded(coded, size).y_hat.astype(np.float32))[None]
+
+    def bits(self, coded: CodedLatents, size: tuple[int, int]) -> Tensor:
+        """The ideal code length of the latents of an image at each position of y, in bits: float32 (h, w).
+
+        That of the tables that code y, summed over its channels, and z, divided evenly among the positions under it.
+        Raises BitstreamError as `decompress`.
+        """
+        decoded = self.decoded(coded, size)
+        y, z = decoded.y_symbols, decoded.z_symbols
+        of_y = code_length(y, np.searchsorted(BETWEEN, decoded.scales), gaussian_tables()).sum(0)
+        of_z = code_length(z, self.channels(z.shape), self.z_tables).sum(0) / self.positions
+        side = self.stride // self.latent_stride
+        return torch.from_numpy(of_y + of_z.repeat(side, 0).repeat(side, 1)).float()
+
+    def decoded(self, coded: CodedLatents, size: tuple[int, int]) -> Decoded:
+        """The symbols of an image. Raises BitstreamError as `decompress`."""
         shape = self.N, *(math.ceil(side / self.stride) for side in size)
         if len(coded.sections) != 1 + self.prior.steps:
             wanted = f"its codec has z and y in {self.prior.steps} {'step' if self.prior.steps == 1 else 'steps'}"
@@ -105,7 +135,7 @@ class HyperpriorCoder:
         z_symbols = rans.decode(coded.sections[0], self.channels(shape), *self.z_tables)
         hyper = self.hyper(z_symbols)
         y_hat = np.zeros((self.M, *hyper.shape[2:]))
-        y_symbols = np.empty(y_hat.shape, np.int32)
+        y_symbols, all_scales = np.empty(y_hat.shape, np.int32), np.empty(y_hat.shape)
         for step, data in enumerate(coded.sections[1:]):
             part, means, scales = self.predict(step, hyper, y_hat)
             places = {place: i for i, place in enumerate(places_of(part, y_hat.shape))} if hints else {}
@@ -116,11 +146,11 @@ class HyperpriorCoder:
             _C.decode_latents(
                 data, means, scales, BETWEEN, *gaussian_tables(), of_scales, symbols, values, torch.get_num_threads()
             )
-            y_hat[part], y_symbols[part] = means + symbols, symbols
+            y_hat[part], y_symbols[part], all_scales[part] = means + symbols, symbols, scales
             y_hat[part] = rounded(self.refine(step, hyper, y_hat, part), self.prior.grid, of_refined)
         if self.crc(z_symbols, y_symbols, y_hat) != coded.symbols_crc:
             raise BitstreamError("the decoded latents differ from the encoded ones: the file is corrupt")
-        return torch.from_numpy(y_hat.astype(np.float32))[None]
+        return Decoded(y_hat, y_symbols, all_scales, z_symbols)
 
     @torch.no_grad()
     def hyper(self, z_symbols: np.ndarray) -> Tensor:

@@ -29,6 +29,21 @@ class Tables(NamedTuple):
     offsets: np.ndarray
 
 
+def code_length(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> np.ndarray:
+    """Ideal code length of each symbol under the table that `indexes` names, in bits: float64 of the same shape.
+
+    For a symbol that its table does not reach: that of the escape, and the bytes of its value (`rans`).
+    """
+    cdfs, sizes, offsets = tables
+    value, escape = symbols.astype(np.int64) - offsets[indexes], sizes[indexes] - 2
+    outside = (value < 0) | (value >= escape)
+    place = np.where(outside, escape, value)
+    folded = np.where(value < 0, -2 * value - 1, 2 * (value - escape))
+    of_value = 8 * (1 + np.floor(np.log2(np.maximum(folded, 1)) / 7))
+    frequency = cdfs[indexes, place + 1] - cdfs[indexes, place]
+    return math.log2(TOTAL) - np.log2(frequency) + np.where(outside, of_value, 0)
+
+
 def quantise(mass: np.ndarray) -> np.ndarray:
     """Probabilities float64 (n,), the escape last, to cumulative frequencies int32 (n + 1,) without empty bins."""
     frequency = np.maximum(1, np.rint(mass / mass.sum() * TOTAL)).astype(np.int64)

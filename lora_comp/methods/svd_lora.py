@@ -9,7 +9,7 @@ quantised change of the decoder's S. Plain LoRA (Hu et al., ICLR 2022) fixes S a
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lora_comp.codecs.codec import title
 from lora_comp.entropy import updates
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.finetune import Group, OnStep, Schedule, descend, linear
-from lora_comp.methods.adapter_files import load_adapter, of_identity, read_adapter, shipped
+from lora_comp.methods.adapter_files import choose, of_identity
 from lora_comp.methods.low_rank import (
     ATTENTION,
     MLP,
@@ -239,13 +238,8 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
     if options.exponent not in updates.EXPONENTS:
         first, last = updates.EXPONENTS[0], updates.EXPONENTS[-1]
         raise LoraCompError(f"exponent must be {first} to {last}, not {options.exponent}")
-    pretrained, usable = None, VARIANTS[name].adapters
-    if options.adapter == "auto":
-        known = shipped(codec, usable)
-        paths = [path for part in (task or "").split("+") for path, key in known.items() if key == part]
-        pretrained = next((adapter for path in paths if (adapter := read_adapter(path, codec, usable))), None)
-    elif options.adapter is not None:
-        pretrained = load_adapter(_path(codec, usable, options.adapter), codec, usable)
+    wanted = options.adapter
+    pretrained = None if wanted is None else choose(codec, VARIANTS[name].adapters, wanted, task)
     if pretrained is None:
         return LowRank(name, seeded(codec, VARIANTS[name].start, **options.of_seeded()), options.exponent)
     if own := options.of_seeded():
@@ -254,18 +248,6 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
             f"used: leave {'them' if len(own) > 1 else 'it'} out, or set adapter=null"
         )
     return LowRank(name, _in_form(name, pretrained), options.exponent)
-
-
-def _path(codec: Any, methods: Sequence[str], adapter: str) -> Path:
-    """The file of an adapter: that of a task in the package, or a path."""
-    ours = [path for path, task in shipped(codec, methods).items() if task == adapter]
-    if not ours and not Path(adapter).is_file():
-        known = ", ".join(sorted(set(shipped(codec, methods).values()))) or "none"
-        raise LoraCompError(
-            "adapter must be auto, null, a file or a task whose adapter ships for "
-            f"{title(codec.name, codec.rate_point)} ({known}); there is no file {adapter}"
-        )
-    return ours[0] if ours else Path(adapter)
 
 
 def _in_form(name: str, adapter: Adapter) -> Adapter:

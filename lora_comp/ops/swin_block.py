@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_comp import _C
 from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless
 from lora_comp.ops.svd_lora import plain_svd_lora_linear, svd_lora_linear
-from lora_comp.ops.window_attention import plain_window_attention, window_attention
+from lora_comp.ops.window_attention import plain_window_attention, prompted_window_attention, window_attention
 from lora_comp.shapes import Shapes
 
 LAYERS = {"qkv": ("C", "3C"), "proj": ("C", "C"), "fc1": ("C", "hidden"), "fc2": ("hidden", "C")}  # in and out
@@ -98,6 +98,22 @@ def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int, kernels: 
     qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1), linear).unflatten(-1, (3, heads, -1))
     x = x + parts.proj(attention(qkv, parts.position, window, shift), linear)
     return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2), linear)), linear)
+
+
+def prompted_swin_block(
+    x: Tensor, prompts: Tensor, parts: Parts, window: int, shift: int, published_mask: bool = False
+) -> Tensor:
+    """`swin_block` with prompts, of which the layer qkv makes keys and values, without norm1: see
+    `prompted_window_attention`, also for published_mask. Plain torch on all devices.
+
+    prompts: (P, C), the same in every window, or a map (B, H / d, W / d, C).
+    """
+    heads, channels = parts.position.shape[0], x.shape[3:]
+    qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
+    keys_and_values = parts.qkv(prompts).unflatten(-1, (3, heads, -1))[..., 1:, :, :]
+    attended = prompted_window_attention(qkv, keys_and_values, parts.position, window, shift, published_mask)
+    x = x + parts.proj(attended)
+    return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2))))
 
 
 def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:

@@ -12,6 +12,10 @@ from lora_comp.shapes import Shapes
 
 SHAPES = Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N"})
 MASKED = -100.0  # added to the logit of a forbidden pair: exp(-100) is 0 in float32, and no row becomes NaN
+SHAPES_WITH_PROMPTS = {  # the same in every window, and a map
+    4: Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N", "prompts": "P 2 heads dim"}),
+    6: Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N", "prompts": "B h w 2 heads dim"}),
+}
 FUSED_WINDOWS, FUSED_DIM = (4, 8), 32  # what the kernels know
 
 
@@ -50,26 +54,103 @@ def regions(height: int, width: int, window: int, shift: int, device: torch.devi
     return partition(number[None, :, :, None], window)[0, :, :, 0].to(device)
 
 
-def plain_window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
-    """The definition of `window_attention`, in torch."""
-    b, height, width, _, heads, dim = qkv.shape
-    x = F.pad(qkv.flatten(3), (0, 0, 0, -width % window, 0, -height % window))
-    padded = x.shape[1:3]
+def windows_of(x: Tensor, window: int, shift: int) -> tuple[Tensor, ...]:
+    """x (B, H, W, K, heads, dim), padded and shifted cyclically: K tensors (B, windows, heads, N, dim)."""
+    b, height, width, kinds, heads, dim = x.shape
+    x = F.pad(x.flatten(3), (0, 0, 0, -width % window, 0, -height % window))
     if shift:
         x = x.roll((-shift, -shift), (1, 2))
     x = partition(x, window)
-    windows, n = x.shape[1:3]
-    q, k, v = x.view(b, windows, n, 3, heads, dim).permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, windows, heads, N, dim)
-    logits = bias.to(x.dtype).transpose(1, 2)  # (heads, N, N): query, key
-    if shift or height % window or width % window:
-        number = regions(height, width, window, shift, x.device)
-        apart = number[:, None, :, None] != number[:, None, None, :]  # (windows, 1, N, N)
-        logits = logits + MASKED * apart.to(x.dtype)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=logits)
-    x = merge(x.transpose(2, 3).reshape(b, windows, n, heads * dim), window, *padded)
+    return x.view(b, -1, window * window, kinds, heads, dim).permute(3, 0, 1, 4, 2, 5).unbind(0)
+
+
+def map_of(x: Tensor, window: int, shift: int, height: int, width: int) -> Tensor:
+    """The inverse of `windows_of`: (B, windows, heads, N, dim) to (B, height, width, heads * dim)."""
+    padded = -(-height // window) * window, -(-width // window) * window
+    x = merge(x.transpose(2, 3).flatten(3), window, *padded)
     if shift:
         x = x.roll((shift, shift), (1, 2))
     return x[:, :height, :width]
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # else a training could not use what was cached
+def seams(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The windows in which not all tokens may see each other, int64 (W,), and which must not: bool (W, N, N)."""
+    number = regions(height, width, window, shift, device)
+    at = (number != number[:, :1]).any(1).nonzero()[:, 0]
+    return at, number[at, :, None] != number[at, None, :]
+
+
+def plain_window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:
+    """The definition of `window_attention`, in torch."""
+    height, width = qkv.shape[1:3]
+    q, k, v = windows_of(qkv, window, shift)
+    logits = bias.to(q.dtype).transpose(1, 2)  # (heads, N, N): query, key
+    if shift or height % window or width % window:
+        number = regions(height, width, window, shift, q.device)
+        apart = number[:, None, :, None] != number[:, None, None, :]  # (windows, 1, N, N)
+        logits = logits + MASKED * apart.to(q.dtype)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=logits)
+    return map_of(x, window, shift, height, width)
+
+
+def prompted_window_attention(
+    qkv: Tensor, prompts: Tensor, bias: Tensor, window: int, shift: int, published_mask: bool = False
+) -> Tensor:
+    """`window_attention` with prompts: more keys and values in each window, without queries and without a bias.
+
+    Chen et al., "Transferring Transformer-based Image Compression from Human Perception to Machine Perception", ICCV
+    2023. A token sees the prompts of those tokens that it sees. Plain torch on all devices.
+
+    Args:
+        prompts: keys and values. (P, 2, heads, dim): the same in every window, seen by all. (B, H / d, W / d, 2, heads,
+            dim): a map with one for each d x d tokens, which is shifted with them; d divides window, shift, H and W.
+        published_mask: who sees whom in shifted windows as in the published code, where prompts are the first of the
+            keys, but the last of the mask. So key i is seen as token i should be, and the last 16 keys as every second
+            token from the 16th on. For windows of 8 and d = 2.
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    check(SHAPES_WITH_PROMPTS[4 if prompts.dim() == 4 else 6], qkv, bias, prompts, N=window * window)
+    height, width = qkv.shape[1:3]
+    q, k, v = windows_of(qkv, window, shift)
+    everywhere, d = prompts.dim() == 4, height // prompts.shape[1]
+    if not everywhere and ((d * prompts.shape[1], d * prompts.shape[2]) != (height, width) or window % d or shift % d):
+        raise ValueError(
+            f"a map of prompts needs one for d x d tokens, d a divisor of window {window} and shift {shift}, not "
+            f"{tuple(prompts.shape[1:3])} for {height, width}"
+        )
+    if everywhere:
+        more = prompts.permute(1, 2, 0, 3).expand(*k.shape[:2], -1, -1, -1, -1).unbind(2)
+    else:
+        more = windows_of(prompts, window // d, shift // d)
+    k, v = (torch.cat(pair, 3) for pair in zip(more, (k, v), strict=True))
+    logits = F.pad(bias.to(q.dtype).transpose(1, 2), (k.shape[3] - q.shape[3], 0))[None]  # (1, heads, N, P + N)
+    x = _attend(q, k, v, logits)
+    if shift or height % window or width % window:
+        at, hidden = seams(height, width, window, shift, q.device)
+        if everywhere:
+            hidden = F.pad(hidden, (len(prompts), 0))
+        elif published_mask:
+            hidden = torch.cat([hidden, hidden[..., 16:48:2]], 2)
+        else:
+            hidden = torch.cat([hidden.unflatten(2, (window, window))[..., ::d, ::d].flatten(2), hidden], 2)
+        logits = logits + MASKED * hidden[:, None].to(q.dtype)
+        x = x.index_copy(1, at, _attend(q[:, at], k[:, at], v[:, at], logits))
+    return map_of(x, window, shift, height, width)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, logits: Tensor) -> Tensor:
+    """Attention in windows: q (B, W, heads, N, dim), k and v (B, W, heads, keys, dim), logits (1 or W, heads, N, keys).
+
+    In four dimensions, since for these torch has a fused kernel, which is five times as fast on the CPU.
+    """
+    batch = q.shape[:2]
+    if len(logits) > 1:
+        logits = logits.expand(batch[0], *logits.shape).flatten(0, 1)
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=logits).unflatten(0, batch)
 
 
 def window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -> Tensor:

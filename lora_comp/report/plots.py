@@ -240,6 +240,36 @@ def speed_plot(speeds: Speeds, path: str | os.PathLike) -> None:
     _save(figure, path, dpi=150)
 
 
+def bits_plot(bits: np.ndarray, size: tuple[int, int], stride: int, path: str | os.PathLike) -> None:
+    """Plot where the bits of a file go, from `api.bit_map`; the suffix sets the file format.
+
+    Args:
+        size: (H, W) of the image in pixels, to which the map is cropped.
+        stride: pixels per position of the map.
+    Raises LoraCompError if the file cannot be written.
+    """
+    height, width = size
+    rows, columns = (-(-side // stride) for side in size)
+    scale = 6 / max(size)
+    figure = Figure(
+        figsize=(max(1.5, width * scale) + 1.2, max(1.5, height * scale)),
+        layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05),
+    )
+    axes = figure.add_subplot()
+    drawn = axes.imshow(
+        bits[:rows, :columns],
+        "viridis",
+        vmin=0,
+        extent=(0, columns * stride, rows * stride, 0),
+        interpolation="nearest",
+    )
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    figure.colorbar(drawn, ax=axes, label=f"bits per {stride}x{stride} pixels")
+    _save(figure, path, dpi=150)
+
+
 def _save(figure: Figure, path: str | os.PathLike, dpi: int) -> None:
     FigureCanvasAgg(figure)
     drawn = io.BytesIO()

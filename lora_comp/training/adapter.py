@@ -104,9 +104,14 @@ def train(
 
     stored = nn.ParameterDict({name.replace(".", "/"): p for name, p in pretraining.trained.items()})
     parts: dict[str, Any] = {"adapter": stored, "optimizer" if optimizer == "adam" else optimizer: descent}
+    norms = [module for module in pretraining.module.modules() if isinstance(module, nn.BatchNorm2d)]
+    if norms:  # their running statistics are no parameters
+        parts["norms"] = nn.ModuleList(norms)
+    if plateau is not None:
+        parts["plateau"] = plateau
     row = loop.fit(
         folder,
-        parts | ({} if plateau is None else {"plateau": plateau}),
+        parts,
         step,
         steps=steps,
         minutes=minutes,

@@ -7,7 +7,7 @@ import torch
 import lora_comp as lc
 from lora_comp.methods.low_rank import LowRankLinear
 
-SYSTEMS = ["tic", "tic_svdlora", "stf", "alice"]
+SYSTEMS = ["tic", "tic_svdlora", "transtic", "stf", "alice"]
 
 
 @pytest.mark.data
@@ -102,6 +102,61 @@ def test_alice_may_adapt_some_stages_only(alice):
     assert names == {"g_a.3", "g_a.5", "g_a.7", "g_s.2", "g_s.4", "g_s.6"}
     with pytest.raises(lc.LoraCompError, match=r"no entry with lora\.W_a"):
         lc.from_reference("alice", {"end_conv.0.bias": torch.zeros(192)})
+
+
+@pytest.fixture(scope="module")
+def transtic(golden):
+    """The state dict and the image of TransTIC."""
+    return golden("transtic")[:2]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"g_a0_prompt.up1.3.bias": None}, r"lacks g_a0_prompt\.up1\.3\.bias$"),
+        ({"g_a0_prompt.classifier.0.weight": None}, r"lacks g_a0_prompt\.classifier\.0\.weight$"),
+        ({"g_a2_prompt.bias": None}, r"lacks g_a2_prompt\.bias$"),
+        ({"g_a2_prompt_layers.3.bias": torch.zeros(7)}, r"g_a2_prompt_layers\.3\.bias is \(7,\), not \(128,\)$"),
+        ({"g_a2_prompt_layers.4.bias": torch.zeros(128)}, r"unexpected entry g_a2_prompt_layers\.4\.bias$"),
+        ({"g_a0_prompt.down1.1.running_mean": torch.zeros(32)}, r"lacks g_a0_prompt\.down1\.1\.running_var$"),
+        ({"g_s9.residual_group.prompt_embeddings": torch.zeros(2, 16, 9)}, r"entry g_s9\.residual_group\.prompt_emb"),
+        ({"g_a1.residual_group.prompt_embeddings": torch.zeros(2, 16, 128)}, r"unexpected entry g_a1\.residual_group"),
+        (
+            {"g_s4.residual_group.blocks.0.mlp.fc1.bias": None},
+            r"lacks g_s4\.residual_group\.blocks\.0\.mlp\.fc1\.bias$",
+        ),
+        ({"g_a0.bias": torch.zeros(64)}, r"g_a0\.bias is \(64,\), not \(128,\)$"),
+    ],
+)
+def test_errors_have_the_published_names_of_transtic(transtic, change, message):
+    state = {k: v for k, v in (transtic[0] | change).items() if v is not None}
+    with pytest.raises(lc.LoraCompError, match=f"not a checkpoint of transtic: .*{message}"):
+        lc.from_reference("transtic", state)
+
+
+@pytest.mark.data
+def test_transtic_may_have_prompts_in_some_stages_of_the_decoder(transtic):
+    """As its configuration selects them, and another number of them."""
+    state = {
+        k: v[:, :9] if "embeddings" in k else v
+        for k, v in transtic[0].items()
+        if not k.startswith("g_s4.residual_group.prompt")
+    }
+    made = lc.from_reference("transtic", state)
+    assert {n: tuple(p.shape) for n, p in made.g_s.prompts.named_parameters()} == {
+        "tokens.0": (2, 9, 192), "tokens.2": (6, 9, 128), "tokens.6": (2, 9, 128)
+    }  # fmt: skip
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("size", [(64, 64), (128, 320), (192, 64)])
+def test_transtic_computes_images_of_other_sizes(transtic, size):
+    state, image = transtic
+    x = image[..., : size[0], :].repeat(1, 1, 1, 2)[..., : size[1]]
+    with torch.no_grad():
+        out = lc.from_reference("transtic", state)(x)
+    assert out["x_hat"].shape == x.shape and all(value.isfinite().all() for value in (out["x_hat"], out["y"]))
 
 
 @pytest.mark.data

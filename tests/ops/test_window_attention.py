@@ -8,7 +8,7 @@ from strides import strided
 from torch import Tensor
 
 from lora_comp.ops import window_attention
-from lora_comp.ops.window_attention import plain_window_attention
+from lora_comp.ops.window_attention import plain_window_attention, prompted_window_attention
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -122,3 +122,70 @@ def test_it_compiles(layout):
     qkv, bias = (layout(t) for t in problem(2, 8, 12, 2, 16, 4, 0))
     compiled = torch.compile(lambda q, b: window_attention(q, b, 4, 2) * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(qkv, bias), 2 * window_attention(qkv, bias, 4, 2))
+
+
+with_prompts = dict(
+    height=st.integers(1, 5), width=st.integers(1, 5), window=st.sampled_from([4, 8]), seed=st.integers(0, 99)
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(**with_prompts, shifts=st.booleans())
+def test_prompts_that_repeat_the_tokens_change_nothing(height, width, window, seed, shifts):
+    """A prompt for each token, with its key and value: every weight is halved, and counts twice."""
+    qkv, bias = problem(2, 4 * height, 4 * width, 2, 8, window, seed)
+    qkv, bias, shift = qkv.double(), torch.zeros_like(bias).double(), window // 2 if shifts else 0
+    found = prompted_window_attention(qkv, qkv[..., 1:, :, :], bias, window, shift)
+    torch.testing.assert_close(found, plain_window_attention(qkv, bias, window, shift))
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_a_prompt_is_seen_where_its_tokens_are(shift, size):
+    """One prompt has a value: its first token's value reaches the same places."""
+    qkv, bias = problem(1, *size, 2, 8, 8, seed=0)
+    qkv[..., 2, :, :] = 0
+    for i, j in [(0, 0), (1, 4), (size[0] // 2 - 1, size[1] // 2 - 1)]:
+        token, prompts = qkv.clone(), torch.zeros(1, size[0] // 2, size[1] // 2, 2, 2, 8)
+        token[:, 2 * i, 2 * j, 2], prompts[:, i, j, 1] = 1, 1
+        reached = prompted_window_attention(qkv, prompts, bias, 8, shift).abs().sum(-1) > 1e-9
+        assert torch.equal(reached, plain_window_attention(token, bias, 8, shift).abs().sum(-1) > 1e-9)
+        assert 0 < reached.sum() <= 64
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_prompts_for_every_window_are_seen_by_all(shift):
+    """As keys without a direction, with a value of 1, beside tokens whose value is 0: P of P + N equal weights."""
+    qkv, bias = torch.zeros(1, 16, 16, 3, 2, 8), torch.zeros(2, 64, 64)
+    prompts = torch.stack([torch.zeros(16, 2, 8), torch.ones(16, 2, 8)], 1)
+    found = prompted_window_attention(qkv, prompts, bias, 8, shift)
+    assert found.min() >= 16 / (16 + 64) - 1e-6
+    assert found.max() <= 16 / (16 + (64 if shift == 0 else 16)) + 1e-6  # 16 tokens on a side of a seam's corner
+
+
+def test_images_of_a_batch_have_prompts_of_their_own():
+    qkv, bias = problem(2, 16, 24, 2, 8, 8, seed=0)
+    prompts = torch.randn(2, 8, 12, 2, 2, 8, generator=torch.Generator().manual_seed(1))
+    both = prompted_window_attention(qkv, prompts, bias, 8, 4)
+    each = [prompted_window_attention(qkv[i : i + 1], prompts[i : i + 1], bias, 8, 4) for i in range(2)]
+    torch.testing.assert_close(both, torch.cat(each))
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 2, 8), (16, 2, 4, 8), (1, 5, 8, 2, 2, 8), (1, 8, 2, 2, 2, 8), (2, 8)])
+def test_prompts_of_other_shapes_raise(shape):
+    qkv, bias = problem(1, 16, 16, 2, 8, 8, seed=0)
+    with pytest.raises(ValueError, match="prompts"):
+        prompted_window_attention(qkv, torch.zeros(shape), bias, 8, 4)
+
+
+@pytest.mark.parametrize("shape", [(16, 2, 2, 8), (1, 12, 20, 2, 2, 8)])
+def test_gradients_reach_prompts_also_after_inference(shape):
+    qkv, bias = problem(1, 24, 40, 2, 8, 8, seed=0)
+    prompts = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        inferred = prompted_window_attention(qkv, prompts, bias, 8, 4)
+    prompts.requires_grad_()
+    found = prompted_window_attention(qkv, prompts, bias, 8, 4)
+    torch.testing.assert_close(found, inferred.clone())
+    found.square().sum().backward()
+    assert prompts.grad.flatten(1).abs().sum(1).min() > 0
