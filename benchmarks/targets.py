@@ -86,6 +86,9 @@ def main() -> None:
                 continue
             errors.append(abs(coded.bpp / bpp - 1))
             taken.append((needed, searching, alone))
+        if not errors:
+            print(f"| {bpp:g} | {len(images)} | 0 |" + " - |" * (len(HEADINGS) - 3), flush=True)
+            continue
         figures = torch.tensor(taken, dtype=torch.float64).mean(0).tolist()
         within = [f"{sum(error <= limit for error in errors)}" for limit in (0.01, 0.02)]
         largest, mean = f"{100 * max(errors):.1f} %", f"{100 * sum(errors) / len(errors):.1f} %"

@@ -25,7 +25,7 @@ from lora_comp.settings import either
 UNITS = {"bpp": "bpp", "bytes": "bytes", "psnr": "dB"}
 SIZE_TOLERANCE = math.log(1.02)
 PSNR_TOLERANCE = 0.1  # dB
-FITS = 4  # of an adapted file, at most
+FITS = 5  # of an adapted file, at most
 TRIM, TRIMS = 0.125, 128  # the latents of an adapted file are moved by at most this, in so many places
 
 
@@ -155,9 +155,25 @@ class Search:
             if self.met(level):
                 break
             change = level.value - plain.value - self.aim.value, level.size - plain.size - self.aim.size
-            place = self.find(Level(*change))
+            place = self.between({at: self.excess(one) for at, (one, _) in fits.items()}) or self.find(Level(*change))
         within = [one for one in fits.values() if one[0].size <= self.most]
         return min(within, key=lambda one: abs(one[0].value - self.wanted))[1] if within else None
+
+    def excess(self, level: Level) -> float:
+        """By how much a file is above the target, or above the most that it may have."""
+        return max(level.value - self.wanted if self.target.kind else -math.inf, level.size - self.most)
+
+    def between(self, fits: Mapping[int, float]) -> int | None:
+        """The next place, from the excess of fits, once there is one below the target and one above it.
+
+        Adapted files may grow faster with quality than plain ones.
+        """
+        below = max((place for place, excess in fits.items() if excess < 0), default=None)
+        above = min((place for place, excess in fits.items() if excess >= 0), default=None)
+        if below is None or above is None or above - below < 2:
+            return None
+        share = (self.aim.value - fits[below]) / (fits[above] - fits[below])
+        return min(max(below + round(share * (above - below)), below + 1), above - 1)
 
     def trim(self, trimmed: Callable[[float], bytes]) -> bytes:
         """The first file that is not above the target; the untouched one if that is not, or if all are.

@@ -113,7 +113,7 @@ def test_several_tasks_are_parts_of_one():
     cls = {"name": "cls", "network": "scenes", "weights": "default", "classes": None}
     det = {"name": "det", "network": "a=b", "weights": "default", "classes": None}
     assert config.task.given() == {"name": "cls+det", "parts": {"cls": cls, "det": det}, "shares": [3, 1]}
-    assert "codec is one of tic, tic-v, stf, not a list" in refused(run, "codec=[tic,tic-v]")
+    assert "codec is one of tic, tic-v, stf, stf-s, not a list" in refused(run, "codec=[tic,tic-v]")
     assert "task.shares must be a number >= 0, a list of these as [A,B] or null, not [-1]" in refused(
         run, "task=[cls]", "task.shares=[-1]"
     )
@@ -250,7 +250,7 @@ def test_a_group_has_no_default_that_is_no_choice():
         path: str = argument("a file")
         codec: Any = dataclasses.field(default="mp3", metadata={"setting": Setting(group="lora_comp.codecs")})
 
-    assert "codec must be stf, tic or tic-v, not 'mp3'" in refused(lambda: compose(Wrong, ["a"], "play"))
+    assert "codec must be stf, stf-s, tic or tic-v, not 'mp3'" in refused(lambda: compose(Wrong, ["a"], "play"))
     assert all(name == name.lower() for name in COMMANDS)
 
 

@@ -222,7 +222,9 @@ def test_side_by_side_handles_any_image_size(tmp_path, height, width):
     original[0] = 1  # red, green and blue: each must be visible
     plain, adapted = original.roll(1, 0), original.roll(2, 0)
     captions = ["a $ sign is no formula", caption(record()), caption(record(), answer="cat")]
-    side_by_side(original, plain, adapted, captions, tmp_path / "side.png")
+    bpp = np.zeros((height, width))
+    bpp[:, width // 2 :] = 0.5
+    side_by_side(original, plain, adapted, captions, tmp_path / "side.png", bpp=bpp)
     with Image.open(tmp_path / "side.png") as image:
         shown = np.asarray(image.convert("RGB")).reshape(-1, 3)
     for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)):

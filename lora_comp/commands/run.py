@@ -1,10 +1,12 @@
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -218,4 +220,13 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
         if hasattr(task, "detections")
         else ((), (), ())
     )
-    side_by_side(sample.image, before, after, captions, out / "pictures.png", boxes)
+    bits = bits_per_pixel((out / best["file"]).read_bytes(), codecs[at], before.shape[-2:])
+    side_by_side(sample.image, before, after, captions, out / "pictures.png", boxes, bits)
+
+
+def bits_per_pixel(data: bytes, codec, size: Sequence[int]) -> np.ndarray | None:
+    """Where the bits of a file go, float (H, W); None for a codec that does not say."""
+    if not hasattr(codec.coder(), "bits"):
+        return None
+    stride = codec.latent_stride
+    return np.kron(api.bit_map(data, codec), np.full((stride, stride), 1 / stride**2))[: size[0], : size[1]]

@@ -111,11 +111,14 @@ def side_by_side(
     captions: Sequence[str],
     path: str | os.PathLike,
     boxes: Sequence[Sequence[Sequence[float]]] = ((), (), ()),
+    bpp: np.ndarray | None = None,
 ) -> None:
-    """Plot the original, plain and adapted images side by side, with error maps below the latter two.
+    """Plot the original, plain and adapted images side by side, with error maps below the latter two, and below the
+    first where the bits of the adapted file go.
 
     original, plain, adapted: float (3, H, W) in [0, 1]. captions: one text per image. boxes: x, y, width and height in
-    pixels of the objects detected in each. Images more than twice as wide as high are stacked instead.
+    pixels of the objects detected in each. bpp: float (H, W), bits per pixel at each place. Images more than twice as
+    wide as high are stacked instead.
     Raises LoraCompError if the file cannot be written.
     """
     shapes = [tuple(image.shape) for image in (original, plain, adapted)]
@@ -135,13 +138,15 @@ def side_by_side(
         axes = layout.show(image, *((i, 0) if stacked else (0, i)), titles[i], captions[i])
         for x, y, *size in boxes[i]:
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), *size, fill=False, edgecolor=_COLOURS[4], linewidth=2))
-    for i, error in enumerate(errors, start=1):
-        layout.show(
-            error / brightest,
-            *((i, 1) if stacked else (1, i)),
-            f"error, {titles[i]}",
-            f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more",
-        )
+    maps = [
+        (error / brightest, f"error, {title}", f"mean over RGB; black: 0,\nwhite: {brightest:.0f} of 255 or more")
+        for error, title in zip(errors, titles[1:], strict=True)
+    ]
+    if bpp is not None:
+        most = max(float(bpp.max()), 1e-6)
+        maps.insert(0, (bpp / most, "bits, adapted", f"black: 0,\nwhite: {most:.2f} bpp"))
+    for i, drawn in enumerate(maps, start=3 - len(maps)):
+        layout.show(drawn[0], *((i, 1) if stacked else (1, i)), *drawn[1:])
     _save(layout.figure, path, dpi=layout.dpi)
 
 
