@@ -327,6 +327,12 @@ def test_a_codec_goes_on_from_a_file_of_weights(tmp_path, monkeypatch):
             "there are no weights for codec tic-v: /nowhere is missing",
         ),
         (["what=adapter", "steps=1", "images=[/nowhere]", "into=."], "/nowhere is not a folder"),
+        (
+            ["what=adapter", "method=alice", "method.adapter=a", "method.target=3", "steps=1", "into=."],
+            "starts anew, and not from a",
+        ),
+        (["what=adapter", "method=calice", "method.adapter=a", "steps=1", "into=."], "starts anew, and not from a"),
+        (["what=adapter", "method=transtic", "method.adapter=a", "steps=1", "into=."], "starts anew, and not from a"),
         (["what=adapter", "method=alice", "steps=1", "into=."], "is trained for a rate: method.target=3"),
         (["what=adapter", "method=calice", "method.lowest=6", "steps=1"], "method.lowest must be below the highest"),
         (["what=adapter", "method=alice", "method.target=7", "steps=1"], "method.target must be a number from 1 to 6"),

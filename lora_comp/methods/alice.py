@@ -26,7 +26,7 @@ from torch import Tensor
 from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.adapter_files import load_adapter, of_identity
 from lora_comp.methods.low_rank import Adapter, factors, layers, merged, stages, with_adapter
-from lora_comp.methods.method import FitSettings, Spec, Unfitted
+from lora_comp.methods.method import FitSettings, Spec, Unfitted, check_new
 from lora_comp.settings import setting
 
 NAMES = ("alice",)
@@ -154,6 +154,7 @@ class Pretraining:
     lr = LR
 
     def __init__(self, codec: Any, options: AliceOptions):
+        check_new(options)
         self.card: dict[str, Any] = {"scale": 1, "target": options.target}
         if options.vanilla:
             if (options.rank, options.alpha) != (AliceOptions.rank, AliceOptions.alpha):

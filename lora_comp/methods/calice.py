@@ -30,7 +30,7 @@ from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.adapter_files import load_adapter, of_identity, shipped
 from lora_comp.methods.alice import LayerOptions, check_trained, new_adapter
 from lora_comp.methods.low_rank import Adapter, factors, low_rank_layers, merged, with_adapter
-from lora_comp.methods.method import FitSettings, Spec, Unfitted
+from lora_comp.methods.method import FitSettings, Spec, Unfitted, check_new
 from lora_comp.settings import setting
 from lora_comp.tasks.rate import rate_lambda
 
@@ -180,6 +180,7 @@ class Pretraining:
     lr = LR
 
     def __init__(self, codec: Any, options: CaliceOptions):
+        check_new(options)
         lowest, _, highest = rates(options, codec.quality)
         of = Range((lowest, highest), options.interpolation)
         self.module = Moved(with_adapter(copy.deepcopy(codec), new_adapter(codec, options)).train(), of)

@@ -1,13 +1,14 @@
 """The interface of methods."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from lora_comp import objective
+from lora_comp.errors import LoraCompError
 from lora_comp.finetune import OnStep
 from lora_comp.objective import TILE, Objective
 from lora_comp.settings import setting
@@ -28,6 +29,15 @@ class FitSettings:
         "published (the adapter with the optimiser of the paper)",
     )
     tile: int = setting(TILE, "maximal side of a tile of a large image in pixels", low=128, step=128)
+
+
+def check_new(options: Any) -> None:
+    """Raise LoraCompError for an adapter to go on from, in the training of a method whose adapters start anew."""
+    (default,) = [field.default for field in fields(options) if field.name == "adapter"]
+    if options.adapter != default:
+        raise LoraCompError(
+            f"the training of this method starts anew, and not from {options.adapter}: leave adapter out"
+        )
 
 
 class Adapted(objective.Adapted, Protocol):

@@ -32,7 +32,7 @@ from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods.adapter_files import choose, of_identity
 from lora_comp.methods.alice import chosen
 from lora_comp.methods.low_rank import identify
-from lora_comp.methods.method import FitSettings, Spec, Unfitted
+from lora_comp.methods.method import FitSettings, Spec, Unfitted, check_new
 from lora_comp.settings import setting
 
 NAMES = ("transtic",)
@@ -348,6 +348,7 @@ class Pretraining:
     lr = LR
 
     def __init__(self, codec: Any, options: TransTICOptions):
+        check_new(options)
         self.prompts = new_prompts(codec, options)
         self.module = self.prompts.of(copy.deepcopy(codec)).requires_grad_(False).train()
         self.trained = dict(self.prompts.named_parameters())
