@@ -39,6 +39,23 @@ def losses(module: nn.Module, rates: Rates, task: Any, x: Tensor, factors: Tenso
     return (of_distortion * distortion + of_bpp * bpp).mean(), bpp, distortion
 
 
+@torch.no_grad()
+def validate(module: nn.Module, rates: Rates, task: Any, x: Tensor) -> dict[str, float]:
+    """The loss of held out images (n, 3, H, W)."""
+    module.eval()
+    loss = losses(module, rates, task, x, rates.draw(0, len(x)).to(x.device))[0].item()
+    module.train()
+    return {"val_loss": loss}
+
+
+def checkpoint(pretraining: Pretraining, **optimizers: Any) -> dict[str, Any]:
+    """What a checkpoint of a training holds."""
+    stored = nn.ParameterDict({name.replace(".", "/"): p for name, p in pretraining.trained.items()})
+    norms = [module for module in pretraining.module.modules() if isinstance(module, nn.BatchNorm2d)]
+    of_norms = {"norms": nn.ModuleList(norms)} if norms else {}  # their running statistics are no parameters
+    return {"adapter": stored, **optimizers, **of_norms}
+
+
 def train(
     pretraining: Pretraining,
     qualities: tuple[float, ...],
@@ -73,17 +90,11 @@ def train(
     for parameter in parameters:
         parameter.requires_grad_()
     descent = OPTIMIZERS[optimizer](parameters, lr=lr)
-    plateau = None if held_out is None else ReduceLROnPlateau(descent, factor=0.3, patience=4)
     rates = Rates(qualities, task.weight)
-
-    @torch.no_grad()
-    def validate() -> dict[str, float]:
-        assert held_out is not None
-        pretraining.module.eval()
-        factors = rates.draw(0, len(held_out)).to(device)
-        loss = losses(pretraining.module, rates, task, held_out.to(device), factors)[0].item()
-        pretraining.module.train()
-        return {"val_loss": loss}
+    plateau, validated = None, None
+    if held_out is not None:
+        plateau = ReduceLROnPlateau(descent, factor=0.3, patience=4)
+        validated = partial(validate, pretraining.module, rates, task, held_out.to(device))
 
     def step(i: int, progress: float) -> dict[str, float]:
         if plateau is None:
@@ -98,25 +109,19 @@ def train(
         parallel.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         descent.step()
-        if plateau is not None and (i + 1) % PLATEAU_STEPS == 0:
-            plateau.step(validate()["val_loss"])
+        if plateau and validated and (i + 1) % PLATEAU_STEPS == 0:
+            plateau.step(validated()["val_loss"])
         return parallel.mean({"loss": loss.item(), "bpp": bpp.mean().item(), "distortion": distortion.mean().item()})
 
-    stored = nn.ParameterDict({name.replace(".", "/"): p for name, p in pretraining.trained.items()})
-    parts: dict[str, Any] = {"adapter": stored, "optimizer" if optimizer == "adam" else optimizer: descent}
-    norms = [module for module in pretraining.module.modules() if isinstance(module, nn.BatchNorm2d)]
-    if norms:  # their running statistics are no parameters
-        parts["norms"] = nn.ModuleList(norms)
-    if plateau is not None:
-        parts["plateau"] = plateau
+    optimizers = {"optimizer" if optimizer == "adam" else optimizer: descent}
     row = loop.fit(
         folder,
-        parts,
+        checkpoint(pretraining, **optimizers, **({} if plateau is None else {"plateau": plateau})),
         step,
         steps=steps,
         minutes=minutes,
         seed=seed,
-        validate=None if plateau is None else validate,
+        validate=validated,
         title=f"{task.key} {rates}",
     )
     return dict(pretraining.tensors()), row
