@@ -106,7 +106,7 @@ def _relative(own: slice, around: slice, stride: int) -> slice:
 
 
 def use_bf16(device: torch.device) -> bool:
-    """Whether to use bfloat16 autocast: on a GPU, and on a processor with AMX."""
+    """Whether to use bfloat16 autocast: on a GPU, and on a processor with AMX or AVX-512 BF16."""
     return device.type == "cuda" or HALF
 
 

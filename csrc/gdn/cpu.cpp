@@ -12,7 +12,7 @@ void run(const Job& job, unsigned threads) {
   job.layer.bfloat16 ? run_all<Float32, uint16_t>(job, threads) : run_all<Float32, float>(job, threads);
 }
 
-#if SIMD_LANES == 16  // the tiles' companion
+#if SIMD_LANES == 16  // the companion of bfloat16 products
 void run_half(const Job& job, unsigned threads) { run_all<Bfloat16, uint16_t>(job, threads); }
 #endif
 
@@ -20,7 +20,7 @@ void run_half(const Job& job, unsigned threads) { run_all<Bfloat16, uint16_t>(jo
 SIMD_END
 
 #ifdef SIMD_ONCE
-#include "../simd/tiles.hpp"
+#include "../simd/half.hpp"
 
 namespace lora_comp {
 namespace gdn {
@@ -29,7 +29,7 @@ namespace {
 void run_any(const Job& job, unsigned threads) {
   demand(job.layer.channels % 32 == 0, "channels in multiples of 32");
 #ifdef __x86_64__
-  if (job.layer.bfloat16 && simd::tiles_available()) return avx512::run_half(job, threads);
+  if (job.layer.bfloat16 && simd::half_available()) return avx512::run_half(job, threads);
 #endif
   SIMD_BEST(run)(job, threads);
 }

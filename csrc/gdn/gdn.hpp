@@ -12,7 +12,7 @@ struct Gdn {
   size_t pixels, channels;    // channels: a multiple of 32
   const float *beta, *gamma;  // (channels), above 0; (channels, channels), of output and input, none below 0
   bool inverse;
-  bool bfloat16;  // the type of x, y and their gradients, else float32; then products are of bfloat16 on AMX
+  bool bfloat16;  // the type of x, y and their gradients, else float32; then so are products, where there are any
 };
 
 // x, y: (pixels, channels). Throws std::invalid_argument for other numbers of channels.

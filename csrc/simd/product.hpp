@@ -13,8 +13,8 @@
 #include <utility>
 
 #include "bf16.hpp"
+#include "half.hpp"
 #include "target.hpp"
-#include "tiles.hpp"
 #include "vector.hpp"
 
 SIMD_BEGIN
@@ -116,11 +116,11 @@ struct Float32 {
   }
 };
 
-// Bfloat16 on AMX.
+// Bfloat16: see half.hpp.
 struct Bfloat16 {
   using Left = uint16_t;
   using Right = uint32_t;
-  using Session = Tiles;  // what a thread holds while it multiplies
+  using Session = HalfSession;  // what a thread holds while it multiplies
   static constexpr size_t kPack = 2;
   static constexpr size_t kInner = 32;
 
@@ -138,7 +138,7 @@ struct Bfloat16 {
   }
   static INLINE void multiply(const Left* a, size_t row, const Right* b, size_t inner, float* c, size_t rows,
                               size_t columns, const float* start) {
-    multiply_tiles(a, row, b, inner, c, rows, columns, start);
+    multiply_half(a, row, b, inner, c, rows, columns, start);
   }
 
  private:

@@ -10,7 +10,7 @@ namespace lora_comp::swin::SIMD_TARGET {
 
 void run(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run_block<Float32>(job, grad, threads); }
 
-#if SIMD_LANES == 16  // the tiles' companion
+#if SIMD_LANES == 16  // the companion of bfloat16 products
 void run_half(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run_block<Bfloat16>(job, grad, threads); }
 #endif
 
@@ -18,7 +18,7 @@ void run_half(const Job& job, const SwinBlockGrad& grad, unsigned threads) { run
 SIMD_END
 
 #ifdef SIMD_ONCE
-#include "../simd/tiles.hpp"
+#include "../simd/half.hpp"
 
 namespace lora_comp {
 namespace swin {
@@ -33,7 +33,7 @@ void check(const SwinBlock& a, bool half) {
          "an even number of heads of up to 16 channels");
   for (const SwinLayer* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2})
     demand(layer->rank <= kMostRank, "ranks of up to 256");
-  demand(!half || simd::tiles_available(), "this machine does not multiply in bfloat16");
+  demand(!half || simd::half_available(), "this machine does not multiply in bfloat16");
 }
 
 void run_any(const Job& job, const SwinBlockGrad& grad, bool half, unsigned threads) {
@@ -47,7 +47,7 @@ void run_any(const Job& job, const SwinBlockGrad& grad, bool half, unsigned thre
 }  // namespace
 }  // namespace swin
 
-bool swin_block_half_available() { return simd::tiles_available(); }
+bool swin_block_half_available() { return simd::half_available(); }
 
 void swin_block_forward(const SwinBlock& a, const float* x, float* y, float* kept, bool half, unsigned threads) {
   swin::run_any({a, x, nullptr, y, kept}, {}, half, threads);

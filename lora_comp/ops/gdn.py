@@ -22,8 +22,8 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> Tensor:
     """x / sqrt(beta + gamma x^2) over the channels of every pixel; x sqrt(beta + gamma x^2) with `inverse`.
 
     On the CPU in float32 and bfloat16 it is one fused kernel, which keeps nothing but x for the backward pass. For x in
-    bfloat16, and so under `torch.autocast`, the product is of bfloat16 numbers where the processor has AMX; its sums
-    and all else are float32. Elsewhere, and for channels that are no multiple of 32, it is `plain_gdn`.
+    bfloat16, and so under `torch.autocast`, the product is of bfloat16 numbers where the processor has AMX or AVX-512
+    BF16; its sums and all else are float32. Elsewhere, and for channels that are no multiple of 32, it is `plain_gdn`.
 
     Args:
         x: (B, C, H, W), best in channels_last.

@@ -120,10 +120,10 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     """x + attention(norm(x)) in windows shifted by `shift`, then x + MLP(norm(x)).
 
     On the CPU a block is one fused kernel, which computes a window of all its layers in the cache. It computes in
-    float32; under `torch.autocast` in bfloat16 with sums, norms and skips in float32, where the processor has AMX. In
-    float32 it keeps the products of qkv, proj and fc1 for the backward pass, of a map of up to `MOST_KEPT`; in
-    bfloat16, where computing them again is as fast as reading them, and of larger maps, only x. Elsewhere it is
-    `plain_swin_block`.
+    float32; under `torch.autocast` in bfloat16 with sums, norms and skips in float32, where the processor has AMX or
+    AVX-512 BF16. In float32 it keeps the products of qkv, proj and fc1 for the backward pass, of a map of up to
+    `MOST_KEPT`; in bfloat16, where computing them again is as fast as reading them, and of larger maps, only x.
+    Elsewhere it is `plain_swin_block`.
 
     Args:
         x: (B, H, W, C).

@@ -42,7 +42,7 @@ sources_of() {  # unit test
     echo "tests/csrc/test_$1.cpp"
 }
 link() { $CXX -fsanitize="$SANITIZE" "$@" -pthread; }
-unit() {  # unit test, what multiplies tiles, its name
+unit() {  # unit test, what multiplies in bfloat16, its name
     local objects=() source
     for source in $(sources_of "$1") "$2"; do objects+=("$(object "$source")"); done
     link "${objects[@]}" -o "$out/$3"
@@ -52,20 +52,20 @@ unit() {  # unit test, what multiplies tiles, its name
 export -f compile
 export CXX SANITIZE
 
-tiles=csrc/simd/tiles.cpp emulated=tests/csrc/emulated/tiles.cpp
+half=csrc/simd/half.cpp emulated=tests/csrc/emulated/half.cpp
 {
-    echo "$tiles $emulated" | xargs -n 1
+    echo "$half $emulated" | xargs -n 1
     for name in "${names[@]}"; do sources_of "$name"; done
     for name in "${fuzzers[@]}"; do echo "tests/fuzz/$name.cpp"; echo tests/fuzz/replay.cpp; done
 } | sort -u | while read -r source; do echo "$source $(object "$source")"; done |
     xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
 for name in "${names[@]}"; do
-    unit "$name" $tiles "test_$name"
-    case $name in swin_block | gdn) unit "$name" $emulated "test_${name}_with_emulated_tiles" ;; esac
+    unit "$name" $half "test_$name"
+    case $name in swin_block | gdn) unit "$name" $emulated "test_${name}_with_emulated_products" ;; esac
 done
 for name in "${fuzzers[@]}"; do
     link "$(object "tests/fuzz/$name.cpp")" "$(object tests/fuzz/replay.cpp)" "$out"/csrc-rans-*.o \
-        "$(object $tiles)" -o "$out/$name"
+        "$(object $half)" -o "$out/$name"
     echo "$name: $("$out/$name" tests/fuzz/corpus/"$name"/*)"
 done

@@ -9,7 +9,7 @@
 #include "check.hpp"
 #include "gdn/gdn.hpp"
 #include "simd/targets.hpp"
-#include "simd/tiles.hpp"
+#include "simd/half.hpp"
 
 using namespace lora_comp;
 
@@ -93,6 +93,6 @@ int main() {
   for (const Target target : {Target::kAvx2, Target::kAvx512}) {  // or the best of this machine
     test<float>(target, 1e-5);
     simd::most() = target;
-    test<uint16_t>(target, simd::tiles_available() ? 1e-2 : 1e-3);
+    test<uint16_t>(target, simd::half_available() ? 1e-2 : 1e-3);
   }
 }

@@ -1,6 +1,6 @@
-// Products of bfloat16 tiles as loops, in place of csrc/simd/tiles.cpp: what the kernels do around them is tested where
-// there is no AMX, but for its instructions.
-#include "simd/tiles.hpp"
+// Products of bfloat16 numbers as loops, in place of csrc/simd/half.cpp: what the kernels do around them is tested
+// where the processor has no instructions for them.
+#include "simd/half.hpp"
 
 #include <cstring>
 
@@ -17,12 +17,12 @@ float widened(uint32_t upper) {
 
 }  // namespace
 
-bool tiles_available() { return best() >= Target::kAvx512; }
-Tiles::Tiles() : before_{} {}
-Tiles::~Tiles() = default;
+bool half_available() { return best() >= Target::kAvx512; }
+HalfSession::HalfSession() : before_{} {}
+HalfSession::~HalfSession() = default;
 
-void multiply_tiles(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
-                    size_t columns, const float* start) {
+void multiply_half(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
+                   size_t columns, const float* start) {
   for (size_t r = 0; r < rows; ++r)
     for (size_t i = 0; i < columns; ++i) {
       float sum = start ? start[r * columns + i] : 0.0f;

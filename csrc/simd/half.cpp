@@ -1,5 +1,6 @@
-#include "tiles.hpp"
+#include "half.hpp"
 
+#include <cstring>
 #include <stdexcept>
 
 #include "targets.hpp"
@@ -10,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TARGET_TILES __attribute__((target("amx-tile,amx-bf16")))
+#define TARGET_PAIRS __attribute__((target("avx512f,avx512bf16")))
 #endif
 
 namespace lora_comp::simd {
@@ -18,7 +20,7 @@ namespace lora_comp::simd {
 
 namespace {
 
-bool ask() {
+bool ask_for_tiles() {
   unsigned a, b, c, d;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16) == 0 || (d & kTile) == 0) return false;
@@ -77,8 +79,8 @@ TARGET_TILES void set_up(uint8_t* before) {
 TARGET_TILES void set_back(const uint8_t* before) { _tile_loadconfig(before); }
 
 template <bool kColumns>
-void multiply_columns(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
-                      size_t columns, const float* start) {
+void multiply_on_tiles(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
+                       size_t columns, const float* start) {
   size_t r = 0;
   for (; r + 32 <= rows; r += 32)
     for (size_t at = 0; at < columns; at += kColumns ? 32 : 16)
@@ -89,31 +91,68 @@ void multiply_columns(const uint16_t* a, size_t row, const uint32_t* b, size_t i
                                     start ? start + r * columns + at : nullptr);
 }
 
-}  // namespace
-
-bool tiles_available() {
-  static const bool available = ask();
-  return available && best() >= Target::kAvx512;
+// kRows rows by kVectors vectors of columns: with 8 by 2 the sums hide the latency of the instruction, and take half of
+// the registers.
+template <size_t kVectors>
+TARGET_PAIRS void multiply_pairs(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
+                                 size_t columns, const float* start) {
+  constexpr size_t kRows = 8, kWidth = 16;
+  for (size_t at = 0; at < columns; at += kVectors * kWidth)  // of b, which stay in the first cache
+    for (size_t r = 0; r < rows; r += kRows) {
+      const size_t first = r * columns + at;
+      __m512 sum[kRows][kVectors];
+      for (size_t i = 0; i < kRows; ++i)
+        for (size_t v = 0; v < kVectors; ++v)
+          sum[i][v] = start ? _mm512_loadu_ps(start + first + i * columns + v * kWidth) : _mm512_setzero_ps();
+      for (size_t k = 0; k < inner; k += 2) {
+        __m512bh right[kVectors];
+        for (size_t v = 0; v < kVectors; ++v)
+          right[v] = (__m512bh)_mm512_loadu_si512(b + k / 2 * columns + at + v * kWidth);
+        for (size_t i = 0; i < kRows; ++i) {
+          int pair;
+          std::memcpy(&pair, a + (r + i) * row + k, sizeof pair);
+          const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+          for (size_t v = 0; v < kVectors; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
+        }
+      }
+      for (size_t i = 0; i < kRows; ++i)
+        for (size_t v = 0; v < kVectors; ++v) _mm512_storeu_ps(c + first + i * columns + v * kWidth, sum[i][v]);
+    }
 }
 
-Tiles::Tiles() { set_up(before_); }
-Tiles::~Tiles() { set_back(before_); }
+bool has_tiles() {
+  static const bool found = ask_for_tiles();
+  return found;
+}
 
-void multiply_tiles(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
-                    size_t columns, const float* start) {
-  if (columns % 32 == 0)
-    multiply_columns<true>(a, row, b, inner, c, rows, columns, start);
-  else
-    multiply_columns<false>(a, row, b, inner, c, rows, columns, start);
+bool has_pairs() { return __builtin_cpu_supports("avx512bf16"); }
+
+}  // namespace
+
+bool half_available() { return best() >= Target::kAvx512 && (has_tiles() || has_pairs()); }
+
+HalfSession::HalfSession() {
+  if (has_tiles()) set_up(before_);
+}
+HalfSession::~HalfSession() {
+  if (has_tiles()) set_back(before_);
+}
+
+void multiply_half(const uint16_t* a, size_t row, const uint32_t* b, size_t inner, float* c, size_t rows,
+                   size_t columns, const float* start) {
+  const bool wide = columns % 32 == 0;
+  const auto multiply = has_tiles() ? (wide ? multiply_on_tiles<true> : multiply_on_tiles<false>)
+                                    : (wide ? multiply_pairs<2> : multiply_pairs<1>);
+  multiply(a, row, b, inner, c, rows, columns, start);
 }
 
 #else
 
-bool tiles_available() { return false; }
-Tiles::Tiles() : before_{} {}
-Tiles::~Tiles() = default;
-void multiply_tiles(const uint16_t*, size_t, const uint32_t*, size_t, float*, size_t, size_t, const float*) {
-  throw std::logic_error("this machine has no AMX");
+bool half_available() { return false; }
+HalfSession::HalfSession() : before_{} {}
+HalfSession::~HalfSession() = default;
+void multiply_half(const uint16_t*, size_t, const uint32_t*, size_t, float*, size_t, size_t, const float*) {
+  throw std::logic_error("this machine does not multiply in bfloat16");
 }
 
 #endif
