@@ -158,19 +158,23 @@ class DecoderPrompts(nn.Module):
 
 
 class Prompted(nn.Module):
-    """The layers of g_a or g_s, which it shares with the codec, with prompts for stages of them.
+    """The layers of g_a or g_s, under their own names and shared with the codec, with prompts for stages of them.
 
     prompts: called with the input; the prompts of each of the `indexes` in order.
     """
 
     def __init__(self, layers: nn.Module, indexes: Sequence[int], prompts: nn.Module, published_mask: bool = False):
         super().__init__()
-        self.layers, self.prompts = layers, prompts
+        self.names = []
+        for name, layer in layers.named_children():
+            self.names.append(name)
+            self.add_module(name, layer)
+        self.prompts = prompts
         self.indexes, self.published_mask = indexes, published_mask
 
     def forward(self, x: Tensor) -> Tensor:
         prompts = dict(zip(self.indexes, self.prompts(x), strict=True))
-        for i, layer in enumerate(self.layers.children()):
+        for i, layer in enumerate(map(self.get_submodule, self.names)):
             x = layer(x, prompts[i], self.published_mask) if i in prompts else layer(x)
         return x
 

@@ -110,6 +110,8 @@ def prompted_swin_block(
     """
     heads, channels = parts.position.shape[0], x.shape[3:]
     qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
+    if prompts.dim() == 2 and parts.qkv.s is not None and parts.qkv.s.dim() == 2:  # low-rank parts of each image
+        prompts = prompts.expand(len(x), *prompts.shape)
     keys_and_values = parts.qkv(prompts).unflatten(-1, (3, heads, -1))[..., 1:, :, :]
     attended = prompted_window_attention(qkv, keys_and_values, parts.position, window, shift, published_mask)
     x = x + parts.proj(attended)

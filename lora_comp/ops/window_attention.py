@@ -12,8 +12,9 @@ from lora_comp.shapes import Shapes
 
 SHAPES = Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N"})
 MASKED = -100.0  # added to the logit of a forbidden pair: exp(-100) is 0 in float32, and no row becomes NaN
-SHAPES_WITH_PROMPTS = {  # the same in every window, and a map
+SHAPES_WITH_PROMPTS = {  # the same in every window, those of each image, and a map
     4: Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N", "prompts": "P 2 heads dim"}),
+    5: Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N", "prompts": "B P 2 heads dim"}),
     6: Shapes({"qkv": "B H W 3 heads dim", "bias": "heads N N", "prompts": "B h w 2 heads dim"}),
 }
 FUSED_WINDOWS, FUSED_DIM = (4, 8), 32  # what the kernels know
@@ -104,25 +105,28 @@ def prompted_window_attention(
     2023. A token sees the prompts of those tokens that it sees. Plain torch on all devices.
 
     Args:
-        prompts: keys and values. (P, 2, heads, dim): the same in every window, seen by all. (B, H / d, W / d, 2, heads,
-            dim): a map with one for each d x d tokens, which is shifted with them; d divides window, shift, H and W.
+        prompts: keys and values. (P, 2, heads, dim) or, of each image, (B, P, 2, heads, dim): the same in every window,
+            seen by all. (B, H / d, W / d, 2, heads, dim): a map with one for each d x d tokens, which is shifted with
+            them; d divides window, shift, H and W.
         published_mask: who sees whom in shifted windows as in the published code, where prompts are the first of the
             keys, but the last of the mask. So key i is seen as token i should be, and the last 16 keys as every second
             token from the 16th on. For windows of 8 and d = 2.
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    check(SHAPES_WITH_PROMPTS[4 if prompts.dim() == 4 else 6], qkv, bias, prompts, N=window * window)
+    check(SHAPES_WITH_PROMPTS.get(prompts.dim(), SHAPES_WITH_PROMPTS[6]), qkv, bias, prompts, N=window * window)
+    if prompts.dim() == 4:
+        prompts = prompts[None]
     height, width = qkv.shape[1:3]
     q, k, v = windows_of(qkv, window, shift)
-    everywhere, d = prompts.dim() == 4, height // prompts.shape[1]
+    everywhere, d = prompts.dim() == 5, height // prompts.shape[1]
     if not everywhere and ((d * prompts.shape[1], d * prompts.shape[2]) != (height, width) or window % d or shift % d):
         raise ValueError(
             f"a map of prompts needs one for d x d tokens, d a divisor of window {window} and shift {shift}, not "
             f"{tuple(prompts.shape[1:3])} for {height, width}"
         )
     if everywhere:
-        more = prompts.permute(1, 2, 0, 3).expand(*k.shape[:2], -1, -1, -1, -1).unbind(2)
+        more = prompts.permute(0, 2, 3, 1, 4)[:, None].expand(*k.shape[:2], -1, -1, -1, -1).unbind(2)
     else:
         more = windows_of(prompts, window // d, shift // d)
     k, v = (torch.cat(pair, 3) for pair in zip(more, (k, v), strict=True))
@@ -131,7 +135,7 @@ def prompted_window_attention(
     if shift or height % window or width % window:
         at, hidden = seams(height, width, window, shift, q.device)
         if everywhere:
-            hidden = F.pad(hidden, (len(prompts), 0))
+            hidden = F.pad(hidden, (prompts.shape[1], 0))
         elif published_mask:
             hidden = torch.cat([hidden, hidden[..., 16:48:2]], 2)
         else:

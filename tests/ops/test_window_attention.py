@@ -154,6 +154,15 @@ def test_a_prompt_is_seen_where_its_tokens_are(shift, size):
 
 
 @pytest.mark.parametrize("shift", [0, 4])
+def test_prompts_of_each_image_are_seen_in_it_alone(shift):
+    (qkv, bias), prompts = problem(2, 12, 20, 2, 8, 8, seed=0), torch.randn(2, 5, 2, 2, 8)
+    together = prompted_window_attention(qkv, prompts, bias, 8, shift)
+    for i in range(2):
+        alone = prompted_window_attention(qkv[i : i + 1], prompts[i], bias, 8, shift)
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("shift", [0, 4])
 def test_prompts_for_every_window_are_seen_by_all(shift):
     """As keys without a direction, with a value of 1, beside tokens whose value is 0: P of P + N equal weights."""
     qkv, bias = torch.zeros(1, 16, 16, 3, 2, 8), torch.zeros(2, 64, 64)
