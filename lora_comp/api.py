@@ -40,8 +40,8 @@ class Coded:
     bpp: bits of the file per pixel of the image.
     method: the method of the file; "none" if the plain file has the lower objective.
     loss_before, loss_after: weight x distortion + bpp of the plain file and of this one, both decoded. None without a
-        task; loss_before also None for a method that is not guarded (`Method.guarded`). With a target, the plain file
-        is one that meets it too.
+        task; loss_before also None for a method that is not guarded (`Method.guarded`), and of the base's file for one
+        that stands on a base. With a target, the plain file is one that meets it too.
     """
 
     data: bytes
@@ -83,9 +83,9 @@ def encode(
     """Encode an image with a codec adapted to the image and to a task.
 
     For a guarded method (`Method.guarded`) the plain file is encoded too, both are decoded, and the file of lower
-    objective is returned. An image of more than `tile` rows or columns is processed in tiles (`objective.tiles`); it
-    still has one adapter and one file. The contexts of PyTorch around the call (no_grad, inference_mode, autocast)
-    have no effect.
+    objective is returned; for one that stands on a base, `load_method(..., base=FILE)`, it is the file of the base
+    alone. An image of more than `tile` rows or columns is processed in tiles (`objective.tiles`); it still has one
+    adapter and one file. The contexts of PyTorch around the call (no_grad, inference_mode, autocast) have no effect.
 
     Args:
         image: float (3, H, W) in [0, 1]. Or a NumPy array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16, or floats in
@@ -186,7 +186,11 @@ def encode_images(
         return [Coded(data, bpp(data, size), NONE) for data in _plain(codec, pad(originals, codec.stride), size)]
     objective, x = _objective(originals, codec, task, quality_of(codec, method), settings.tile, rois)
     coded: list[Coded] = []
-    if method is None or method.guarded:
+    base = getattr(method, "base", None)
+    if base is not None:
+        alone = encode_images(originals, codec, task, base, settings, rois)
+        coded = [replace(one, loss_before=one.loss_after) for one in alone]
+    elif method is None or method.guarded:
         files = _plain(codec, objective.x, size)
         losses = objective.of_files(_decoded(files, codec, None), files, codec.output.stride)
         coded = [Coded(data, bpp(data, size), NONE, loss, loss) for data, loss in zip(files, losses, strict=True)]
@@ -293,6 +297,7 @@ def write(
     """The files of images of `size` (H, W) with these latents, plain or with the updates of `adapted`."""
     decoder = codec if adapted is None else adapted.codec
     payloads = [None] * len(latents["y"]) if adapted is None else adapted.payloads()
+    base = getattr(method, "base", None)
     files = []
     for i, payload in enumerate(payloads):
         coded = decoder.coder().compress({name: value[i : i + 1] for name, value in latents.items()})
@@ -306,6 +311,7 @@ def write(
             method=method.name if method else NONE,
             adapter_hash=method.identity if method else None,
             features=decoder.output.features,
+            base=None if base is None else (base.name, base.identity),
         )
         files.append(bitstream.write(header, bitstream.Sections(coded.sections, payload, coded.hints)))
     return files
@@ -322,6 +328,7 @@ def decode(
     method: Method | str | None = None,
     adapter: str | Path | None = None,
     max_pixels: int = bitstream.MAX_PIXELS,
+    base: str | Path | None = None,
 ) -> Tensor:
     """Decode a file to an image, float32 (3, H, W) in [0, 1], or to features (C, h, w) if its codec outputs those.
 
@@ -332,11 +339,13 @@ def decode(
             which shows what an adapted file has for people.
         adapter: path of a pre-trained adapter that is not in the package.
         max_pixels: larger images are rejected before memory is allocated for them.
+        base: path of the adapter that the method of the file stands on (`method.base`). Also for a file of that adapter
+            alone, which `encode` writes where it has the lower objective.
     Raises:
         BitstreamError: the file is corrupt, too large, or needs weights that are not available.
         LoraCompError: the path cannot be read, or a method is another text than "none".
     """
-    file = opened(_bytes(data), codec, method, adapter, max_pixels)
+    file = opened(_bytes(data), codec, method, adapter, max_pixels, base)
     y_hat = file.codec.coder().decompress(file.latents, file.size)
     output = file.codec.synthesize(y_hat.to(next(file.codec.parameters()).device))
     return file.codec.output.crop(output, file.size)[0].contiguous()

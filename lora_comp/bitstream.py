@@ -6,15 +6,17 @@ field                 bytes      meaning
 magic                 3          `LCZ`
 version               1          2
 flags                 1          bit 0: adapter hash present; bit 1: section of hints present; bit 2: payload present;
-                                 bit 3: the decoder outputs features. Other bits are rejected.
+                                 bit 3: the decoder outputs features; bit 4: base present. Other bits are rejected.
 quality               1          in sixteenths, 0 to 255
 codec                 1 or 1+n   index of its name in CODECS; or 128 + n and n bytes of name
 method                1 or 1+n   index of its name in METHODS; or 128 + n and n bytes of name
+base                  0, 1, 1+n  the method that this one stands on, coded as that; only with bit 4
 layer                 0 or 1+n   128 + n and the name of the layer of the features; only with bit 3
 height - 1            1 to 5     varint, pixels
 width - 1             1 to 5     varint, pixels
 codec hash            4          hash of the codec's weights
 adapter hash          0 or 4     hash of the pre-trained adapter; only with bit 0
+base hash             0 or 4     hash of the adapter of the base; only with bit 4
 symbols CRC           4          CRC-32 of the decoded symbols, little-endian
 latent sections       1          number of latent sections, 1 to 255
 section lengths       1 to 5 x   varint for each section, bytes
@@ -22,7 +24,8 @@ sections              lengths    latents, then the payload (bit 2), then the hin
 CRC                   4          CRC-32 of all preceding bytes, little-endian
 ====================  =========  ==================================================================================
 
-The payload of calice, which moves a frozen codec to another quality, is that quality: one byte, in sixteenths.
+The payload of calice, which moves a frozen codec to another quality, is that quality: one byte, in sixteenths. With a
+base, the payload of the file is a byte with the length of the base's payload, that payload, and the method's own.
 A name has 1 to 32 ASCII letters, digits and, inside, `.`, `_`, `-`. A varint is LEB128 in its shortest form: seven bits
 per byte from the lowest, the high bit set in all bytes but the last. So every header has exactly one encoding. All
 section lengths are stored, so that a truncated file can be distinguished from a corrupt one.
@@ -54,8 +57,8 @@ CODECS = ("tic", "tic-s", "tic-v", "stf", "stf-s", "cheng2020-attn", "cheng-s", 
 SIXTEENTHS = 16  # steps per rate point
 MOVING = ("calice",)  # methods that move a frozen codec to another quality: their payload is that, in sixteenths
 
-_HAS_ADAPTER, _HAS_HINTS, _HAS_PAYLOAD, _HAS_FEATURES = 1, 2, 4, 8
-_KNOWN_FLAGS = 15
+_HAS_ADAPTER, _HAS_HINTS, _HAS_PAYLOAD, _HAS_FEATURES, _HAS_BASE = 1, 2, 4, 8, 16
+_KNOWN_FLAGS = 31
 _HASH_BYTES = 4
 _CRC_BYTES = 4
 _VARINT_BYTES = 5
@@ -75,6 +78,7 @@ class Header:
     method: registered name, like that of a codec
     adapter_hash: 4 bytes, hash of the pre-trained adapter; None if the decoder needs none
     features: name of the layer whose features the decoder outputs; None if it outputs an image
+    base: registered name of the method that this one stands on, and the hash of its adapter; None without one
     """
 
     height: int
@@ -86,6 +90,7 @@ class Header:
     method: str = "none"
     adapter_hash: bytes | None = None
     features: str | None = None
+    base: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,15 @@ def write(header: Header, sections: Sections) -> bytes:
         | (_HAS_HINTS if sections.hints else 0)
         | (_HAS_PAYLOAD if sections.payload is not None else 0)
         | (_HAS_FEATURES if header.features is not None else 0)
+        | (_HAS_BASE if header.base is not None else 0)
     )
     file = bytearray(MAGIC) + bytes([VERSION, flags, round(header.quality * SIXTEENTHS)])
     file += _coded_name(header.codec, CODECS) + _coded_name(header.method, METHODS)
+    base, base_hash = header.base or ("", b"")
+    file += _coded_name(base, METHODS) if base else b""
     file += b"" if header.features is None else _coded_name(header.features)
     file += _varint(header.height - 1) + _varint(header.width - 1)
-    file += header.codec_hash + (header.adapter_hash or b"") + header.symbols_crc.to_bytes(4, "little")
+    file += header.codec_hash + (header.adapter_hash or b"") + base_hash + header.symbols_crc.to_bytes(4, "little")
     file += bytes([len(sections.latents)])
     for section in sections.all():
         file += _varint(len(section))
@@ -146,10 +154,12 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
     fields = _Fields(data, len(MAGIC) + 1)
     flags, quality = fields.take(2)
     codec, method = fields.name(CODECS), fields.name(METHODS)
+    stands_on = fields.name(METHODS) if flags & _HAS_BASE else None
     features = fields.name(()) if flags & _HAS_FEATURES else None
     height, width = fields.varint() + 1, fields.varint() + 1
     codec_hash = fields.take(_HASH_BYTES)
     adapter_hash = fields.take(_HASH_BYTES) if flags & _HAS_ADAPTER else None
+    base = None if stands_on is None else (stands_on, fields.take(_HASH_BYTES))
     symbols_crc = int.from_bytes(fields.take(4), "little")
     latents, payload, hints = fields.take(1)[0], bool(flags & _HAS_PAYLOAD), bool(flags & _HAS_HINTS)
     lengths = [fields.varint() for _ in range(latents + payload + hints)]
@@ -157,7 +167,8 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
     _check_whole(data, fields.position + sum(lengths) + _CRC_BYTES)
     if flags & ~_KNOWN_FLAGS:
         raise BitstreamError(f"the file has flags {flags:#04x}, which this lora_comp does not support; update it")
-    header = Header(height, width, codec, quality / SIXTEENTHS, codec_hash, symbols_crc, method, adapter_hash, features)
+    rate_point = quality / SIXTEENTHS
+    header = Header(height, width, codec, rate_point, codec_hash, symbols_crc, method, adapter_hash, features, base)
     taken = [fields.take(length) for length in lengths]
     sections = Sections(
         taken[:latents],
@@ -171,6 +182,19 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, Sections]:
         raise BitstreamError(f"the file's header is not valid: {problem}")
     _check_pixels(height, width, max_pixels)
     return header, sections
+
+
+def joined(base: bytes | None, own: bytes) -> bytes:
+    """The payload of a file with a base, from that of the base, of 1 to 255 bytes or None, and the method's own."""
+    return bytes([len(base or b"")]) + (base or b"") + own
+
+
+def split(payload: bytes | None) -> tuple[bytes | None, bytes]:
+    """The inverse of `joined`. Raises BitstreamError for a payload that is none of it."""
+    if not payload or len(payload) <= payload[0]:
+        raise BitstreamError("the file's payload does not have that of its base")
+    end = 1 + payload[0]
+    return payload[1:end] or None, payload[end:]
 
 
 def is_magic(start: bytes) -> bool:
@@ -191,7 +215,7 @@ def info(data: bytes | str | os.PathLike) -> dict:
         sizes["bytes_adapter"] = len(sections.payload)
     if sections.hints:
         sizes["bytes_hints"] = len(sections.hints)
-    moved = sections.payload if header.method in MOVING else None
+    moved = _of_moving(header, sections)
     quality = moved[0] / SIXTEENTHS if moved else header.quality
     return {
         "height": header.height,
@@ -203,11 +227,19 @@ def info(data: bytes | str | os.PathLike) -> dict:
         "output": "image" if header.features is None else f"features of {header.features}",
         "codec_hash": header.codec_hash.hex(),
         "adapter": header.adapter_hash.hex() if header.adapter_hash else None,
+        **({"base": header.base[0], "base_adapter": header.base[1].hex()} if header.base else {}),
         "bytes": len(data),
         "bpp": 8 * len(data) / (header.height * header.width),
         **sizes,
         "bytes_header": len(data) - sum(sizes.values()),
     }
+
+
+def _of_moving(header: Header, sections: Sections) -> bytes | None:
+    """The payload of the method in `MOVING` that a file has, if any."""
+    if header.base and header.base[0] in MOVING:
+        return split(sections.payload)[0]
+    return sections.payload if header.method in MOVING else None
 
 
 def _number(quality: float) -> float:
@@ -238,13 +270,16 @@ def _problem(header: Header) -> str | None:
     """What is wrong with the values of a header, or None."""
     if not (1 <= header.height <= 2**32 and 1 <= header.width <= 2**32):
         return f"height and width must be 1 to 2^32, not {header.height} and {header.width}"
-    for what, name in (("codec", header.codec), ("method", header.method), ("layer", header.features)):
+    base, base_hash = header.base or (None, None)
+    names = {"codec": header.codec, "method": header.method, "base": base, "layer": header.features}
+    for what, name in names.items():
         if name is not None and not _NAME.fullmatch(name):
             return f"{name!r} is not a {what} name: 1 to 32 ASCII letters, digits and, inside, '.', '_', '-'"
     sixteenths = header.quality * SIXTEENTHS
     if not 0 <= sixteenths <= 255 or sixteenths != round(sixteenths):
         return f"quality must be 0 to 15.9375 in steps of 1/16, not {header.quality}"
-    if any(len(item) != _HASH_BYTES for item in (header.codec_hash, header.adapter_hash) if item is not None):
+    hashes = header.codec_hash, header.adapter_hash, base_hash
+    if any(len(item) != _HASH_BYTES for item in hashes if item is not None):
         return f"a hash must be {_HASH_BYTES} bytes"
     if not 0 <= header.symbols_crc < 2**32:
         return f"symbols_crc must be a CRC-32, not {header.symbols_crc}"
@@ -254,6 +289,8 @@ def _problem(header: Header) -> str | None:
 def _problem_between(header: Header, sections: Sections) -> str | None:
     if header.method == "none" and (header.adapter_hash is not None or sections.payload is not None):
         return "the method 'none' has neither adapter hash nor payload"
+    if header.base is not None and "none" in (header.method, header.base[0]):
+        return "the method 'none' has no base, and is none"
     if not 1 <= len(sections.latents) <= 255:
         return f"a file has 1 to 255 sections of latents, not {len(sections.latents)}"
     return None

@@ -43,21 +43,37 @@ class Opened(NamedTuple):
     size: tuple[int, int]
 
 
-def opened(data: bytes, codec: Any, method: Method | str | None, adapter: str | Path | None, max_pixels: int) -> Opened:
+def opened(
+    data: bytes,
+    codec: Any,
+    method: Method | str | None,
+    adapter: str | Path | None,
+    max_pixels: int,
+    base: str | Path | None = None,
+) -> Opened:
     """Read a file and restore its codec. For arguments and errors see `api.decode`."""
     header, sections = bitstream.read(data, max_pixels)
     codec = codec_of_file(header, codec)
     if isinstance(method, str) and method != NONE:
         raise LoraCompError(f"a file says itself which method it has: method may be {NONE!r} or None, not {method!r}")
     if header.method != NONE and not isinstance(method, str):
-        if method is None or (method.name, method.identity) != (header.method, header.adapter_hash):
-            method = method_of_file(header.method, header.adapter_hash, codec, adapter)
-        codec = method.restore(codec, sections.payload)
+        given = (method, getattr(method, "base", None))  # the file may be that of the base alone
+        found = next((one for one in given if one is not None and _wrote(one, header)), None)
+        if found is None:
+            found = method_of_file(header.method, header.adapter_hash, codec, adapter, header.base, base)
+        codec = found.restore(codec, sections.payload)
     if codec.output.features != header.features:
         stored, output = header.features or "an image", codec.output.features or "an image"
         raise BitstreamError(f"the file holds {stored}, but its codec decodes to {output}")
     latents = CodedLatents(sections.latents, header.symbols_crc, sections.hints)
     return Opened(codec, latents, (header.height, header.width))
+
+
+def _wrote(method: Method, header: bitstream.Header) -> bool:
+    """Whether a method, with its adapter and on its base, is that of a file."""
+    base = getattr(method, "base", None)
+    own = method.name, method.identity, None if base is None else (base.name, base.identity)
+    return own == (header.method, header.adapter_hash, header.base)
 
 
 def codec_of_file(header: bitstream.Header, codec: Any) -> Any:

@@ -25,7 +25,8 @@ def mover(method: Any) -> Any:
     """What of a method moves a frozen codec to other qualities, without a fit to the image; None if nothing does."""
     if getattr(method, "qualities", None) is None:
         return None
-    return getattr(method, "method", method)  # without refinement of latents
+    base = getattr(method, "base", None)
+    return getattr(method, "method", method) if base is None else base  # without refinement of latents
 
 
 def moved(codec: Any, method: Any, quality: float) -> tuple[Any, Any]:

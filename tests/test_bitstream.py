@@ -59,6 +59,7 @@ def files(draw) -> tuple[Header, Sections]:
         method=method,
         adapter_hash=None if plain else draw(st.none() | hashes),
         features=draw(st.none() | NAMES),
+        base=None if plain else draw(st.none() | st.tuples(st.sampled_from(METHODS[1:]), hashes)),
     )
     latents = draw(st.lists(sections, min_size=1, max_size=4))
     return header, Sections(latents, None if plain else draw(st.none() | sections), draw(sections))
@@ -152,7 +153,7 @@ START, END = b"LCZ\x02", b"12345678" + b"\x02\x00\x00"
 @pytest.mark.parametrize(
     "body, message",
     [
-        (b"\x10\x00\x00\x00\x00\x00" + END, "flags 0x10"),
+        (b"\x20\x00\x00\x00\x00\x00" + END, "flags 0x20"),
         (b"\x00\x00\x00\x7f\x00\x00" + END, "of code 127"),
         (b"\x00\x00\x7f\x00\x00\x00" + END, "of code 127"),
         (b"\x00\x00\x83tic\x00\x00\x00" + END, "tic is spelt out, but has a code"),
@@ -165,6 +166,8 @@ START, END = b"LCZ\x02", b"12345678" + b"\x02\x00\x00"
         (b"\x00\x00\x00\x00\x00\x0012345678\x00", "1 to 255 sections of latents, not 0"),
         (b"\x08\x00\x00\x00\x00\x00\x00" + END, "of code 0"),
         (b"\x08\x00\x00\x00\x80\x00\x00" + END, "not a layer name"),
+        (b"\x10\x00\x00\x00\x04\x00\x00" + END[:4] + END, "the method 'none' has no base"),
+        (b"\x10\x00\x00\x02\x00\x00\x00" + END[:4] + END, "the method 'none' has no base"),
         (b"\x00\x00\x85../up\x00\x00\x00" + END, "not a codec name"),
         (b"\x00\x00\x82\xc3\xa9\x00\x00\x00" + END, "not a codec name"),
         (b"\x00\x00\x00\x80\x00\x00" + END, "not a method name"),
@@ -220,6 +223,10 @@ def test_random_bytes_after_the_magic_raise_or_have_one_encoding(tail):
         {"codec_hash": b"123"},
         {"adapter_hash": b"1234"},
         {"method": "lora", "adapter_hash": b""},
+        {"base": ("alice", b"1234")},
+        {"method": "lora", "base": ("none", b"1234")},
+        {"method": "lora", "base": ("a b", b"1234")},
+        {"method": "lora", "base": ("alice", b"123")},
         {"symbols_crc": 2**32},
     ],
 )

@@ -51,6 +51,7 @@ def encode(config: EncodeConfig) -> None:
       lora-comp encode cat.png cat.lcz task=human method=none refine=300
       lora-comp encode cat.png cat.lcz codec=tic-v task=human bytes=3000
       lora-comp encode cat.png cat.lcz codec=tic-v task=human method=calice method.adapter=rates.safetensors quality=2.5
+      lora-comp encode cat.png cat.lcz task=cls method=svd_lora method.base=prompts.safetensors
     """
     engine = config.engine.options
     check_alone(quality=config.quality, bpp=config.bpp, bytes=config.bytes, psnr=config.psnr)
@@ -93,7 +94,8 @@ def encode(config: EncodeConfig) -> None:
         )
     write_file(config.file, coded.data)
     found = f"quality {coded.quality:g}, " if target else ""
-    plain = "" if coded.loss_before is None else f"{coded.loss_before:.4f} plain, "
+    before = "plain" if config.method.given().get("base") is None else "of the base"
+    plain = "" if coded.loss_before is None else f"{coded.loss_before:.4f} {before}, "
     print(
         f"{config.file}: {len(coded.data)} bytes, {coded.bpp:.3f} bpp, {found}{coded.method}, objective "
         f"{plain}{coded.loss_after:.4f} here",

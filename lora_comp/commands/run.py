@@ -196,7 +196,8 @@ def draw(results: dict, data, codecs: dict, methods: dict, task, out: Path) -> N
     """score.png, and pictures.png: original, plain and adapted of the image that adapting helped most."""
     score_plot(results["summary"], out / "score.png")
     records = results["records"]
-    guarded = [r for r in records if r["loss_before"] is not None and "psnr" in r]
+    beside_plain = {name for at in methods.values() for name, m in at.items() if getattr(m, "base", None) is None}
+    guarded = [r for r in records if r["loss_before"] is not None and "psnr" in r and r["method"] in beside_plain]
     adapted = [r for r in guarded if r["loss_after"] < r["loss_before"]]
     if not adapted:
         return

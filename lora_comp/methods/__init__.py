@@ -15,6 +15,7 @@ from lora_comp.errors import BitstreamError, LoraCompError
 from lora_comp.methods import alice, calice, svd_lora, transtic
 from lora_comp.methods.annealing import Annealed, annealed, steps_of
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
+from lora_comp.methods.stacked import Stacked
 from lora_comp.settings import NoOptions
 from lora_comp.weights import read_weights
 
@@ -27,6 +28,7 @@ __all__ = [
     "FitSettings",
     "Method",
     "Spec",
+    "Stacked",
     "annealed",
     "frozen_quality",
     "load_method",
@@ -79,15 +81,31 @@ def load_method(name: str, codec: Any, task: str | None = None, **options: Any) 
     names = [field.name for field in fields(METHODS[name].options)]
     if unknown := sorted(set(options) - set(names)):
         raise LoraCompError(f"the method {name!r} takes {', '.join(names) or 'no options'}, not {', '.join(unknown)}")
-    return METHODS[name].load(codec, task, **options)
+    method, base = METHODS[name].load(codec, task, **options), options.get("base")
+    if base is None:
+        return method
+    return Stacked(method, METHODS[_method_of_adapter(base)].load(codec, task, adapter=base))
 
 
-def frozen_quality(codec: str, name: str, adapter: str | None = None, **options: Any) -> float | None:
+def _method_of_adapter(path: str) -> str:
+    """The method whose adapter a file is, for one that is fitted on top of it. Raises LoraCompError for another one."""
+    name = read_weights(Path(path), "the base")[1].get("method", "svd_lora")
+    bases = [known for known, spec in METHODS.items() if "base" not in {field.name for field in fields(spec.options)}]
+    if name not in bases:
+        raise LoraCompError(f"{path} is an adapter of the method {name}, and base takes one of {', '.join(bases)}")
+    return name
+
+
+def frozen_quality(
+    codec: str, name: str, adapter: str | None = None, base: str | None = None, **options: Any
+) -> float | None:
     """The quality of the codec that a method moves to others: that of its adapter's card, by default the highest. None
     for a method that codes at the quality of its codec. Raises LoraCompError for an adapter that cannot be read.
 
-    codec: its name. name, adapter, options: as of `load_method`.
+    codec: its name. name, adapter, base, options: as of `load_method`.
     """
+    if base is not None:
+        name, adapter = _method_of_adapter(base), base
     if name not in METHODS or not METHODS[name].moves:
         return None
     card = {} if adapter is None else read_weights(Path(adapter), "the adapter")[1]
@@ -95,13 +113,35 @@ def frozen_quality(codec: str, name: str, adapter: str | None = None, **options:
     return card.get("quality", highest) if card.get("codec") == codec else highest
 
 
-def method_of_file(name: str, identity: bytes | None, codec: Any, adapter: str | Path | None = None) -> Method:
-    """The method of a file, with the adapter of this identity.
+def method_of_file(
+    name: str,
+    identity: bytes | None,
+    codec: Any,
+    adapter: str | Path | None = None,
+    base: tuple[str, bytes] | None = None,
+    base_adapter: str | Path | None = None,
+) -> Method:
+    """The method of a file, with the adapter of this identity, on top of its base, if it has one.
 
-    adapter: path of an adapter that is not in the package.
+    adapter, base_adapter: paths of adapters that are not in the package. Of a file without a base, `base_adapter` is
+        the adapter: it may be that of the base alone (`api.encode`).
     Raises:
         BitstreamError: an unknown method, or an adapter that is not available.
     """
+    if base is not None:
+        return Stacked(method_of_file(name, identity, codec, adapter), _base_of_file(*base, codec, base_adapter))
     if name not in METHODS:
         raise BitstreamError(f"the file uses the method {name!r}, which this lora_comp cannot decode; update it")
-    return METHODS[name].from_file(codec, identity, adapter)
+    return METHODS[name].from_file(codec, identity, base_adapter or adapter)
+
+
+def _base_of_file(name: str, identity: bytes, codec: Any, adapter: str | Path | None) -> Method:
+    try:
+        return method_of_file(name, identity, codec, adapter)
+    except BitstreamError:
+        if adapter or name not in METHODS:
+            raise
+        raise BitstreamError(
+            f"the file stands on the adapter {identity.hex()} of {name}, which is not available: give its file as "
+            "base=PATH"
+        ) from None

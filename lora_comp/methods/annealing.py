@@ -100,6 +100,7 @@ class Annealed:
         self.guarded = method is None or method.guarded
         self.target = None if method is None else method.target
         self.qualities = getattr(method, "qualities", None)
+        self.base = getattr(method, "base", None)
         self.settings = {**({} if method is None else method.settings), "refine": steps}
 
     def at(self, quality: float) -> "Annealed":

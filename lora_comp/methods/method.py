@@ -85,6 +85,8 @@ class Method(Protocol):
     target: the quality whose objective counts, for a method that changes the rate; None: that of the codec.
     settings: everything else that results depend on.
 
+    One that stands on another has `base`, see `methods.stacked`, whose file is what it is guarded by.
+
     And one that moves a frozen codec to any rate between two, which then has `Spec.moves`, has
     qualities: both, as qualities.
     at(quality): the method for another one, which is its target. Raises LoraCompError for one that is not between them.

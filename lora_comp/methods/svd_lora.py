@@ -76,8 +76,13 @@ class LowRankOptions:
 
     adapter: str | None = setting(
         "auto",
-        "auto: the one pre-trained for the task, else a seeded one; a file; the key of another task, such as "
-        "cls-scenes; null: a seeded one",
+        "auto: the one pre-trained for the task, else, and on a base, a seeded one; a file; the key of another task, "
+        "such as cls-scenes; null: a seeded one",
+        path=True,
+    )
+    base: str | None = setting(
+        None,
+        "what it is fitted on top of: the file of an adapter of alice, calice or transtic; null: nothing",
         path=True,
     )
     rank: int | None = setting(None, "rank of a seeded adapter; null: 4", low=1, high=255)
@@ -231,14 +236,15 @@ def load(name: str, codec: Any, task: str | None = None, **given: Any) -> LowRan
     """Load SVD-LoRA or LoRA with its adapter for a codec; `given` are fields of `LowRankOptions`.
 
     task: key of the task, such as "cls-scenes", or of several, such as "cls-scenes+det-scenes". adapter="auto" uses the
-        adapter of the first task that has one. Plain LoRA may use that of SVD-LoRA, with S folded into U.
+        adapter of the first task that has one, but on a base a seeded one, since adapters are trained for the codec.
+        Plain LoRA may use that of SVD-LoRA, with S folded into U.
     Raises LoraCompError for an option out of range or an unsuitable adapter.
     """
     options = LowRankOptions(**given)
     if options.exponent not in updates.EXPONENTS:
         first, last = updates.EXPONENTS[0], updates.EXPONENTS[-1]
         raise LoraCompError(f"exponent must be {first} to {last}, not {options.exponent}")
-    wanted = options.adapter
+    wanted = None if options.base and options.adapter == "auto" else options.adapter
     pretrained = None if wanted is None else choose(codec, VARIANTS[name].adapters, wanted, task)
     if pretrained is None:
         return LowRank(name, seeded(codec, VARIANTS[name].start, **options.of_seeded()), options.exponent)
@@ -279,6 +285,8 @@ class Pretraining:
     lr = 2e-2
 
     def __init__(self, name: str, codec: Any, options: LowRankOptions):
+        if options.base is not None:
+            raise LoraCompError(f"an adapter of {name} is trained for the frozen codec: leave base out")
         adapter = load(name, codec, **dataclasses.asdict(options)).adapter
         self.module = with_adapter(copy.deepcopy(codec), adapter).train()
         gains = {n: self.module.get_parameter(n) for n in getattr(codec, "gains", ())}

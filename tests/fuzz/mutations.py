@@ -70,13 +70,15 @@ def split(data: bytes) -> Parts:
     take("magic", 3)
     take("version", 1)
     flags, _ = take("flags", 1)[0], take("quality", 1)
-    for name in ("codec", "method", *(["layer"] if flags & 8 else [])):
+    for name in ("codec", "method", *(["base"] if flags & 16 else []), *(["layer"] if flags & 8 else [])):
         take(name, 1 + max(data[at] - 128, 0))
     take("height")
     take("width")
     take("codec hash", 4)
     if flags & 1:
         take("adapter hash", 4)
+    if flags & 16:
+        take("base hash", 4)
     take("symbols CRC", 4)
     latents = take("latent sections", 1)[0]
     lengths = []
