@@ -32,6 +32,7 @@ COMMANDS = {
     "report rates": Command("report:rates", "print the BD-rates of several runs in Markdown"),
     "report bench": Command("report:bench", "print ours against named peers in Markdown"),
     "report codecs": Command("report:codecs", "measure JPEG, WebP, AVIF, JPEG 2000 and ours on a folder of images"),
+    "report curves": Command("curves:curves", "compare rate curves of codecs and adapters by real files", RESUMES),
     "report cards": Command("report:cards", "write the cards of the zoo from the metadata of its weights"),
     "zoo": Command("zoo:zoo", "list the weights that ship, and published checkpoints"),
     "zoo fetch": Command("zoo:fetch", "download a published checkpoint into the cache"),

@@ -32,6 +32,7 @@ __all__ = [
     "annealed",
     "frozen_quality",
     "load_method",
+    "method_of_adapter",
     "method_of_file",
     "steps_of",
 ]
@@ -84,12 +85,20 @@ def load_method(name: str, codec: Any, task: str | None = None, **options: Any) 
     method, base = METHODS[name].load(codec, task, **options), options.get("base")
     if base is None:
         return method
-    return Stacked(method, METHODS[_method_of_adapter(base)].load(codec, task, adapter=base))
+    return Stacked(method, METHODS[method_of_base(base)].load(codec, task, adapter=base))
 
 
-def _method_of_adapter(path: str) -> str:
-    """The method whose adapter a file is, for one that is fitted on top of it. Raises LoraCompError for another one."""
-    name = read_weights(Path(path), "the base")[1].get("method", "svd_lora")
+def method_of_adapter(path: str | Path) -> str:
+    """The method that a file has an adapter of. Raises LoraCompError for another file."""
+    card = read_weights(Path(path), "the adapter")[1]
+    if "codec_hash" not in card:
+        raise LoraCompError(f"{path} is not an adapter that lora-comp train wrote")
+    return card.get("method", "svd_lora")
+
+
+def method_of_base(path: str) -> str:
+    """The same, for a method that another one can be fitted on top of. Raises LoraCompError for another one too."""
+    name = method_of_adapter(path)
     bases = [known for known, spec in METHODS.items() if "base" not in {field.name for field in fields(spec.options)}]
     if name not in bases:
         raise LoraCompError(f"{path} is an adapter of the method {name}, and base takes one of {', '.join(bases)}")
@@ -105,7 +114,7 @@ def frozen_quality(
     codec: its name. name, adapter, base, options: as of `load_method`.
     """
     if base is not None:
-        name, adapter = _method_of_adapter(base), base
+        name, adapter = method_of_base(base), base
     if name not in METHODS or not METHODS[name].moves:
         return None
     card = {} if adapter is None else read_weights(Path(adapter), "the adapter")[1]

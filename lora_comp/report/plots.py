@@ -26,6 +26,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LABELS = {
     "psnr": "PSNR (dB)",
     "ms_ssim": "MS-SSIM",
+    "ms_ssim_db": "MS-SSIM (dB)",
     "top1": "top-1 accuracy",
     "agreement": "agreement with the original",
     "feature_distance": "feature distance",
@@ -49,16 +50,28 @@ def score_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
         ),
         None,
     )
-    panels = [("score", score)] + ([(second, second)] if second else [])
+    tasks = ", ".join(dict.fromkeys(f"task {row['task']}, codec {row['codec']}" for row in rows))
+    _over_rate(rows, [("score", score)] + ([(second, second)] if second else []), tasks, path)
+
+
+def curves_plot(rows: Sequence[dict], path: str | os.PathLike) -> None:
+    """Plot PSNR and MS-SSIM in dB over rate, one line per "method", from rows with "count", "bpp", "psnr" and
+    "ms_ssim_db". Raises LoraCompError if the file cannot be written.
+    """
+    own = [row | {"task": "", "codec": ""} for row in rows]
+    _over_rate(own, [(name, name) for name in ("psnr", "ms_ssim_db")], "real files", path)
+
+
+def _over_rate(rows: Sequence[dict], panels: Sequence[tuple[str, str]], title: str, path: str | os.PathLike) -> None:
+    """A panel for each metric, the key of the rows that has it and its name, over rate."""
     figure = Figure(figsize=(5.2 * len(panels), 4.1), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     for i, (key, name) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         _lines(axes, rows, key)
         label = _LABELS.get(name, name.replace("_", " "))
         axes.set_ylabel(f"{label}, {'lower' if lower_is_better(name) else 'higher'} is better")
-    tasks = ", ".join(dict.fromkeys(f"task {row['task']}, codec {row['codec']}" for row in rows))
     count = max(row["count"] for row in rows)
-    figure.suptitle(f"{tasks}: mean of {count} image{'s' if count > 1 else ''}", fontsize=11)
+    figure.suptitle(f"{title}: mean of {count} image{'s' if count > 1 else ''}", fontsize=11)
     _save(figure, path, dpi=150)
 
 

@@ -176,7 +176,7 @@ def test_what_can_be_a_base_is_checked(codec, tmp_path):
     line = r"svd\.safetensors is an adapter of the method svd_lora, and base takes one of alice, calice, transtic$"
     with pytest.raises(lc.LoraCompError, match=line):
         load_method("svd_lora", codec, base=str(tmp_path / "svd.safetensors"))
-    with pytest.raises(lc.LoraCompError, match=r"no weights for the base: .*missing\.safetensors is missing"):
+    with pytest.raises(lc.LoraCompError, match=r"no weights for the adapter: .*missing\.safetensors is missing"):
         load_method("lora", codec, base=str(tmp_path / "missing.safetensors"))
     with pytest.raises(lc.LoraCompError, match=r"'alice' takes .*, not base"):
         load_method("alice", codec, base="x.safetensors")
