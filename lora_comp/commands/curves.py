@@ -99,7 +99,7 @@ def curves(config: CurvesConfig) -> None:
     console, found = Console(), dict[str, list[dict]]()
     for label, line in points.items():
         for i, one in enumerate(line):
-            with Progress(console=console, transient=True) as progress:
+            with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
                 folder = out / "points" / f"{label}-{i + 1}"
                 records = evaluate(data, [one], task, settings, folder, progress, engine.batch).requested
             if not records:

@@ -71,7 +71,8 @@ def load_method(name: str, codec: Any, task: str | None = None, **options: Any) 
         name: "none" or a name of `METHODS`.
         codec: from `load_codec`.
         task: key of the task, which selects a pre-trained adapter.
-        options: fields of `METHODS[name].options`.
+        options: fields of `METHODS[name].options`. With `base`, the file of an adapter of another method, the method is
+            one on top of that (`methods.stacked`).
     Raises:
         LoraCompError: an unknown name or option, or a value out of range.
     """
