@@ -18,11 +18,14 @@ from lora_comp.errors import LoraCompError
 from lora_comp.networks import load_detector
 from lora_comp.settings import setting
 from lora_comp.tasks.average_precision import average_precision, objects, truth_of
+from lora_comp.tasks.cls import LAMBDAS as OF_VARIANCES
 from lora_comp.tasks.features import FeatureDistance
 from lora_comp.tasks.labels import CLASSES_HELP, HOW, Labels, unmatched
 from lora_comp.tasks.rate import rate_lambda
 
-LAMBDAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05)  # weight of bpp against the feature distance; published for four rate points
+# Weight of bpp against the published feature distance; published for four rate points. Distances in units of variances
+# are weighed as a classifier's are.
+LAMBDAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Detection:
         return self.distortion(decoded, self.targets(original)).mean()
 
     def weight(self, quality: float) -> float:
+        if self.features.published_scale is None:
+            return 1000 * rate_lambda(OF_VARIANCES, quality)
         return 1 / rate_lambda(LAMBDAS, quality)
 
     def detections(self, image: Tensor) -> list[dict]:

@@ -62,6 +62,14 @@ def task(request, monkeypatch):
     return lc.load_task(request.param)
 
 
+def test_the_published_distance_is_weighed_as_published_and_that_in_variances_as_a_classifiers(task, monkeypatch):
+    classifier = lc.load_task("cls")
+    assert [task.weight(q) for q in (1, 2.5, 6)] == [classifier.weight(q) for q in (1, 2.5, 6)]
+    monkeypatch.setattr(Squares, "published_scale", 0.2)
+    published = lc.load_task(task.name)
+    assert [published.weight(q) for q in (1, 2, 3, 4)] == [pytest.approx(1 / x) for x in (2, 1, 0.5, 0.2)]
+
+
 def test_what_is_decoded_as_it_was_scores_one_and_what_is_not_scores_less(task):
     sample = square("a")
     measured = task.measure(sample.image, sample)
