@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lora_comp as lc
-from lora_comp import bitstream
+from lora_comp import bitstream, objective
 from lora_comp.methods import svd_lora
 from lora_comp.tasks.human import Human, psnr
 
@@ -85,7 +85,8 @@ def dissimilar(make_image):
         {"method": "none"},
     ],
 )
-def test_batch_encoding_matches_single_encoding(codec, human, dissimilar, options):
+def test_batch_encoding_matches_single_encoding(codec, human, dissimilar, options, monkeypatch):
+    monkeypatch.setattr(objective, "use_bf16", lambda device: False)  # whose rounding makes more of the order of sums
     options = {"steps": 4} | options
     coded = lc.encode_batch(torch.stack(dissimilar), codec, human, **options)
     assert len({one.data for one in coded}) == 3

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_comp import objective
 from lora_comp.codecs import Output, Rate
+from lora_comp.codecs.tic_v import GAIN, LAMBDAS
 from lora_comp.entropy import updates
 from lora_comp.finetune import Group, Schedule, _Descent, descend, linear
 from lora_comp.methods import FitSettings, load_method
@@ -202,6 +203,13 @@ def test_trained_latents_start_at_those_of_the_adapted_encoder(codec, make_image
     with torch.no_grad():
         latents, adapter = (method.prepare(codec, x, FitSettings(recipe=r)).latents(x) for r in ("latents", "adapter"))
     assert all(torch.equal(latents[name], adapter[name]) for name in ("y", "z"))
+
+
+def test_latents_are_trained_before_the_gains_of_a_codec_of_variable_rate(codec, make_image):
+    x = make_image()[None]
+    low, high = (load_method("svd_lora", codec.at(q)).prepare(codec.at(q), x) for q in (1, 6))
+    assert torch.equal(low.y, high.y)
+    assert torch.allclose(high.latents(x)["y"] * (LAMBDAS[0] / LAMBDAS[5]) ** GAIN, low.latents(x)["y"], rtol=1e-2)
 
 
 @pytest.mark.parametrize("recipe", ["latents", "adapter", "published"])

@@ -43,7 +43,7 @@ from lora_comp.settings import setting
 
 RECIPES = ("latents", "adapter", "published")
 # Learning rates of the encoder's parameters relative to that of the transmitted updates: docs/finetuning.md
-LATENT_SHARE = 2.0
+LATENT_SHARE = 1.5
 ENCODER_SHARES = {"U": 0.5, "S": 0.25, "V": 0.5}
 # No momentum, since ten steps are too few to correct it.
 OURS = Schedule(linear, betas=(0.0, 0.9))
@@ -112,7 +112,8 @@ def published_factor(step: int, steps: int) -> float:
 class AdaptedLowRank(nn.Module):
     """A codec with low-rank layers for each of B images.
 
-    y: the optimised latents (B, M, h, w); None if the encoder's adapter is optimised instead.
+    y: the optimised latents (B, M, h, w), before the gains of a codec that has them; None if the encoder's adapter is
+        optimised instead.
     exponent: int (B,); the transmitted updates of an image are integer multiples of 2^-exponent.
     """
 
@@ -126,10 +127,17 @@ class AdaptedLowRank(nn.Module):
         self.y: nn.Parameter | None = None
         if recipe == "latents":  # Campos et al., "Content Adaptive Optimization for Neural Image Compression", 2019
             with torch.no_grad():
-                self.y = nn.Parameter(self.codec.latents(x)["y"])
+                self.y = nn.Parameter(self.codec.unscaled(x) if self._has_gains() else self.codec.latents(x)["y"])
+
+    def _has_gains(self) -> bool:
+        """Whether y is optimised before the gains of a codec of variable rate: a step then moves it as far at all
+        rates, and what a gain drops stays dropped."""
+        return hasattr(self.codec, "scaled")
 
     def latents(self, x: Tensor) -> Mapping[str, Tensor]:
-        return self.codec.latents(x) if self.y is None else self.codec.latents_from(self.y)
+        if self.y is None:
+            return self.codec.latents(x)
+        return self.codec.latents_from(self.codec.scaled(self.y) if self._has_gains() else self.y)
 
     def groups(self, lr: float) -> list[Group]:
         """The optimised parameters and their learning rates; the published recipe has a single rate."""
