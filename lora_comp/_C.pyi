@@ -140,6 +140,8 @@ def swin_block_forward(
     window: int,
     shift: int,
     half: bool,
+    prompts: Tensor | None,
+    published_mask: bool,
     y: Tensor,
     threads: int,
 ) -> None: ...
@@ -151,8 +153,11 @@ def swin_block_backward(
     window: int,
     shift: int,
     half: bool,
+    prompts: Tensor | None,
+    published_mask: bool,
     grad_y: Tensor,
     grad_x: Tensor | None,
+    grad_prompts: Tensor | None,
     grads: SwinBlock,
     threads: int,
 ) -> None: ...
