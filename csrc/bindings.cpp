@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention/window_attention.hpp"
+#include "conv/conv.hpp"
 #include "gdn/gdn.hpp"
 #include "rans/latents.hpp"
 #include "rans/rans.hpp"
@@ -187,6 +188,13 @@ PYBIND11_MODULE(_C, m) {
   // The ops: lora_comp/ops says what they compute, each header what the arguments are. A tensor is one of torch.
   using Release = py::call_guard<py::gil_scoped_release>;
   using Stream = std::optional<uintptr_t>;
+
+  m.def(
+      "conv3x3",
+      [](Tensor x, Tensor more, Tensor weight, Tensor bias, bool relu, Tensor y, unsigned threads) {
+        conv3x3({x, more, weight, bias, relu}, y, threads);
+      },
+      py::kw_only(), arg("x"), arg("more"), arg("weight"), arg("bias"), arg("relu"), arg("y"), arg("threads"), Release());
 
   m.def(
       "gdn_forward",

@@ -49,6 +49,9 @@ def decode_latents(
     y: NDArray[float32],
     threads: int = 1,
 ) -> None: ...
+def conv3x3(
+    *, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor, relu: bool, y: Tensor, threads: int
+) -> None: ...
 def gdn_forward(*, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool, y: Tensor, threads: int) -> None: ...
 def gdn_backward(
     *,

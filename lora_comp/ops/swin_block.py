@@ -161,7 +161,7 @@ def prompted_swin_block(
     _check(x, parts, window, shift)
     check(PROMPTS[2 if prompts.dim() == 2 else 4], x, prompts)
     everywhere = prompts.dim() == 2
-    count = len(prompts) if everywhere else (window // spacing_of(prompts, *x.shape[1:3], window, shift)) ** 2
+    count = len(prompts) if everywhere else (window // spacing_of(prompts, x.shape[1], x.shape[2], window, shift)) ** 2
     published_mask = published_mask and not everywhere
     fits = (
         _fits(x, parts, window)
