@@ -1,10 +1,10 @@
-"""`python benchmarks/prompts.py [CODEC:WIDTHxHEIGHT]...`: what prompts cost an encoder, a decoder and their training.
+"""`python benchmarks/prompts.py [CODEC:WIDTHxHEIGHT]...`: what prompts and Adapt-ICMH cost.
 
 Processor time of one thread in milliseconds and over that of the plain codec, the least of several rounds in which
 kinds take turns: the codec by itself, with seeded prompts of the default options, with prompts whose U-Net has 8
-channels, and with prompts as the `plain_...` of `lora_comp.ops` define them, in torch. encode: from an image to the
-sections of a file, without a task. g_s: of the same y_hat. step: both passes of the training of prompts on one image,
-in bfloat16 where the processor has products of it.
+channels, with prompts as the `plain_...` of `lora_comp.ops` define them, in torch, and with adapters of `icmh`. encode:
+from an image to the sections of a file, without a task. g_s: of the same y_hat. step: both passes of the training of
+the adapter on one image, in bfloat16 where the processor has products of it.
 """
 
 import sys
@@ -18,11 +18,12 @@ import torch
 from torch.nn.functional import interpolate
 
 import lora_comp as lc
-from lora_comp.methods.transtic import Pretraining, TransTICOptions, make
+from lora_comp.methods import icmh, transtic
+from lora_comp.methods.method import Pretraining
 from lora_comp.ops.conv import plain_conv3x3
 from lora_comp.ops.swin_block import HALF, plain_prompted_swin_block
 
-ROUNDS = 7
+ROUNDS = 5
 DEFINITIONS = {
     "lora_comp.codecs.swin.prompted_swin_block": plain_prompted_swin_block,
     "lora_comp.methods.transtic.conv3x3": lambda *arguments: plain_conv3x3(*arguments[:5]),
@@ -39,7 +40,8 @@ def works_of(codec, pretraining: Pretraining | None, x: torch.Tensor, y_hat: tor
     if pretraining is None:
         made = codec
     else:
-        made = make(Path("seeded"), pretraining.tensors(), {"downsample": 2}, codec).of(codec)
+        make = icmh.make if isinstance(pretraining, icmh.Pretraining) else transtic.make
+        made = make(Path("seeded"), pretraining.tensors(), pretraining.card, codec).of(codec)
     return [
         lambda: made.analyze(x),
         lambda: made.coder().compress(made.latents(x)),
@@ -59,9 +61,10 @@ def rows(name: str, width: int, height: int) -> None:
     noise = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
     x = interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)
     y_hat = codec.rate(codec.latents(x)).y_hat
-    prompts, narrow = (Pretraining(codec, TransTICOptions(width=width)) for width in (None, 8))
+    prompts, narrow = (transtic.Pretraining(codec, transtic.TransTICOptions(width=width)) for width in (None, 8))
     kinds = {"plain": None, "prompts": prompts, "prompts, width 8": narrow, "prompts, in torch": prompts}
-    for parameter in (*prompts.trained.values(), *narrow.trained.values()):
+    kinds["icmh"] = icmh.Pretraining(codec, icmh.IcmhOptions())
+    for parameter in (p for one in kinds.values() if one for p in one.trained.values()):
         parameter.requires_grad_()
     works = {kind: works_of(codec, pretraining, x, y_hat) for kind, pretraining in kinds.items()}
     least = {kind: [float("inf")] * len(works[kind]) for kind in kinds}

@@ -114,7 +114,8 @@ def prompted_window_attention(
     """`window_attention` with prompts: more keys and values in each window, without queries and without a bias.
 
     Chen et al., "Transferring Transformer-based Image Compression from Human Perception to Machine Perception", ICCV
-    2023. A token sees the prompts of those tokens that it sees. Plain torch on all devices.
+    2023. A token sees the prompts of those tokens that it sees. Plain torch on all devices; on the CPU
+    `swin_block.prompted_swin_block` takes its place in whole blocks.
 
     Args:
         prompts: keys and values. (P, 2, heads, dim) or, of each image, (B, P, 2, heads, dim): the same in every window,
