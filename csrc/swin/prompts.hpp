@@ -20,8 +20,8 @@ namespace {
 
 using namespace simd::SIMD_TARGET;
 
-// The prompts of the window at hand, in columns after which zeros fill up what a product takes. Everything is empty
-// without prompts, whose `columns` are 0.
+// The prompts of the window at hand, a column each, and more columns to fill up what a product takes. Without prompts
+// `columns` is 0 and everything is empty.
 template <class N>
 struct Prompts {
   using Right = typename N::Right;
@@ -32,11 +32,11 @@ struct Prompts {
   const SwinPrompts& given;
   const Windows windows;  // of prompts
   const size_t columns, values;
-  Buffer<float> x, projected,
-      grad;                     // (dim, columns), and keys and then values of all heads (2 values / columns, columns)
-  Buffer<float> map_grad;       // (columns, queries)
-  Buffer<Right> right;          // x, or `grad`
-  Buffer<Right> deep, weights;  // of a head: (deep, columns), and a map with its queries or its keys inside
+  Buffer<float> x;                      // (dim, columns)
+  Buffer<float> projected, grad;        // of all heads keys and then values, each (heads kHead, columns)
+  Buffer<float> map_grad;               // (columns, queries)
+  Buffer<Right> right;                  // x, or `grad`
+  Buffer<Right> deep, weights;          // of a head: (deep, columns), and a map with its queries or its keys inside
   Buffer<Left> tokens, rows, map_rows;  // (columns, deep), (kHead, columns), (columns, queries)
   ptrdiff_t place[kMostPrompts];
   int32_t region[kTokens + kMostPrompts];  // of each key

@@ -89,7 +89,7 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         weight, bias, products = self.weight, self.bias, None
         assert bias is not None
-        if not (weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling()):
+        if weight.is_cpu and not (weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling()):
             state = id(weight), weight.data_ptr(), weight._version
             if self.kept[0] != state:
                 self.kept = state, products_of(weight)
