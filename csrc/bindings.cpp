@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention/window_attention.hpp"
+#include "conv/conv.hpp"
 #include "gdn/gdn.hpp"
 #include "rans/latents.hpp"
 #include "rans/rans.hpp"
@@ -189,6 +190,13 @@ PYBIND11_MODULE(_C, m) {
   using Stream = std::optional<uintptr_t>;
 
   m.def(
+      "conv3x3",
+      [](Tensor x, Tensor more, Tensor weight, Tensor bias, bool relu, Tensor y, unsigned threads) {
+        conv3x3({x, more, weight, bias, relu}, y, threads);
+      },
+      py::kw_only(), arg("x"), arg("more"), arg("weight"), arg("bias"), arg("relu"), arg("y"), arg("threads"), Release());
+
+  m.def(
       "gdn_forward",
       [](Tensor x, Tensor beta, Tensor gamma, bool inverse, Tensor y, unsigned threads) {
         gdn_forward({x, beta, gamma, inverse}, y, threads);
@@ -250,18 +258,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("swin_block_half", &swin_block_half_available, "Whether the processor multiplies in bfloat16.");
   m.def(
       "swin_block_forward",
-      [](const SwinBlockTensors& block, Tensor x, Tensor kept, size_t window, size_t shift, bool half, Tensor y,
-         unsigned threads) { swin_block_forward(block, {x, kept, window, shift, half}, y, threads); },
-      py::kw_only(), arg("block"), arg("x"), arg("kept"), arg("window"), arg("shift"), arg("half"), arg("y"),
-      arg("threads"), Release(),
+      [](const SwinBlockTensors& block, Tensor x, Tensor kept, size_t window, size_t shift, bool half, Tensor prompts,
+         bool published_mask, Tensor y, unsigned threads) {
+        swin_block_forward(block, {x, kept, window, shift, half, prompts, published_mask}, y, threads);
+      },
+      py::kw_only(), arg("block"), arg("x"), arg("kept"), arg("window"), arg("shift"), arg("half"), arg("prompts"),
+      arg("published_mask"), arg("y"), arg("threads"), Release(),
       "kept: None, or (B, rows, columns, 48 heads + channels + hidden, 64) for the backward pass, for each window.");
   m.def(
       "swin_block_backward",
-      [](const SwinBlockTensors& block, Tensor x, Tensor kept, size_t window, size_t shift, bool half, Tensor grad_y,
-         Tensor grad_x, const SwinBlockTensors& grads, unsigned threads) {
-        swin_block_backward(block, {x, kept, window, shift, half}, grad_y, grad_x, grads, threads);
+      [](const SwinBlockTensors& block, Tensor x, Tensor kept, size_t window, size_t shift, bool half, Tensor prompts,
+         bool published_mask, Tensor grad_y, Tensor grad_x, Tensor grad_prompts, const SwinBlockTensors& grads,
+         unsigned threads) {
+        const SwinBlockCall call{x, kept, window, shift, half, prompts, published_mask};
+        swin_block_backward(block, call, grad_y, grad_x, grads, grad_prompts, threads);
       },
-      py::kw_only(), arg("block"), arg("x"), arg("kept"), arg("window"), arg("shift"), arg("half"), arg("grad_y"),
-      arg("grad_x"), arg("grads"), arg("threads"), Release(),
-      "Writes grad_x and adds to grads, unless they are None; of the dense ones all are given, or none.");
+      py::kw_only(), arg("block"), arg("x"), arg("kept"), arg("window"), arg("shift"), arg("half"), arg("prompts"),
+      arg("published_mask"), arg("grad_y"), arg("grad_x"), arg("grad_prompts"), arg("grads"), arg("threads"), Release(),
+      "Writes grad_x, and grad_prompts of a map, and adds to the others, unless they are None; of the dense ones all "
+      "are\n"
+      "given, or none.");
 }

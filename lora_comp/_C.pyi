@@ -49,6 +49,9 @@ def decode_latents(
     y: NDArray[float32],
     threads: int = 1,
 ) -> None: ...
+def conv3x3(
+    *, x: Tensor, more: Tensor | None, weight: Tensor, bias: Tensor, relu: bool, y: Tensor, threads: int
+) -> None: ...
 def gdn_forward(*, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool, y: Tensor, threads: int) -> None: ...
 def gdn_backward(
     *,
@@ -140,6 +143,8 @@ def swin_block_forward(
     window: int,
     shift: int,
     half: bool,
+    prompts: Tensor | None,
+    published_mask: bool,
     y: Tensor,
     threads: int,
 ) -> None: ...
@@ -151,8 +156,11 @@ def swin_block_backward(
     window: int,
     shift: int,
     half: bool,
+    prompts: Tensor | None,
+    published_mask: bool,
     grad_y: Tensor,
     grad_x: Tensor | None,
+    grad_prompts: Tensor | None,
     grads: SwinBlock,
     threads: int,
 ) -> None: ...

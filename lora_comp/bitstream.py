@@ -52,7 +52,7 @@ MAGIC = b"LCZ"
 VERSION = 2
 MAX_PIXELS = 2**28  # default limit on the size of an image
 # Names coded by their index; new ones go to the end. Other names are spelt out in the file.
-METHODS = ("none", "svd_lora", "lora", "transtic", "alice", "duic", "calice")
+METHODS = ("none", "svd_lora", "lora", "transtic", "alice", "duic", "calice", "icmh")
 CODECS = ("tic", "tic-s", "tic-v", "stf", "stf-s", "cheng2020-attn", "cheng-s", "slim-s")
 SIXTEENTHS = 16  # steps per rate point
 MOVING = ("calice",)  # methods that move a frozen codec to another quality: their payload is that, in sixteenths

@@ -26,6 +26,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         ["memory.py"],
         ["large.py", "256"],
         ["batch.py", "2"],
+        ["prompts.py", "tic-v:64x64"],
         ["-m", "pytest", str(BENCHMARKS), "-q", "--benchmark-min-rounds=1", "--benchmark-max-time=0"],
     ],
     ids=lambda words: words[0],

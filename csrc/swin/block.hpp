@@ -18,6 +18,22 @@ struct SwinLayer {
   size_t in, out, rank;        // rank 0: a plain linear layer
 };
 
+// Prompts of its windows: vectors of which the layer qkv makes more keys and values (Chen et al., ICCV 2023).
+struct SwinPrompts {
+  const float* x = nullptr;  // (count, dim), the same in every window; or a map (batch, height / spacing, ., dim)
+  size_t count = 0;          // of a window, at most kMostPrompts
+  size_t spacing = 0;        // tokens to a prompt of the map along each side; 0: no map
+  bool published = false;    // of a map of spacing 2: who sees whom in shifted windows as in the published code
+
+  bool everywhere() const { return spacing == 0; }
+  Windows windows(const Windows& a) const {
+    if (everywhere()) return a;
+    return {a.height / spacing, a.width / spacing, a.window / spacing, a.shift / spacing};
+  }
+};
+
+constexpr size_t kMostPrompts = 64;
+
 struct SwinBlock {
   size_t batch;
   Windows windows;  // of 8x8
@@ -25,7 +41,8 @@ struct SwinBlock {
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // (dim)
   const float* position;                                               // (heads, tokens, tokens): head, key, query
   SwinLayer qkv, proj, fc1, fc2;
-  bool own;  // every image of the batch has its own u, s and v
+  bool own;               // every image of the batch has its own u, s and v
+  SwinPrompts prompts{};  // only with layers that are all plain
 };
 
 // Sums are added to what stands here; null for what is not wanted.
@@ -37,6 +54,7 @@ struct SwinLayerGrad {
 struct SwinBlockGrad {
   SwinLayerGrad qkv, proj, fc1, fc2;
   float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias, *position;
+  float* prompts = nullptr;  // those of a map are written, not added to
 
   bool dense() const { return position; }  // these five are wanted, and all weights and biases above; or none of them
 };
@@ -64,9 +82,11 @@ struct SwinBlockCall {
   Tensor x, kept;  // kept may be left out
   size_t window, shift;
   bool half;
+  Tensor prompts{};  // (P, dim), or (batch, height / d, width / d, dim); may be left out
+  bool published_mask = false;
 };
 void swin_block_forward(const SwinBlockTensors&, const SwinBlockCall&, const Tensor& y, unsigned threads);
 void swin_block_backward(const SwinBlockTensors&, const SwinBlockCall&, const Tensor& grad_y, const Tensor& grad_x,
-                         const SwinBlockTensors& grads, unsigned threads);
+                         const SwinBlockTensors& grads, const Tensor& grad_prompts, unsigned threads);
 
 }  // namespace lora_comp

@@ -31,8 +31,14 @@ void check(const SwinBlock& a, bool half) {
   demand(a.dim % 32 == 0 && a.fc1.out % 32 == 0, "channels in multiples of 32");
   demand(a.heads > 0 && a.heads % 2 == 0 && a.dim % a.heads == 0 && a.dim / a.heads <= kMostHead,
          "an even number of heads of up to 16 channels");
-  for (const SwinLayer* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2})
+  const SwinPrompts& prompts = a.prompts;
+  for (const SwinLayer* layer : {&a.qkv, &a.proj, &a.fc1, &a.fc2}) {
     demand(layer->rank <= kMostRank, "ranks of up to 256");
+    demand(!prompts.x || layer->rank == 0, "no low-rank updates with prompts");
+  }
+  demand(prompts.count <= kMostPrompts && (prompts.count > 0 || !prompts.x), "1 to 64 prompts in a window");
+  demand(!prompts.published || (prompts.spacing == 2 && a.windows.height % 8 == 0 && a.windows.width % 8 == 0),
+         "the published mask with prompts for 2x2 tokens of whole windows alone");
   demand(!half || simd::half_available(), "this machine does not multiply in bfloat16");
 }
 
@@ -55,6 +61,7 @@ void swin_block_forward(const SwinBlock& a, const float* x, float* y, float* kep
 
 void swin_block_backward(const SwinBlock& a, const float* x, const float* grad_y, float* grad_x, float* kept,
                          const SwinBlockGrad& grad, bool half, unsigned threads) {
+  demand(!a.prompts.x || !grad.dense(), "no gradients of the block's own parameters with prompts");
   swin::run_any({a, x, grad_y, grad_x, kept}, grad, half, threads);
 }
 

@@ -32,6 +32,7 @@ class Reader {
     static_cast<void>(arguments.floats("x", call.x, x));
     const Shape products = {x[0], block.windows.rows(), block.windows.columns(), 48 * heads + dim + hidden, 64};
     kept = arguments.find_floats("kept", call.kept, products);
+    if (call.prompts.given) block.prompts = prompts(call);
   }
 
   SwinLayerGrad grad(const std::string& layer, const SwinLayerTensors& to, const SwinLayerTensors& of) const {
@@ -47,6 +48,20 @@ class Reader {
   float* kept;
 
  private:
+  SwinPrompts prompts(const SwinBlockCall& call) const {
+    arguments.any("prompts", call.prompts, 2, 4);
+    const Windows& a = block.windows;
+    const Shape& shape = call.prompts.shape;
+    if (shape.dimensions == 2)
+      return {arguments.floats("prompts", call.prompts, {shape[0], block.dim}), shape[0], 0, false};
+    demand(shape.dimensions == 4 && shape[1] > 0 && a.height > 0 && a.height % shape[1] == 0,
+           "prompts must divide the sides of x");
+    const size_t d = a.height / shape[1], side = a.window / d;
+    demand(a.window % d == 0 && a.shift % d == 0 && a.width % d == 0, "prompts must divide window and shift");
+    const Shape map = {block.batch, shape[1], a.width / d, block.dim};
+    return {arguments.floats("prompts", call.prompts, map), side * side, d, call.published_mask};
+  }
+
   SwinLayer layer(const std::string& layer, const SwinLayerTensors& a, size_t in, size_t out) const {
     const auto floats = [&](const char* name, const Tensor& t, const Shape& shape) {
       return arguments.floats((layer + name).c_str(), t, shape);
@@ -73,7 +88,8 @@ void swin_block_forward(const SwinBlockTensors& tensors, const SwinBlockCall& ca
 }
 
 void swin_block_backward(const SwinBlockTensors& tensors, const SwinBlockCall& call, const Tensor& grad_y,
-                         const Tensor& grad_x, const SwinBlockTensors& grads, unsigned threads) {
+                         const Tensor& grad_x, const SwinBlockTensors& grads, const Tensor& grad_prompts,
+                         unsigned threads) {
   const Reader a(tensors, call);
   const auto find = [&](const char* name, const Tensor& grad, const Tensor& of) {
     return a.arguments.find_floats(name, grad, of.shape);
@@ -86,7 +102,8 @@ void swin_block_backward(const SwinBlockTensors& tensors, const SwinBlockCall& c
                          find("grad_norm1_bias", grads.norm1_bias, tensors.norm1_bias),
                          find("grad_norm2_weight", grads.norm2_weight, tensors.norm2_weight),
                          find("grad_norm2_bias", grads.norm2_bias, tensors.norm2_bias),
-                         find("grad_position", grads.position, tensors.position)};
+                         find("grad_position", grads.position, tensors.position),
+                         find("grad_prompts", grad_prompts, call.prompts)};
   for (const float* dense : {to.norm1_weight, to.norm1_bias, to.norm2_weight, to.norm2_bias, to.qkv.weight, to.qkv.bias,
                              to.proj.weight, to.proj.bias, to.fc1.weight, to.fc1.bias, to.fc2.weight, to.fc2.bias})
     demand((dense != nullptr) == to.dense(), "grads of the block's own parameters must all be given, or none");

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "../attention/window.hpp"
-#include "layers.hpp"
+#include "prompts.hpp"
 
 SIMD_BEGIN
 namespace lora_comp::swin::SIMD_TARGET {
@@ -39,7 +39,7 @@ struct alignas(64) Head {
 
 // exp(logit - the query's largest), and its sums over the keys.
 struct Map {
-  float* weight;  // (keys, queries)
+  float* weight;  // (keys, queries), the keys of prompts last
   float* total;   // (queries)
 };
 
@@ -56,26 +56,28 @@ void map_transpose(const float* map, Head<N>& h) {
 
 // out (kHead, tokens) = values times the map's shares; leaves the map as it was computed.
 template <class N, class Right = typename N::Right>
-void attend(const float* q, const float* k, const float* v, const float* position, const Window<kTokens>& window,
-            Head<N>& h, const Map& map, float* out) {
+void attend(size_t head, const float* q, const float* k, const float* v, const float* position,
+            const Window<kTokens>& window, Head<N>& h, Prompts<N>& prompts, const Map& map, float* out) {
   const Right* const query = as_right<N>(q, kHead, h.query);
   static_assert(Head<N>::kDeep / N::kPack == kHead, "so many words hold the channels of a head");
   deep_transpose<N>(as_right<N>(k, kHead, h.key), h.key_tokens);
   N::multiply(h.key_tokens, Head<N>::kDeep, query, Head<N>::kDeep, map.weight, kTokens, kTokens, position);
+  float* const of_prompts = map.weight + kTokens * kTokens;
+  if (prompts.columns) prompts.add_logits(head, query, of_prompts);
   Vector largest[kVectors];
   for (Vector& x : largest) x = Vector{} - 3.0e38f;
-  for (size_t j = 0; j < kTokens; ++j)
+  for (size_t j = 0; j < prompts.keys(); ++j)
     for (size_t i = 0; i < kVectors; ++i) {
       Vector& x = at(map.weight + j * kTokens + i * kWidth);
-      if (window.mixed) {
+      if (window.mixed && j < prompts.bounded) {
         Integers regions;
         std::memcpy(&regions, window.region + i * kWidth, sizeof regions);
-        x += regions == window.region[j] ? Vector{} : Vector{} + kMasked;
+        x += regions == prompts.region[j] ? Vector{} : Vector{} + kMasked;
       }
       largest[i] = x > largest[i] ? x : largest[i];
     }
   Vector sum[kVectors] = {};
-  for (size_t j = 0; j < kTokens; ++j)
+  for (size_t j = 0; j < prompts.keys(); ++j)
     for (size_t i = 0; i < kVectors; ++i) {
       Vector& x = at(map.weight + j * kTokens + i * kWidth);
       x = exp<N>(x - largest[i]);
@@ -88,36 +90,50 @@ void attend(const float* q, const float* k, const float* v, const float* positio
   }
   const Right* const keys = as_right<N>(map.weight, kTokens, h.keys);
   N::multiply(as_left<N>(v, kHead, h.value_rows), kTokens, keys, kTokens, out, kHead, kTokens, nullptr);
+  if (prompts.columns) prompts.add_values(head, of_prompts, out);
   for (size_t c = 0; c < kHead; ++c)
     for (size_t i = 0; i < kVectors; ++i) at(out + c * kTokens + i * kWidth) *= inverse[i];
 }
 
-// After `attend`: from the gradient of the head's output (kHead, tokens) to those of q, k and v, in place of them.
+// After `attend`: from the gradient of the head's output (kHead, tokens) to those of q, k and v, in place of them, and
+// of the keys and values of prompts.
 template <class N>
-void attend_back(const float* grad, float* q, float* k, float* v, Head<N>& h, const Map& map) {
+void attend_back(size_t head, const float* grad, float* q, float* k, float* v, Head<N>& h, Prompts<N>& prompts,
+                 const Map& map) {
   using Left = typename N::Left;
   const Left* const query_rows = as_left<N>(q, kHead, h.query_rows);
   rows_to_left<N>(k, kHead, h.key_rows);  // k is overwritten before they are read
   deep_transpose<N>(as_right<N>(v, kHead, h.value), h.value_tokens);
   const auto* const grad_right = as_right<N>(grad, kHead, h.query);  // whose own values are not needed again
   N::multiply(h.value_tokens, Head<N>::kDeep, grad_right, Head<N>::kDeep, h.map_grad, kTokens, kTokens, nullptr);
+  float* const of_prompts = map.weight + kTokens * kTokens;
+  if (prompts.columns) prompts.add_map_grad(head, grad_right);
+  struct {
+    float *weight, *grad;
+    size_t keys;
+  } const parts[] = {{map.weight, h.map_grad, kTokens}, {of_prompts, prompts.map_grad.get(), prompts.columns}};
   for (size_t t = 0; t < kTokens; t += kWidth) {
     const Vector inverse = 1.0f / at(map.total + t);
     Vector mean = {};
-    for (size_t j = 0; j < kTokens; ++j) {
-      at(map.weight + j * kTokens + t) *= inverse;
-      mean += at(map.weight + j * kTokens + t) * at(h.map_grad + j * kTokens + t);
-    }
-    for (size_t j = 0; j < kTokens; ++j)
-      at(h.map_grad + j * kTokens + t) = at(map.weight + j * kTokens + t) * (at(h.map_grad + j * kTokens + t) - mean);
+    for (const auto& part : parts)
+      for (size_t j = 0; j < part.keys; ++j) {
+        at(part.weight + j * kTokens + t) *= inverse;
+        mean += at(part.weight + j * kTokens + t) * at(part.grad + j * kTokens + t);
+      }
+    for (const auto& part : parts)
+      for (size_t j = 0; j < part.keys; ++j)
+        at(part.grad + j * kTokens + t) = at(part.weight + j * kTokens + t) * (at(part.grad + j * kTokens + t) - mean);
   }
   alignas(64) Left grad_rows[kHead * kTokens];
   map_transpose<N>(map.weight, h);
-  N::multiply(as_left<N>(grad, kHead, grad_rows), kTokens, h.queries, kTokens, v, kHead, kTokens, nullptr);
+  const Left* const grad_left = as_left<N>(grad, kHead, grad_rows);
+  N::multiply(grad_left, kTokens, h.queries, kTokens, v, kHead, kTokens, nullptr);
   map_transpose<N>(h.map_grad, h);
   N::multiply(query_rows, kTokens, h.queries, kTokens, k, kHead, kTokens, nullptr);
   const auto* const keys = as_right<N>(h.map_grad, kTokens, h.keys);
+  if (prompts.columns) prompts.back(head, grad_left, query_rows, of_prompts);
   N::multiply(h.key_rows, kTokens, keys, kTokens, q, kHead, kTokens, nullptr);
+  if (prompts.columns) prompts.add_query_grad(head, q);
 }
 
 }  // namespace

@@ -41,20 +41,26 @@ inline std::vector<Share> make_shares(const SwinBlock& a, bool dense) {
 }
 
 template <class N>
-void run(const Packed<N>& packed, const Job& job, const Share& share, BlockSums* sums) {
+void run(const Packed<N>& packed, const Job& job, const Share& share, float* grad_prompts, BlockSums* sums) {
   [[maybe_unused]] const typename N::Session session{};
-  Scratch<N> scratch(packed, job.grad_y != nullptr);
+  Scratch<N> scratch(packed, job.block, job.grad_y != nullptr);
+  float* const of_all = sums && sums->prompts.size() ? sums->prompts.get() : nullptr;  // the same in every window
+  float* const of_map = of_all ? nullptr : grad_prompts;
   const Windows& windows = job.block.windows;
   for (size_t row = share.first; row < share.last; ++row)
     for (size_t column = 0; column < windows.columns(); ++column) {
       const Window<kTokens> window(windows, row / windows.rows(), row % windows.rows() * windows.window,
                                    column * windows.window);
+      scratch.prompts.enter(packed, window, row / windows.rows(), row % windows.rows() * windows.window,
+                            column * windows.window);
       float* const kept = job.kept ? job.kept + (row * windows.columns() + column) * scratch.kept.size() : nullptr;
       if (job.grad_y)
         backward_window(packed, window, scratch, job.x, job.grad_y, job.out, kept, *sums);
       else
         forward_window(packed, window, scratch, job.x, job.out, kept);
+      if (of_map) scratch.prompts.project_back(packed, of_map);
     }
+  if (of_all) scratch.prompts.project_back(packed, of_all);
 }
 
 // Adds the sums of all shares to the gradients.
@@ -72,6 +78,8 @@ inline void unpack(std::vector<BlockSums>& sums, const std::vector<Share>& share
     for (size_t k = 0; k < 4; ++k)
       unpack_low_rank(sums[i].layers[k], *layers[k], a.own ? shares[i].first / a.windows.rows() : 0, places[k],
                       *grads[k]);
+  for (const BlockSums& sum : sums)
+    for (size_t i = 0; i < sum.prompts.size(); ++i) grad.prompts[i] += sum.prompts.get()[i];
   if (!grad.dense()) return;
   for (size_t i = 1; i < sums.size(); ++i) sums[0].add_dense(sums[i]);
   for (size_t k = 0; k < 4; ++k) unpack_dense(sums[0].layers[k], *layers[k], places[k], *grads[k]);
@@ -90,9 +98,10 @@ void run_block(const Job& job, const SwinBlockGrad& grad, unsigned threads) {
   for (size_t image = 0; image < (a.own ? a.batch : 1); ++image) packed.emplace_back(a, image);
   const std::vector<Share> shares = make_shares(a, grad.dense());
   std::vector<BlockSums> sums;
-  for (size_t i = 0; job.grad_y && i < shares.size(); ++i) sums.emplace_back(packed.front(), grad);
+  for (size_t i = 0; job.grad_y && i < shares.size(); ++i) sums.emplace_back(packed.front(), a, grad);
   parallel(shares.size(), threads, [&](size_t i) {
-    run(packed[a.own ? shares[i].first / a.windows.rows() : 0], job, shares[i], job.grad_y ? &sums[i] : nullptr);
+    run(packed[a.own ? shares[i].first / a.windows.rows() : 0], job, shares[i], grad.prompts,
+        job.grad_y ? &sums[i] : nullptr);
   });
   unpack(sums, shares, a, grad);
 }

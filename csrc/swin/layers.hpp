@@ -23,30 +23,65 @@ constexpr float kEpsilon = 1e-5f;  // of the normalisation
 
 // (channels, tokens) to a Right.
 template <class N>
-void to_right(const float* rows, size_t channels, typename N::Right* to) {
+void to_right(const float* rows, size_t channels, typename N::Right* to, size_t tokens = kTokens) {
   for (size_t c = 0; c < channels; c += 2)
-    for (size_t t = 0; t < kTokens; t += kWidth)
-      N::put(to, kTokens, c, t, at(rows + c * kTokens + t), at(rows + (c + 1) * kTokens + t));
+    for (size_t t = 0; t < tokens; t += kWidth)
+      N::put(to, tokens, c, t, at(rows + c * tokens + t), at(rows + (c + 1) * tokens + t));
 }
 
 template <class N>
-void rows_to_left(const float* rows, size_t channels, typename N::Left* to) {
-  for (size_t i = 0; i < channels * kTokens; i += kWidth) N::put(to + i, at(rows + i));
+void rows_to_left(const float* rows, size_t channels, typename N::Left* to, size_t tokens = kTokens) {
+  for (size_t i = 0; i < channels * tokens; i += kWidth) N::put(to + i, at(rows + i));
 }
 
 // The same without a copy where the numbers are the operand already, which `room` is for otherwise.
 template <class N>
-const typename N::Right* as_right(const float* rows, size_t channels, typename N::Right* room) {
+const typename N::Right* as_right(const float* rows, size_t channels, typename N::Right* room,
+                                  size_t tokens = kTokens) {
   if constexpr (N::kPack == 1) return rows;
-  to_right<N>(rows, channels, room);
+  to_right<N>(rows, channels, room, tokens);
   return room;
 }
 
 template <class N>
-const typename N::Left* as_left(const float* rows, size_t channels, typename N::Left* room) {
+const typename N::Left* as_left(const float* rows, size_t channels, typename N::Left* room, size_t tokens = kTokens) {
   if constexpr (N::kPack == 1) return rows;
-  rows_to_left<N>(rows, channels, room);
+  rows_to_left<N>(rows, channels, room, tokens);
   return room;
+}
+
+// The tokens at `place` of a map, channel by channel; zeros for those outside, where it is -1.
+inline void gather(const float* from, size_t channels, const ptrdiff_t* place, float* to, size_t tokens = kTokens) {
+  for (size_t t = 0; t < tokens; t += kWidth)
+    for (size_t c = 0; c < channels; c += kWidth) {
+      Words block[kWidth] = {};
+      for (size_t i = 0; i < kWidth; ++i)
+        if (place[t + i] >= 0)
+          block[i] = same_bits<Words>(load(from + static_cast<size_t>(place[t + i]) * channels + c));
+      simd::transpose(block);
+      for (size_t i = 0; i < kWidth; ++i) at(to + (c + i) * tokens + t) = same_bits<Vector>(block[i]);
+    }
+}
+
+// The other way.
+inline void scatter(const float* from, size_t channels, const ptrdiff_t* place, float* to, size_t tokens = kTokens) {
+  for (size_t t = 0; t < tokens; t += kWidth)
+    for (size_t c = 0; c < channels; c += kWidth) {
+      Words block[kWidth];
+      for (size_t i = 0; i < kWidth; ++i) block[i] = same_bits<Words>(at(from + (c + i) * tokens + t));
+      simd::transpose(block);
+      for (size_t i = 0; i < kWidth; ++i)
+        if (place[t + i] >= 0)
+          store(to + static_cast<size_t>(place[t + i]) * channels + c, same_bits<Vector>(block[i]));
+    }
+}
+
+inline void add_bias(float* rows, size_t channels, const float* bias, float factor, size_t tokens = kTokens) {
+  for (size_t c = 0; c < channels; ++c)
+    for (size_t t = 0; t < tokens; t += kWidth) {
+      Vector& x = at(rows + c * tokens + t);
+      x = (x + bias[c]) * factor;
+    }
 }
 
 inline void add(const float* from, size_t size, float* to) {

@@ -38,13 +38,15 @@ struct LayerSums {
 struct BlockSums {
   LayerSums layers[4];                   // qkv, proj, fc1, fc2
   Buffer<float> norm1, norm2, position;  // see `norm_grads`; (heads, keys, queries)
+  Buffer<float> prompts;                 // (count, dim) of those that are the same in every window
 
   template <class N>
-  BlockSums(const Packed<N>& p, const SwinBlockGrad& grad)
+  BlockSums(const Packed<N>& p, const SwinBlock& a, const SwinBlockGrad& grad)
       : layers{{p.qkv, grad.qkv}, {p.proj, grad.proj}, {p.fc1, grad.fc1}, {p.fc2, grad.fc2}},
         norm1(grad.dense() ? 2 * p.dim * kWidth : 0),
         norm2(grad.dense() ? 2 * p.dim * kWidth : 0),
-        position(grad.dense() ? p.heads * kTokens * kTokens : 0) {}
+        position(grad.dense() ? p.heads * kTokens * kTokens : 0),
+        prompts(grad.prompts && a.prompts.everywhere() ? a.prompts.count * p.dim : 0) {}
 
   bool dense() const { return position.size() > 0; }
 

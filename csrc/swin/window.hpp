@@ -24,26 +24,26 @@ struct Scratch {
   using Right = Buffer<typename N::Right>;
   using Left = Buffer<typename N::Left>;
 
-  Buffer<float> x, kept, attended, maps, low[4];
+  Buffer<float> x, kept, attended, low[4];
   float *const qkv, *const middle, *const hidden;        // in `kept`
   Buffer<float> grad, grad_narrow, grad_wide, grad_low;  // the backward pass alone
   Right normed1, normed2, heads, active, grad_right;
   Left rows, grad_rows;
   Head<N> head;
-
-  static constexpr size_t kMapSize = kTokens * kTokens + kTokens;
+  Prompts<N> prompts;
+  const size_t map_size;  // with its sums
+  Buffer<float> maps;
 
   Map map(size_t head) const {
-    float* const weight = maps.get() + head * kMapSize;
-    return {weight, weight + kTokens * kTokens};
+    float* const weight = maps.get() + head * map_size;
+    return {weight, weight + map_size - kTokens};
   }
   static size_t words(const Side<N>& side) { return side.row() * kTokens / N::kPack; }
 
-  Scratch(const Packed<N>& p, bool back)
+  Scratch(const Packed<N>& p, const SwinBlock& a, bool back)
       : x(p.dim * kTokens),
         kept((p.qkv.forward.outputs + p.dim + p.hidden) * kTokens),
         attended(p.proj.forward.inputs * kTokens),
-        maps((back ? p.heads : 1) * kMapSize),
         qkv(kept.get()),
         middle(qkv + p.qkv.forward.outputs * kTokens),
         hidden(middle + p.dim * kTokens),
@@ -59,46 +59,14 @@ struct Scratch {
                                     words(p.fc2.backward)})
                         : 0),
         rows(back ? std::max({p.qkv.forward.inputs, p.proj.forward.inputs, p.hidden}) * kTokens : 0),
-        grad_rows(back ? std::max({p.qkv.forward.outputs, p.hidden}) * kTokens : 0) {
+        grad_rows(back ? std::max({p.qkv.forward.outputs, p.hidden}) * kTokens : 0),
+        prompts(p, a, back),
+        map_size((kTokens + prompts.columns + 1) * kTokens),
+        maps((back ? p.heads : 1) * map_size) {
     const Linear<N>* const layers[] = {&p.qkv, &p.proj, &p.fc1, &p.fc2};
     for (size_t i = 0; i < 4; ++i) low[i] = Buffer<float>(layers[i]->forward.ranks * kTokens);
   }
 };
-
-// The tokens of a window, channel by channel; zeros outside the map.
-template <class N>
-void gather(const float* from, size_t channels, const Window<kTokens>& window, float* to) {
-  for (size_t t = 0; t < kTokens; t += kWidth)
-    for (size_t c = 0; c < channels; c += kWidth) {
-      Words block[kWidth] = {};
-      for (size_t i = 0; i < kWidth; ++i)
-        if (window.place[t + i] >= 0)
-          block[i] = same_bits<Words>(load(from + static_cast<size_t>(window.place[t + i]) * channels + c));
-      simd::transpose(block);
-      for (size_t i = 0; i < kWidth; ++i) at(to + (c + i) * kTokens + t) = same_bits<Vector>(block[i]);
-    }
-}
-
-template <class N>
-void scatter(const float* from, size_t channels, const Window<kTokens>& window, float* to) {
-  for (size_t t = 0; t < kTokens; t += kWidth)
-    for (size_t c = 0; c < channels; c += kWidth) {
-      Words block[kWidth];
-      for (size_t i = 0; i < kWidth; ++i) block[i] = same_bits<Words>(at(from + (c + i) * kTokens + t));
-      simd::transpose(block);
-      for (size_t i = 0; i < kWidth; ++i)
-        if (window.place[t + i] >= 0)
-          store(to + static_cast<size_t>(window.place[t + i]) * channels + c, same_bits<Vector>(block[i]));
-    }
-}
-
-inline void add_bias(float* rows, size_t channels, const float* bias, float factor) {
-  for (size_t c = 0; c < channels; ++c)
-    for (size_t t = 0; t < kTokens; t += kWidth) {
-      Vector& x = at(rows + c * kTokens + t);
-      x = (x + bias[c]) * factor;
-    }
-}
 
 // The next three leave in the scratch what the backward pass needs of a layer, and its product, unless that is `known`.
 
@@ -121,8 +89,8 @@ void attend_all(const Packed<N>& p, const Window<kTokens>& window, bool keeps_ma
   const size_t head = kHead * kTokens, each = p.heads * head;
   for (size_t h = 0; h < p.heads; ++h) {
     const float* const q = s.qkv + h * head;
-    attend<N>(q, q + each, q + 2 * each, p.position + h * kTokens * kTokens, window, s.head, s.map(keeps_maps ? h : 0),
-              s.attended.get() + h * head);
+    attend<N>(h, q, q + each, q + 2 * each, p.position + h * kTokens * kTokens, window, s.head, s.prompts,
+              s.map(keeps_maps ? h : 0), s.attended.get() + h * head);
   }
   to_right<N>(s.attended.get(), p.heads * kHead, s.heads.get());
   apply_thin(p.proj.forward, s.heads.get(), s.low[1].get());
@@ -166,7 +134,7 @@ void activate_with_slopes(float* hidden, size_t channels, typename N::Right* to)
 template <class N>
 void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x, float* y,
                     float* kept) {
-  gather<N>(x, p.dim, window, s.x.get());
+  gather(x, p.dim, window.place, s.x.get());
   project(p, false, s);
   attend_all(p, window, false, false, s);
   expand(p, false, s);
@@ -174,7 +142,7 @@ void forward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N
   activate<N>(s.hidden, p.hidden, s.active.get());
   apply(p.fc2.forward, s.active.get(), s.low[3].get(), s.x.get(), s.middle);
   add_bias(s.x.get(), p.dim, p.fc2.bias.get(), 1.0f);
-  scatter<N>(s.x.get(), p.dim, window, y);
+  scatter(s.x.get(), p.dim, window.place, y);
 }
 
 // grad_x = (W^T + V diag(s) U^T) grad_y, unless it is null, and the layer's own gradients. x: (in, tokens), read for
@@ -199,8 +167,8 @@ void back(const Linear<N>& layer, const typename N::Right* x, const float* low, 
 template <class N>
 void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<N>& s, const float* x,
                      const float* grad_y, float* grad_x, const float* kept, BlockSums& sums) {
-  gather<N>(x, p.dim, window, s.x.get());
-  gather<N>(grad_y, p.dim, window, s.grad.get());
+  gather(x, p.dim, window.place, s.x.get());
+  gather(grad_y, p.dim, window.place, s.grad.get());
   if (kept) std::copy_n(kept, s.kept.size(), s.kept.get());
   const Moments first = project(p, kept, s);
   attend_all(p, window, true, kept, s);
@@ -226,7 +194,7 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
   const size_t head = kHead * kTokens, each = p.heads * head;
   for (size_t h = 0; h < p.heads; ++h) {
     float* const q = s.qkv + h * head;
-    attend_back<N>(s.grad_wide.get() + h * head, q, q + each, q + 2 * each, s.head, s.map(h));
+    attend_back<N>(h, s.grad_wide.get() + h * head, q, q + each, q + 2 * each, s.head, s.prompts, s.map(h));
     if (sums.dense()) add(s.head.map_grad, kTokens * kTokens, sums.position.get() + h * kTokens * kTokens);
   }
   const float scale = 1.0f / std::sqrt(static_cast<float>(p.own_head));
@@ -236,7 +204,7 @@ void backward_window(const Packed<N>& p, const Window<kTokens>& window, Scratch<
   if (sums.dense()) norm_grads(s.grad_narrow.get(), s.x.get(), first, p.dim, sums.norm1.get());
   if (!grad_x) return;
   normalise_back(s.grad_narrow.get(), s.x.get(), first, p.dim, p.norm1_weight, s.grad.get());
-  scatter<N>(s.grad.get(), p.dim, window, grad_x);
+  scatter(s.grad.get(), p.dim, window.place, grad_x);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_comp import ops
-from lora_comp.ops.swin_block import plain_swin_block, prompted_swin_block
+from lora_comp.ops.swin_block import plain_prompted_swin_block, plain_swin_block, prompted_swin_block
 
 
 def position_bias(table: Tensor, window: int) -> Tensor:
@@ -84,7 +84,8 @@ class SwinBlock(nn.Module):
         qkv, proj, fc1, fc2 = map(as_layer, (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
         parts = ops.Parts(next(norms), qkv, attn.position(), proj, next(norms), fc1, fc2)
         if prompts is not None:
-            return prompted_swin_block(x, prompts, parts, attn.window, attn.shift, published_mask)
+            block = prompted_swin_block if self.kernels else plain_prompted_swin_block
+            return block(x, prompts, parts, attn.window, attn.shift, published_mask)
         if not self.kernels:
             return plain_swin_block(x, parts, attn.window, attn.shift, kernels=False)
         return ops.swin_block(x, parts, attn.window, attn.shift)

@@ -12,7 +12,7 @@ import torch
 
 from lora_comp.codecs import CODECS
 from lora_comp.errors import BitstreamError, LoraCompError
-from lora_comp.methods import alice, calice, svd_lora, transtic
+from lora_comp.methods import alice, calice, icmh, svd_lora, transtic
 from lora_comp.methods.annealing import Annealed, annealed, steps_of
 from lora_comp.methods.method import STEPS, Adapted, FitSettings, Method, Spec
 from lora_comp.methods.stacked import Stacked
@@ -44,6 +44,7 @@ METHODS: dict[str, Spec] = {
     "alice": alice.SPEC,
     "calice": calice.SPEC,
     "transtic": transtic.SPEC,
+    "icmh": icmh.SPEC,
 }
 
 

@@ -33,6 +33,7 @@ from lora_comp.methods.adapter_files import choose, of_identity
 from lora_comp.methods.alice import chosen
 from lora_comp.methods.low_rank import identify
 from lora_comp.methods.method import FitSettings, Spec, Unfitted, check_new
+from lora_comp.ops.conv import conv3x3, products_of
 from lora_comp.settings import setting
 
 NAMES = ("transtic",)
@@ -77,12 +78,42 @@ def channels(stage: Any) -> int:
     return stage.blocks[0].attn.proj.out_features
 
 
-def _convolutions(inputs: int, outputs: int, count: int, norm: bool) -> nn.Sequential:
+class Convolution(nn.Conv2d):
+    """Of 3x3, with a ReLU if wanted: `ops.conv.conv3x3`."""
+
+    def __init__(self, inputs: int, outputs: int, relu: bool):
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.relu = relu
+        self.kept: tuple = (), None  # cache for a frozen weight: its state, and its products
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        weight, bias, products = self.weight, self.bias, None
+        assert bias is not None
+        if weight.is_cpu and not (weight.requires_grad or weight.is_inference() or torch.compiler.is_compiling()):
+            state = id(weight), weight.data_ptr(), weight._version
+            if self.kept[0] != state:
+                self.kept = state, products_of(weight)
+            products = self.kept[1]
+        return conv3x3(x, weight, bias, more, self.relu, products)
+
+
+class Convolutions(nn.Sequential):
+    """Of one map, or of the channels of two."""
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        first, *layers = self.children()
+        x = first(x, more)
+        for layer in layers:
+            x = layer(x)
+        return x
+
+
+def _convolutions(inputs: int, outputs: int, count: int, norm: bool) -> Convolutions:
     layers: list[nn.Module] = []
     for i in range(count):
-        convolution = nn.Conv2d(inputs if i == 0 else outputs, outputs, 3, padding=1)
-        layers += [convolution, nn.BatchNorm2d(outputs) if norm else nn.Identity(), nn.ReLU()]
-    return nn.Sequential(*layers)
+        convolution = Convolution(inputs if i == 0 else outputs, outputs, relu=not norm)
+        layers += [convolution, *([nn.BatchNorm2d(outputs), nn.ReLU()] if norm else [nn.Identity(), nn.Identity()])]
+    return Convolutions(*layers)
 
 
 class UNet(nn.Module):
@@ -105,8 +136,8 @@ class UNet(nn.Module):
         one = self.down1(x)
         two = self.down2(F.max_pool2d(one, 2))
         three = self.down3(F.max_pool2d(two, 2))
-        two = self.up2(torch.cat([two, _doubled(three)], 1))
-        return self.last(self.up1(torch.cat([one, _doubled(two)], 1)))
+        two = self.up2(two, _doubled(three))
+        return self.last(self.up1(one, _doubled(two)))
 
 
 def _doubled(x: Tensor) -> Tensor:

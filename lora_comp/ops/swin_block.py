@@ -12,7 +12,12 @@ from torch import Tensor
 from lora_comp import _C
 from lora_comp.ops._call import KERNEL_TYPES, check, empty_unless
 from lora_comp.ops.svd_lora import plain_svd_lora_linear, svd_lora_linear
-from lora_comp.ops.window_attention import plain_window_attention, prompted_window_attention, window_attention
+from lora_comp.ops.window_attention import (
+    plain_window_attention,
+    prompted_window_attention,
+    spacing_of,
+    window_attention,
+)
 from lora_comp.shapes import Shapes
 
 LAYERS = {"qkv": ("C", "3C"), "proj": ("C", "C"), "fc1": ("C", "hidden"), "fc2": ("hidden", "C")}  # in and out
@@ -34,7 +39,9 @@ def _shapes(own: tuple[bool, ...]) -> Shapes:
 
 
 SHAPES = {own: _shapes(own) for own in itertools.product((False, True), repeat=len(LAYERS))}
+PROMPTS = {2: Shapes({"x": "B H W C", "prompts": "P C"}), 4: Shapes({"x": "B H W C", "prompts": "B h w C"})}
 FUSED_WINDOW, FUSED_HEAD, FUSED_RANK = 8, 16, 256  # what the CPU kernel knows: its window, the largest head and rank
+FUSED_PROMPTS = 64  # in a window
 MOST_KEPT = 64 * 2**20  # bytes of one block
 HALF = _C.swin_block_half()  # whether the processor multiplies in bfloat16
 
@@ -100,14 +107,10 @@ def plain_swin_block(x: Tensor, parts: Parts, window: int, shift: int, kernels: 
     return x + parts.fc2(F.gelu(parts.fc1(F.layer_norm(x, channels, *parts.norm2), linear)), linear)
 
 
-def prompted_swin_block(
+def plain_prompted_swin_block(
     x: Tensor, prompts: Tensor, parts: Parts, window: int, shift: int, published_mask: bool = False
 ) -> Tensor:
-    """`swin_block` with prompts, of which the layer qkv makes keys and values, without norm1: see
-    `prompted_window_attention`, also for published_mask. Plain torch on all devices.
-
-    prompts: (P, C), the same in every window, or a map (B, H / d, W / d, C).
-    """
+    """The definition of `prompted_swin_block`, in torch."""
     heads, channels = parts.position.shape[0], x.shape[3:]
     qkv = parts.qkv(F.layer_norm(x, channels, *parts.norm1)).unflatten(-1, (3, heads, -1))
     if prompts.dim() == 2 and parts.qkv.s is not None and parts.qkv.s.dim() == 2:  # low-rank parts of each image
@@ -137,15 +140,52 @@ def swin_block(x: Tensor, parts: Parts, window: int, shift: int) -> Tensor:
     _check(x, parts, window, shift)
     if not _fits(x, parts, window):
         return plain_swin_block(x, parts, window, shift)
+    return _run(x, None, parts, window, shift, False)
+
+
+def prompted_swin_block(
+    x: Tensor, prompts: Tensor, parts: Parts, window: int, shift: int, published_mask: bool = False
+) -> Tensor:
+    """`swin_block` with prompts, of which the layer qkv makes keys and values, without norm1: see
+    `prompted_window_attention`, also for published_mask.
+
+    The same fused kernel, with gradients of x and of prompts. It is `plain_prompted_swin_block` where `swin_block` is
+    plain, with more than 64 prompts in a window, with low-rank updates, where parameters of the block want a gradient,
+    and with the published mask of a map that is not made of whole windows.
+
+    Args:
+        prompts: (P, C), the same in every window, or a map (B, H / d, W / d, C), d a divisor of window and shift.
+    Raises:
+        ValueError: shapes or devices that do not fit each other, or a shift that is not in [0, window).
+    """
+    _check(x, parts, window, shift)
+    check(PROMPTS[2 if prompts.dim() == 2 else 4], x, prompts)
+    everywhere = prompts.dim() == 2
+    count = len(prompts) if everywhere else (window // spacing_of(prompts, x.shape[1], x.shape[2], window, shift)) ** 2
+    published_mask = published_mask and not everywhere
+    fits = (
+        _fits(x, parts, window)
+        and prompts.dtype in KERNEL_TYPES
+        and 0 < count <= FUSED_PROMPTS
+        and (not published_mask or (count == 16 and x.shape[1] % window == 0 and x.shape[2] % window == 0))
+        and not any([layer.s is not None for layer in parts.layers])
+        and not (torch.is_grad_enabled() and any([t.requires_grad for t in parts.dense()]))
+    )
+    if not fits:
+        return plain_prompted_swin_block(x, prompts, parts, window, shift, published_mask)
+    return _run(x, prompts.float(), parts, window, shift, published_mask)
+
+
+def _run(x: Tensor, prompts: Tensor | None, parts: Parts, window: int, shift: int, published_mask: bool) -> Tensor:
     half = HALF and torch.is_autocast_enabled("cpu")
-    tensors = x.float(), parts.dense(), parts.low_rank()
+    dense, low_rank = parts.dense(), parts.low_rank()
     keeps = (
         not half
-        and 4 * math.prod(_kept_shape(x, tensors[1])) <= MOST_KEPT
+        and 4 * math.prod(_kept_shape(x, dense)) <= MOST_KEPT
         and torch.is_grad_enabled()
-        and (any(t.requires_grad for t in (x, *tensors[1], *tensors[2])))
+        and any([t is not None and t.requires_grad for t in (x, prompts, *dense, *low_rank)])
     )
-    return _fused(*tensors, window, shift, half, keeps)[0]
+    return _fused(x.float(), prompts, dense, low_rank, window, shift, published_mask, half, keeps)[0]
 
 
 def _check(x: Tensor, parts: Parts, window: int, shift: int) -> None:
@@ -208,10 +248,12 @@ def _kept_shape(x: Tensor, dense: list[Tensor]) -> tuple[int, ...]:
 @torch.library.custom_op("lora_comp::swin_block", mutates_args=(), device_types="cpu")
 def _fused(
     x: Tensor,
+    prompts: Tensor | None,
     dense: list[Tensor],
     low_rank: list[Tensor],
     window: int,
     shift: int,
+    published_mask: bool,
     half: bool,
     keeps: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -225,6 +267,8 @@ def _fused(
         window=window,
         shift=shift,
         half=half,
+        prompts=None if prompts is None else prompts.contiguous(),
+        published_mask=published_mask,
         y=y,
         threads=torch.get_num_threads(),
     )
@@ -232,28 +276,33 @@ def _fused(
 
 
 @_fused.register_fake
-def _(x, dense, low_rank, window, shift, half, keeps):
+def _(x, prompts, dense, low_rank, window, shift, published_mask, half, keeps):
     return x.new_empty(x.shape), x.new_empty(_kept_shape(x, dense) if keeps else 0)
 
 
 @torch.library.custom_op("lora_comp::swin_block_backward", mutates_args=(), device_types="cpu")
 def _backward(
     x: Tensor,
+    prompts: Tensor | None,
     grad: Tensor,
     kept: Tensor,
     dense: list[Tensor],
     low_rank: list[Tensor],
     window: int,
     shift: int,
+    published_mask: bool,
     half: bool,
     wants_x: bool,
+    wants_prompts: bool,
     wants_dense: bool,
     wanted: list[bool],
 ) -> list[Tensor]:
-    """The gradients of x, dense and low_rank, without elements where not wanted: `wanted` is of each of low_rank."""
+    """The gradients of x, prompts, dense and low_rank, without elements where not wanted: `wanted` is of each of
+    low_rank."""
     x, dense, low_rank = x.contiguous(), [t.contiguous() for t in dense], [t.contiguous() for t in low_rank]
     grad = grad.contiguous()
     grad_x = empty_unless(wants_x, x)
+    grad_prompts = empty_unless(wants_prompts, x if prompts is None else prompts).zero_()
     dense_grads = [empty_unless(wants_dense, t).zero_() for t in dense]
     grads = [empty_unless(wants, t).zero_() for t, wants in zip(low_rank, wanted, strict=True)]
     _C.swin_block_backward(
@@ -263,8 +312,11 @@ def _backward(
         window=window,
         shift=shift,
         half=half,
+        prompts=None if prompts is None else prompts.contiguous(),
+        published_mask=published_mask,
         grad_y=grad,
         grad_x=grad_x if wants_x else None,
+        grad_prompts=grad_prompts if wants_prompts else None,
         grads=_block(dense_grads, grads),
         threads=torch.get_num_threads(),
     )
@@ -272,31 +324,32 @@ def _backward(
         for k in (3 * i, 3 * i + 2):
             if wanted[k]:
                 grads[k] *= s.unsqueeze(-2)
-    return [grad_x, *dense_grads, *grads]
+    return [grad_x, grad_prompts, *dense_grads, *grads]
 
 
 @_backward.register_fake
-def _(x, grad, kept, dense, low_rank, window, shift, half, wants_x, wants_dense, wanted):
-    wants = [wants_x, *[wants_dense] * len(dense), *wanted]
-    return [empty_unless(w, t) for t, w in zip([x, *dense, *low_rank], wants, strict=True)]
+def _(x, prompts, grad, kept, dense, low_rank, window, shift, published_mask, half, *wants):
+    wants_x, wants_prompts, wants_dense, wanted = wants
+    like = [x, x if prompts is None else prompts, *dense, *low_rank]
+    wants = [wants_x, wants_prompts, *[wants_dense] * len(dense), *wanted]
+    return [empty_unless(w, t) for t, w in zip(like, wants, strict=True)]
 
 
 def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, dense, low_rank, ctx.window, ctx.shift, ctx.half, _ = inputs
+    x, prompts, dense, low_rank, *ctx.settings, _ = inputs
     ctx.count = len(dense)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, output[1], *dense, *low_rank)
+    ctx.save_for_backward(x, prompts, output[1], *dense, *low_rank)
 
 
 def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple:
-    x, kept, *rest = ctx.saved_tensors
+    x, prompts, kept, *rest = ctx.saved_tensors
     dense, low_rank = rest[: ctx.count], rest[ctx.count :]
-    wants_x, own, wanted, *_ = ctx.needs_input_grad
-    grad_x, *grads = _backward(
-        x, grad, kept, dense, low_rank, ctx.window, ctx.shift, ctx.half, wants_x, any(own), wanted
-    )
-    grads = [g if wants else None for g, wants in zip(grads, [*own, *wanted], strict=True)]
-    return grad_x if wants_x else None, grads[: ctx.count], grads[ctx.count :], None, None, None, None
+    wants_x, wants_prompts, own, wanted, *_ = ctx.needs_input_grad
+    grads = _backward(x, prompts, grad, kept, dense, low_rank, *ctx.settings, wants_x, wants_prompts, any(own), wanted)
+    wants = [wants_x, wants_prompts, *own, *wanted]
+    grad_x, grad_prompts, *grads = [g if w else None for g, w in zip(grads, wants, strict=True)]
+    return grad_x, grad_prompts, grads[: ctx.count], grads[ctx.count :], *[None] * 5
 
 
 _fused.register_autograd(_differentiate, setup_context=_keep)

@@ -96,13 +96,26 @@ def plain_window_attention(qkv: Tensor, bias: Tensor, window: int, shift: int) -
     return map_of(x, window, shift, height, width)
 
 
+def spacing_of(prompts: Tensor, height: int, width: int, window: int, shift: int) -> int:
+    """d, of a map of prompts (B, height / d, width / d, ...). Raises ValueError if there is none that fits."""
+    h, w = prompts.shape[1:3]
+    d = height // max(h, 1)
+    if (d * h, d * w) != (height, width) or d == 0 or window % d or shift % d:
+        raise ValueError(
+            f"a map of prompts needs one for d x d tokens, d a divisor of window {window} and shift {shift}, not "
+            f"{h, w} for {height, width}"
+        )
+    return d
+
+
 def prompted_window_attention(
     qkv: Tensor, prompts: Tensor, bias: Tensor, window: int, shift: int, published_mask: bool = False
 ) -> Tensor:
     """`window_attention` with prompts: more keys and values in each window, without queries and without a bias.
 
     Chen et al., "Transferring Transformer-based Image Compression from Human Perception to Machine Perception", ICCV
-    2023. A token sees the prompts of those tokens that it sees. Plain torch on all devices.
+    2023. A token sees the prompts of those tokens that it sees. Plain torch on all devices; on the CPU
+    `swin_block.prompted_swin_block` takes its place in whole blocks.
 
     Args:
         prompts: keys and values. (P, 2, heads, dim) or, of each image, (B, P, 2, heads, dim): the same in every window,
@@ -119,12 +132,8 @@ def prompted_window_attention(
         prompts = prompts[None]
     height, width = qkv.shape[1:3]
     q, k, v = windows_of(qkv, window, shift)
-    everywhere, d = prompts.dim() == 5, height // prompts.shape[1]
-    if not everywhere and ((d * prompts.shape[1], d * prompts.shape[2]) != (height, width) or window % d or shift % d):
-        raise ValueError(
-            f"a map of prompts needs one for d x d tokens, d a divisor of window {window} and shift {shift}, not "
-            f"{tuple(prompts.shape[1:3])} for {height, width}"
-        )
+    everywhere = prompts.dim() == 5
+    d = 1 if everywhere else spacing_of(prompts, height, width, window, shift)
     if everywhere:
         more = prompts.permute(0, 2, 3, 1, 4)[:, None].expand(*k.shape[:2], -1, -1, -1, -1).unbind(2)
     else:

@@ -96,7 +96,7 @@ def test_what_is_no_image_is_named(tmp_path, lcz, plain, refused, content, says)
         (["quality=[1,2]"], "quality must be"),
         (["method=[svd_lora,lora]"], "encode takes one method, not svd_lora and lora"),
         (["task=hearing"], "task must be cls, det, human, open, own or seg, not 'hearing'"),
-        (["method=prompts"], "method must be alice, calice, lora, none, svd_lora or transtic, not 'prompts'"),
+        (["method=prompts"], "method must be alice, calice, icmh, lora, none, svd_lora or transtic, not 'prompts'"),
         (["engine.stepz=3"], "engine=default has no setting 'engine.stepz'; did you mean engine.steps?"),
         (["qualty=3"], "did you mean quality?"),
         (["quality=1,2"], "quality must be"),

@@ -10,13 +10,13 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
 declare -A folders=(  # that each unit test needs; the kernels for a GPU run on tests/csrc/emulated
-    [rans]=rans [latents]=rans [bf16]="" [window_attention]=attention [svd_lora]=svd_lora [swin_block]=swin [gdn]=gdn
-    [cuda]="attention svd_lora" [entries]="attention svd_lora swin gdn"
+    [rans]=rans [latents]=rans [bf16]="" [window_attention]=attention [svd_lora]=svd_lora [swin_block]=swin [gdn]=gdn [conv3x3]=conv
+    [cuda]="attention svd_lora" [entries]="attention svd_lora swin gdn conv"
 )
 names=("${@:-}")
 fuzzers=()
 if [ $# = 0 ]; then
-    names=(rans latents bf16 window_attention svd_lora swin_block gdn cuda entries)
+    names=(rans latents bf16 window_attention svd_lora swin_block gdn conv3x3 cuda entries)
     fuzzers=(rans_decode rans_round_trip latents_decode)
 fi
 

@@ -14,4 +14,4 @@ def test_sanitizers_are_clean():
     assert result.returncode == 0, result.stdout + result.stderr
     if result.stdout.startswith("skipped"):
         pytest.skip(result.stdout)
-    assert result.stdout.count("passed") == 11 and result.stdout.count("nothing found") == 3
+    assert result.stdout.count("passed") == 12 and result.stdout.count("nothing found") == 3

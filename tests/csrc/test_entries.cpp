@@ -7,6 +7,7 @@
 
 #include "attention/window_attention.hpp"
 #include "check.hpp"
+#include "conv/conv.hpp"
 #include "gdn/gdn.hpp"
 #include "svd_lora/svd_lora.hpp"
 #include "swin/block.hpp"
@@ -170,7 +171,40 @@ void test_swin_block(size_t batch) {
   std::vector<Argument> of_grads{{"grad_y", &y}, {"grad_x", &grad_x, true}, {"grad_position", &grads.position}};
   add(of_grads, {"grad_fc1_weight", "grad_fc1_bias", "grad_fc1_u", "grad_fc1_s", "grad_fc1_v"}, grads.fc1);
   of_grads[5].optional = of_grads[6].optional = of_grads[7].optional = true;  // of u, s and v
-  spoil(m, of_grads, [&] { swin_block_backward(block, call, y, grad_x, grads, 1); });
+  spoil(m, of_grads, [&] { swin_block_backward(block, call, y, grad_x, grads, {}, 1); });
+}
+
+void test_prompts() {
+  Memory m;
+  const auto layer = [&](size_t in, size_t out) {
+    return SwinLayerTensors{m.floats({out, in}), m.floats({out}), {}, {}, {}};
+  };
+  const SwinBlockTensors block{m.floats({32}), m.floats({32}), m.floats({32}), m.floats({32}), m.floats({2, 64, 64}),
+                               layer(32, 96),  layer(32, 32),  layer(32, 64),  layer(64, 32)};
+  for (const Shape& shape : {Shape{16, 32}, Shape{2, 6, 4, 32}}) {
+    SwinBlockCall call{m.floats({2, 12, 8, 32}), {}, 8, 4, false, m.floats(shape)};
+    Tensor y = m.floats(call.x.shape), grad = m.floats(shape);
+    if (shape.dimensions == 4)
+      spoil(m, {{"prompts", &call.prompts, true}}, [&] { swin_block_forward(block, call, y, 1); });
+    const auto backward = [&] { swin_block_backward(block, call, y, {}, {}, grad, 1); };
+    spoil(m, {{"grad_prompts", &grad, true}}, backward);
+    call.prompts.shape = {0, 32};
+    CHECK_THROWS(std::invalid_argument, (swin_block_forward(block, call, y, 1), 0));
+    call.prompts.shape = {65, 32};
+    CHECK_THROWS(std::invalid_argument, (swin_block_forward(block, call, y, 1), 0));
+    call.prompts = {};
+    CHECK_THROWS(std::invalid_argument, (backward(), 0));
+  }
+}
+
+void test_conv3x3() {
+  Memory m;
+  Conv3x3Tensors a{m.floats({2, 5, 6, 16}), m.floats({2, 5, 6, 32}), m.floats({6, 6, 48, 16}), m.floats({16}), true};
+  Tensor y = m.floats({2, 5, 6, 16});
+  const auto call = [&] { conv3x3(a, y, 1); };
+  spoil(m, {{"weight", &a.weight}, {"y", &y}}, call);
+  a.more.given = false;
+  CHECK_THROWS(std::invalid_argument, (call(), 0));
 }
 
 }  // namespace
@@ -180,4 +214,6 @@ int main() {
   test_window_attention();
   for (const bool batched : {false, true}) test_low_rank_linear(batched);
   for (const size_t batch : {0, 2}) test_swin_block(batch);
+  test_prompts();
+  test_conv3x3();
 }

@@ -6,8 +6,8 @@
 #include <random>
 
 #include "check.hpp"
-#include "simd/targets.hpp"
 #include "simd/half.hpp"
+#include "simd/targets.hpp"
 #include "swin/block.hpp"
 
 using namespace lora_comp;
@@ -100,6 +100,57 @@ double apart(const Results& a, const Results& b) {
   return largest;
 }
 
+// y, and the gradients of x and of prompts: `count` in every window, or a map of one for spacing x spacing tokens.
+Results run_with_prompts(Kernel kernel, size_t height, size_t width, size_t shift, size_t count, size_t spacing,
+                         bool published, unsigned threads, bool keeps = false) {
+  constexpr size_t batch = 2, dim = 64, heads = 4;
+  Layer qkv(dim, 3 * dim, 0, 1, 1), proj(dim, dim, 0, 1, 2), fc1(dim, 2 * dim, 0, 1, 3), fc2(2 * dim, dim, 0, 1, 4);
+  const std::vector<float> norm = random_floats(dim, 5), position = random_floats(heads * 64 * 64, 6);
+  const size_t all = spacing ? batch * (height / spacing) * (width / spacing) : count;
+  const std::vector<float> prompts = random_floats(all * dim, 9);
+  const SwinBlock block{batch,
+                        {height, width, 8, shift},
+                        dim,
+                        heads,
+                        norm.data(),
+                        norm.data(),
+                        norm.data(),
+                        norm.data(),
+                        position.data(),
+                        qkv.view,
+                        proj.view,
+                        fc1.view,
+                        fc2.view,
+                        false,
+                        {prompts.data(), spacing ? (8 / spacing) * (8 / spacing) : count, spacing, published}};
+  const std::vector<float> x = random_floats(batch * height * width * dim, 7), grad_y = random_floats(x.size(), 8);
+  std::vector<float> y(x.size()), grad_x(x.size()), grad_prompts(prompts.size());
+  const size_t windows = batch * block.windows.rows() * block.windows.columns();
+  std::vector<float> kept(keeps ? windows * (48 * heads + 3 * dim) * 64 : 0);
+  float* const room = keeps ? kept.data() : nullptr;
+  simd::most() = kernel.target;
+  swin_block_forward(block, x.data(), y.data(), room, kernel.half, threads);
+  SwinBlockGrad grad{};
+  grad.prompts = grad_prompts.data();
+  swin_block_backward(block, x.data(), grad_y.data(), grad_x.data(), room, grad, kernel.half, threads);
+  return {y, grad_x, grad_prompts};
+}
+
+void test_prompts(Kernel kernel, double tolerance) {
+  const auto alike = [&](size_t height, size_t width, size_t count, size_t spacing, bool published) {
+    const auto of = [&](Kernel by, unsigned threads, bool keeps) {
+      return run_with_prompts(by, height, width, spacing ? 4 : 3, count, spacing, published, threads, keeps);
+    };
+    const Results one = of(kernel, 1, false);
+    CHECK(one == of(kernel, 3, false));
+    CHECK(one == of(kernel, 2, true));
+    CHECK(apart(of({simd::Target::kPlain, false}, 1, false), one) < tolerance);
+  };
+  for (const size_t count : {1, 16, 64}) alike(9, 20, count, 0, false);
+  for (const size_t spacing : {1, 2, 4}) alike(12, 20, 0, spacing, false);
+  alike(16, 24, 0, 2, true);
+}
+
 void test(Kernel kernel, double tolerance) {
   for (const bool own : {false, true})
     for (const bool dense : {false, true}) {
@@ -108,6 +159,7 @@ void test(Kernel kernel, double tolerance) {
       CHECK(one == run(kernel, 2, 9, 20, 4, 64, 4, 5, own, dense, 2, true));
       CHECK(apart(run({simd::Target::kPlain, false}, 2, 9, 20, 4, 64, 4, 5, own, dense, 1), one) < tolerance);
     }
+  test_prompts(kernel, tolerance);
   run(kernel, 1, 8, 8, 0, 32, 4, 17, false, true, 1);
   run(kernel, 1, 3, 3, 7, 96, 6, 0, false, true, 2, true);
 }

@@ -162,6 +162,21 @@ def test_the_first_stages_are_the_first_of_swin_blocks(codec, fixed_rate_codec):
             assert {tuple(m.shape[1:3]) for m in stage} == {(64 // stride, 96 // stride)}
 
 
+def test_an_encoder_makes_the_prompts_that_were_trained(codec, make_image, tmp_path):
+    """With kernels and without batch norms, which training has."""
+    pretraining = Pretraining(codec, dataclasses.replace(SMALL, width=16))
+    for module in pretraining.prompts.sides["g_a"][1].modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values in (module.running_var, module.weight, module.bias):
+                values.data.uniform_(0.5, 2)
+    made = make(tmp_path, pretraining.tensors(), {"downsample": 2}, codec).sides["g_a"][1]
+    trained, x = pretraining.prompts.sides["g_a"][1].eval(), make_image(128, 192)[None]
+    with torch.no_grad():
+        found, expected = ([prompts for stage in side(x) for prompts in stage] for side in (made, trained))
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+
+
 def test_the_published_generator_is_the_default_of_tic(fixed_rate_codec):
     tensors = Pretraining(fixed_rate_codec, TransTICOptions()).tensors()
     assert tensors["g_a.unet.down1.0.weight"].shape == (32, 3, 3, 3)

@@ -194,7 +194,16 @@ def test_the_compiled_part_compares_shapes_and_types_too():
         wrong = ops.swin_block.__globals__["_block"]([t for t in dense()], low_rank(fc1_u=(63, 3)))
         x = normal(1, 8, 8, 32)
         _C.swin_block_forward(
-            block=wrong, x=x, kept=None, window=8, shift=0, half=False, y=torch.empty_like(x), threads=1
+            block=wrong,
+            x=x,
+            kept=None,
+            window=8,
+            shift=0,
+            half=False,
+            prompts=None,
+            published_mask=False,
+            y=x.clone(),
+            threads=1,
         )
 
 

@@ -8,7 +8,16 @@ from strides import strided
 from torch import Tensor
 
 from lora_comp import _C
-from lora_comp.ops.swin_block import Layer, Parts, _backward, _fused, plain_swin_block, swin_block
+from lora_comp.ops.swin_block import (
+    Layer,
+    Parts,
+    _backward,
+    _fused,
+    plain_prompted_swin_block,
+    plain_swin_block,
+    prompted_swin_block,
+    swin_block,
+)
 
 half_only = pytest.mark.skipif(not _C.swin_block_half(), reason="the processor does not multiply in bfloat16")
 
@@ -168,7 +177,7 @@ def test_a_map_too_large_to_keep_its_products_gets_the_same(dense, monkeypatch):
 def test_the_backward_pass_takes_what_is_kept():
     parts = random_parts(32, 2, 64, (4, 4, 4, 4))
     x = torch.randn(1, 8, 8, 32, requires_grad=True)
-    y, kept = _fused(x, parts.dense(), parts.low_rank(), 8, 4, False, True)
+    y, kept = _fused(x, None, parts.dense(), parts.low_rank(), 8, 4, False, False, True)
     (right,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
     kept.data.zero_()
     assert not torch.allclose(right, torch.autograd.grad(y.sum(), x)[0])
@@ -232,11 +241,12 @@ def test_torch_checks_the_operator(layout, dense, keeps):
     own = [tensor.requires_grad_(dense) for tensor in parts.dense()]
     low_rank = [tensor.requires_grad_() if tensor.numel() else tensor for tensor in parts.low_rank()]
     x = layout(torch.randn(1, 8, 8, 32)).requires_grad_()
-    torch.library.opcheck(_fused, (x, own, low_rank, 8, 4, False, keeps))
+    torch.library.opcheck(_fused, (x, None, own, low_rank, 8, 4, False, False, keeps))
     own, low_rank = ([tensor.detach() for tensor in tensors] for tensors in (own, low_rank))
-    y, kept = _fused(x.detach(), own, low_rank, 8, 4, False, keeps)
+    y, kept = _fused(x.detach(), None, own, low_rank, 8, 4, False, False, keeps)
     wanted = [tensor.numel() > 0 for tensor in low_rank]
-    torch.library.opcheck(_backward, (x.detach(), layout(y), kept, own, low_rank, 8, 4, False, True, dense, wanted))
+    given = x.detach(), None, layout(y), kept, own, low_rank, 8, 4, False, False
+    torch.library.opcheck(_backward, (*given, True, False, dense, wanted))
 
 
 def test_it_can_be_compiled():
@@ -244,3 +254,117 @@ def test_it_can_be_compiled():
     x = torch.randn(1, 8, 8, 32)
     compiled = torch.compile(lambda x: swin_block(x, parts, 8, 4) * 2, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), swin_block(x, parts, 8, 4) * 2)
+
+
+def evaluate_prompted(block, x, prompts, parts, shift, published, grad):
+    """y, and the gradients of x and of prompts, in float64."""
+    trained = [t.clone().requires_grad_() for t in (x, prompts)]
+    y = block(*trained, parts, 8, shift, published)
+    return [t.double() for t in (y.detach(), *torch.autograd.grad(y, trained, grad.to(y.dtype)))]
+
+
+def expected_prompted(x, prompts, parts, shift, published, grad):
+    tensors = x.double(), prompts.double(), convert(parts, torch.Tensor.double)
+    return evaluate_prompted(plain_prompted_swin_block, *tensors, shift, published, grad.double())
+
+
+@st.composite
+def prompted(draw):
+    """x, prompts, parts, shift, whether the published mask, and a gradient: of all that the kernel knows."""
+    channels, heads = draw(st.sampled_from([(32, 2), (64, 4), (96, 6), (64, 8), (96, 8)]))
+    batch, seed = draw(st.integers(1, 2)), draw(st.integers(0, 1000))
+    generator = torch.Generator().manual_seed(seed)
+    kind = draw(st.sampled_from(["everywhere", "map", "published"]))
+    if kind == "everywhere":
+        size, shift = draw(st.tuples(st.integers(1, 20), st.integers(1, 20))), draw(st.integers(0, 7))
+        prompts = torch.randn(draw(st.integers(1, 64)), channels, generator=generator)
+    else:
+        d = draw(st.sampled_from([1, 2, 4, 8])) if kind == "map" else 2
+        unit = d if kind == "map" else 8
+        size = tuple(unit * draw(st.integers(1, 20 // unit)) for _ in range(2))
+        shift = d * draw(st.integers(0, 8 // d - 1))
+        prompts = torch.randn(batch, size[0] // d, size[1] // d, channels, generator=generator)
+    parts = random_parts(channels, heads, 64, (0, 0, 0, 0), seed=seed)
+    x, grad = torch.randn(2, batch, *size, channels, generator=generator)
+    return x, prompts, parts, shift, kind == "published", grad
+
+
+@settings(deadline=None, max_examples=60)
+@given(prompted())
+def test_with_prompts_it_agrees_with_its_definition(problem):
+    assert_near(evaluate_prompted(prompted_swin_block, *problem), expected_prompted(*problem), 1e-5)
+
+
+@half_only
+@settings(deadline=None, max_examples=20)
+@given(prompted())
+def test_with_prompts_in_bfloat16_it_is_near_its_definition(problem):
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate_prompted(prompted_swin_block, *problem)
+    assert_near(got, expected_prompted(*problem), 1e-2)
+
+
+def prompted_kinds(side=16):
+    """Prompts for x (2, side, side, 64): everywhere, and a map."""
+    return {"everywhere": torch.randn(16, 64), "map": torch.randn(2, side // 2, side // 2, 64)}
+
+
+@pytest.mark.parametrize("kind", prompted_kinds())
+def test_with_prompts_neither_threads_nor_what_is_kept_change_anything(kind, monkeypatch):
+    parts, (x, grad), prompts = random_parts(64, 4, 128, (0,) * 4), torch.randn(2, 2, 24, 24, 64), prompted_kinds(24)
+    results = []
+    for threads, most in ((1, 2**26), (3, 2**26), (1, 0)):
+        torch.set_num_threads(threads)
+        monkeypatch.setitem(swin_block.__globals__, "MOST_KEPT", most)
+        results.append(evaluate_prompted(prompted_swin_block, x, prompts[kind], parts, 4, False, grad))
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+@pytest.mark.parametrize("kind", prompted_kinds())
+def test_prompts_or_a_map_alone_get_the_same_gradient(kind, wanted):
+    parts, x, prompts = random_parts(64, 4, 128, (0,) * 4), torch.randn(2, 16, 16, 64), prompted_kinds()[kind]
+
+    def gradients(wanted):
+        tensors = [t.clone().requires_grad_(w) for t, w in zip((x, prompts), wanted, strict=True)]
+        prompted_swin_block(*tensors, parts, 8, 4).square().sum().backward()
+        return [t.grad for t in tensors]
+
+    both, one = gradients((True, True)), gradients(wanted)
+    assert [g is None for g in one] == [not w for w in wanted]
+    assert all(torch.equal(a, b) for a, b in zip(both, one, strict=True) if b is not None)
+
+
+@pytest.mark.parametrize("of_the_block", ["rank", "gradient", "many", "published"])
+def test_what_the_kernel_does_not_know_about_prompts_is_computed_all_the_same(of_the_block):
+    parts = random_parts(32, 2, 64, (4 if of_the_block == "rank" else 0, 0, 0, 0))
+    side = 12 if of_the_block == "published" else 8
+    x, prompts = torch.randn(1, side, side, 32), torch.randn(1, side // 2, side // 2, 32)
+    if of_the_block == "gradient":
+        parts.proj.weight.requires_grad_()
+    if of_the_block == "many":
+        prompts = torch.randn(65, 32)
+    y = prompted_swin_block(x, prompts, parts, 8, 4, of_the_block == "published")
+    assert y.requires_grad == (of_the_block == "gradient")
+    assert torch.equal(y, plain_prompted_swin_block(x, prompts, parts, 8, 4, of_the_block == "published"))
+
+
+@pytest.mark.parametrize("shape", [(5, 31), (1, 4, 4, 64), (2, 3, 4, 64), (2, 5, 5, 64), (2, 1, 1, 64), (2, 4, 64)])
+def test_prompts_of_a_wrong_shape_are_refused(shape):
+    parts, x = random_parts(64, 4, 64, (0,) * 4), torch.randn(2, 8, 8, 64)
+    with pytest.raises(ValueError, match=r"^prompts must have shape|^a map of prompts needs"):
+        prompted_swin_block(x, torch.zeros(shape), parts, 8, 4)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("kind", prompted_kinds())
+@pytest.mark.parametrize("layout", [Tensor.contiguous, strided])
+def test_torch_checks_the_operator_with_prompts(layout, kind, keeps):
+    parts = random_parts(64, 4, 64, (0,) * 4)
+    x, prompts = layout(torch.randn(2, 16, 16, 64)).requires_grad_(), layout(prompted_kinds()[kind]).requires_grad_()
+    of_block = parts.dense(), parts.low_rank(), 8, 4, False, False
+    torch.library.opcheck(_fused, (x, prompts, *of_block, keeps))
+    x, prompts = x.detach(), prompts.detach()
+    y, kept = _fused(x, prompts, *of_block, keeps)
+    torch.library.opcheck(_backward, (x, prompts, layout(y), kept, *of_block, True, True, False, [False] * 12))
