@@ -194,7 +194,8 @@ PYBIND11_MODULE(_C, m) {
       [](Tensor x, Tensor more, Tensor weight, Tensor bias, bool relu, Tensor y, unsigned threads) {
         conv3x3({x, more, weight, bias, relu}, y, threads);
       },
-      py::kw_only(), arg("x"), arg("more"), arg("weight"), arg("bias"), arg("relu"), arg("y"), arg("threads"), Release());
+      py::kw_only(), arg("x"), arg("more"), arg("weight"), arg("bias"), arg("relu"), arg("y"), arg("threads"),
+      Release());
 
   m.def(
       "gdn_forward",

@@ -8,8 +8,8 @@
 
 #include "check.hpp"
 #include "gdn/gdn.hpp"
-#include "simd/targets.hpp"
 #include "simd/half.hpp"
+#include "simd/targets.hpp"
 
 using namespace lora_comp;
 

@@ -173,7 +173,7 @@ def test_a_payload_without_that_of_the_base_is_refused(codec, human, make_image,
 
 def test_what_can_be_a_base_is_checked(codec, tmp_path):
     write_weights(tmp_path / "svd.safetensors", {}, {"codec_hash": codec.hash.hex()})
-    line = r"svd\.safetensors is an adapter of the method svd_lora, and base takes one of alice, calice, transtic, icmh$"
+    line = r"svd\.safetensors is an adapter of the method svd_lora, and base takes one of alice, .*, icmh$"
     with pytest.raises(lc.LoraCompError, match=line):
         load_method("svd_lora", codec, base=str(tmp_path / "svd.safetensors"))
     with pytest.raises(lc.LoraCompError, match=r"no weights for the adapter: .*missing\.safetensors is missing"):
